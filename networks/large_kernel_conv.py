@@ -1,0 +1,209 @@
+"""Depthwise 'same' 3D convolution for large kernels: direct for small problems, by FFT for the others.
+
+A 21^3 depthwise kernel costs 9,261 multiply-adds a voxel, and PyTorch's backward pass runs them about a hundred times
+slower than its forward pass. The FFT path needs six real transforms for the output and both gradients, whatever the
+kernel's size. ``benchmarks/large_kernel_conv.py`` measures both paths; ``choose_method`` holds what it found.
+
+Source: the correlation theorem, on the shortest circular length that leaves the 'same' outputs free of wrap-around.
+"""
+
+import math
+from typing import Any, Literal
+
+import scipy.fft
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Method = Literal["direct", "fft"]
+
+# Nanoseconds by (device, pass): a multiply-add of the direct path; an n log2(n), for n grid points, of the FFT path.
+# Measured by benchmarks/large_kernel_conv.py with two CPU cores.
+DIRECT_COST = {("cpu", "forward"): 0.015, ("cpu", "backward"): 2.0}
+FFT_COST = {("cpu", "forward"): 0.5, ("cpu", "backward"): 0.7}
+# One chunk of channels keeps its spectra in a CPU core's cache; a GPU takes all the channels at once.
+CPU_SPECTRUM_BYTES = 4 * 2**20
+
+
+def large_kernel_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, method: Method | None = None) -> Tensor:
+    """Depthwise 3D convolution with stride 1 and zero padding that keeps the grid, as ``F.conv3d(groups=C)`` has it.
+
+    Args:
+        x: input. Integer types are not supported.
+        weight: one kernel a channel, every side odd. May be larger than the grid.
+        bias: one value a channel.
+        method: force one path in both passes; by default ``choose_method`` picks for each pass.
+    Shape:
+        x (N, C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> (N, C, D, H, W).
+    Half-precision inputs, and any under autocast, are transformed in float32 (half-precision FFTs exist only for
+    powers of two); the output has the type that ``F.conv3d`` would give.
+    Raises:
+        ValueError: the shapes do not fit, or a kernel side is even.
+    """
+    _check_shapes(x, weight)
+    device = x.device.type
+    weight = _crop_to_reach(weight, x.shape[2:])
+    forward = method or choose_method(x, weight, "forward")
+    backward = method or choose_method(x, weight, "backward")
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if forward == "direct" and (backward == "direct" or not needs_grad):
+        return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
+
+    out_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+    with torch.autocast(device, enabled=False):
+        out = _DepthwiseConv3d.apply(x.to(dtype), weight.to(dtype), forward, backward)
+        if bias is not None:
+            out = out + bias.to(dtype)[:, None, None, None]
+    return out.to(out_dtype)
+
+
+class LargeKernelConv3d(nn.Conv3d):
+    """``nn.Conv3d`` restricted to depthwise 'same' convolution, computed by ``large_kernel_conv3d``.
+
+    Same parameters, initialisation and state_dict keys as the plain layer, so that checkpoints interchange.
+
+    Args:
+        channels: input and output channels.
+        kernel_size: odd side of the cubic kernel, voxels.
+        bias: learn one offset a channel.
+    Shape: (N, channels, D, H, W) -> (N, channels, D, H, W).
+    Raises:
+        ValueError: ``kernel_size`` is not odd and positive.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: found {kernel_size}, expected an odd positive number")
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return large_kernel_conv3d(input, self.weight, self.bias)
+
+
+def choose_method(x: Tensor, weight: Tensor, direction: Literal["forward", "backward"]) -> Method:
+    """The cheaper path of one pass by measured cost; a function of shapes and device only, so that runs repeat exactly.
+
+    Args:
+        x: input (N, C, D, H, W); a device that was never measured is priced as the CPU.
+        weight: kernel (C, 1, KD, KH, KW), cropped to the taps that reach data.
+        direction: the output, or both gradients.
+    """
+    key = (x.device.type, direction) if (x.device.type, direction) in DIRECT_COST else ("cpu", direction)
+    multiply_adds = math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
+    points = math.prod(_circular_lengths(x, weight))
+    return "direct" if DIRECT_COST[key] * multiply_adds <= FFT_COST[key] * points * math.log2(points + 1) else "fft"
+
+
+class _DepthwiseConv3d(torch.autograd.Function):
+    """Output and gradients of the depthwise convolution, each pass by its own method.
+
+    With p the kernel's half-width, x is laid p voxels into the circular grid, the kernel and the output's gradient g at
+    its origin. Then out = x (*) w and dw = x (*) g (correlations) start at the origin, and dx = w * g at p.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, forward: Method, backward: Method) -> Tensor:
+        ctx.method = backward
+        spectra: list[Tensor] = []
+        if forward == "direct":
+            out = F.conv3d(x, weight, padding=_half_widths(weight), groups=x.shape[1])
+        else:
+            keep = backward == "fft" and any(ctx.needs_input_grad)
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+            for channels in _channel_chunks(x, weight):
+                x_hat, w_hat = _spectra(x[:, channels], weight[channels])
+                out[:, channels] = _inverse(x_hat * w_hat.conj(), x, weight)[_crop(x.shape)]
+                spectra += [x_hat, w_hat] if keep else []
+        ctx.save_for_backward(x, weight, *spectra)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight, *spectra = ctx.saved_tensors
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        if ctx.method == "direct":
+            return *_direct_gradients(grad, x, weight, need_x, need_weight), None, None
+        half_widths = _half_widths(weight)
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        kept = iter(spectra)
+        for channels in _channel_chunks(x, weight):
+            x_hat, w_hat = (next(kept), next(kept)) if spectra else _spectra(x[:, channels], weight[channels])
+            g_hat = torch.fft.rfftn(grad[:, channels], s=_circular_lengths(x, weight), dim=_SPACE)
+            if grad_x is not None:
+                grad_x[:, channels] = _inverse(w_hat * g_hat, x, weight)[_crop(x.shape, half_widths)]
+            if grad_weight is not None:
+                product = (x_hat * g_hat.conj()).sum(0, keepdim=True)  # (N, C, ...) -> (1, C, ...)
+                grad_weight[channels] = _inverse(product, x, weight)[_crop(weight.shape)].transpose(0, 1)
+        return grad_x, grad_weight, None, None
+
+
+_SPACE = (-3, -2, -1)
+
+
+def _spectra(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Half spectra of the shifted input (N, C, ...) and of the kernel (1, C, ...)."""
+    lengths = _circular_lengths(x, weight)
+    margins = [
+        (p, length - p - side) for p, length, side in zip(_half_widths(weight), lengths, x.shape[2:], strict=True)
+    ]
+    shifted = F.pad(x, [amount for margin in reversed(margins) for amount in margin])  # F.pad: last axis first
+    return torch.fft.rfftn(shifted, dim=_SPACE), torch.fft.rfftn(weight.transpose(0, 1), s=lengths, dim=_SPACE)
+
+
+def _inverse(spectrum: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.fft.irfftn(spectrum, s=_circular_lengths(x, weight), dim=_SPACE)
+
+
+def _circular_lengths(x: Tensor, weight: Tensor) -> list[int]:
+    """Side + half-width a axis keeps wrapped values out of 'same' outputs; rounded up to a 2-3-5-smooth number."""
+    sides = zip(x.shape[2:], _half_widths(weight), strict=True)
+    return [scipy.fft.next_fast_len(side + half_width, real=True) for side, half_width in sides]
+
+
+def _channel_chunks(x: Tensor, weight: Tensor) -> list[slice]:
+    """Runs of channels whose input spectra fit a CPU's cache together; all the channels on other devices."""
+    channels = x.shape[1]
+    step = channels
+    if x.device.type == "cpu":
+        *rows, last = _circular_lengths(x, weight)
+        spectrum_bytes = x.shape[0] * math.prod(rows) * (last // 2 + 1) * 2 * x.element_size()
+        step = max(1, CPU_SPECTRUM_BYTES // spectrum_bytes)
+    return [slice(start, start + step) for start in range(0, channels, step)]
+
+
+def _crop(shape: torch.Size, start: tuple[int, ...] = (0, 0, 0)) -> tuple[Any, ...]:
+    return ..., *(slice(first, first + side) for first, side in zip(start, shape[2:], strict=True))
+
+
+def _half_widths(weight: Tensor) -> tuple[int, ...]:
+    return tuple(side // 2 for side in weight.shape[2:])
+
+
+def _crop_to_reach(weight: Tensor, grid: torch.Size) -> Tensor:
+    """The taps that can meet data: offsets beyond side - 1 only ever see padding."""
+    cuts = [max(0, half - (side - 1)) for half, side in zip(_half_widths(weight), grid, strict=True)]
+    depth, height, width = (slice(cut, length - cut) for cut, length in zip(cuts, weight.shape[2:], strict=True))
+    return weight[:, :, depth, height, width]
+
+
+def _direct_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    half_widths, groups = _half_widths(weight), x.shape[1]
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, (1, 1, 1), half_widths, (1, 1, 1), False, (0, 0, 0), groups, (need_x, need_weight, False)
+    )
+    return grad_x, grad_weight
+
+
+def _check_shapes(x: Tensor, weight: Tensor) -> None:
+    if x.dim() != 5:
+        raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, C, D, H, W)")
+    if weight.dim() != 5 or weight.shape[:2] != (x.shape[1], 1):
+        raise ValueError(f"weight: found shape {tuple(weight.shape)}, expected ({x.shape[1]}, 1, KD, KH, KW)")
+    if any(side % 2 == 0 for side in weight.shape[2:]):
+        raise ValueError(f"weight: found kernel sides {tuple(weight.shape[2:])}, expected odd ones")

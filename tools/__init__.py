@@ -1,0 +1,1 @@
+"""Stand-alone commands that prepare, check and report on data and models."""

@@ -1,0 +1,258 @@
+"""Write a small dataset of procedural abdominal CT phantoms, for demos and tests.
+
+    python tools/make_phantoms.py --root data/phantoms --train 6 --val 2
+
+Layout: <root>/imagesTr, labelsTr, imagesVal, labelsVal with phantom_001.nii.gz and so on, the same name for an image
+(int16, Hounsfield units) and its label map (uint8, AMOS numbering). Spacing, origin, orientation and axis order differ
+from case to case, and some AMOS classes never occur, as in real collections.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+Triple = tuple[float, float, float]
+
+FIELD_OF_VIEW_MM = (340.0, 270.0, 180.0)
+ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "AIL")
+SCALE_LIMITS = (0.25, 10.0)
+AIR_HU, GAS_HU, FAT_HU, SKIN_HU, MUSCLE_HU, RIB_HU = -1000.0, -900.0, -100.0, 20.0, 50.0, 400.0
+
+
+class Shape(NamedTuple):
+    """An ellipsoid in atlas coordinates: mm, RAS+ axes (x left, y anterior, z superior), origin mid-torso.
+
+    Args:
+        name: what it depicts.
+        label: AMOS class, 0 for anatomy that is visible but not labelled.
+        centre: mean position in mm.
+        radii: mean half axes in mm; a half axis far beyond the field of view makes a tube.
+        hu: mean attenuation in Hounsfield units.
+        loose: how much position, size, tilt and outline vary, from 0 (rigid) to 1 (a mobile organ).
+        gas: largest part of the front-to-back extent that may hold gas, which rises to the front of a supine patient.
+    """
+
+    name: str
+    label: int
+    centre: Triple
+    radii: Triple
+    hu: float
+    loose: float = 1.0
+    gas: float = 0.0
+
+
+# Earlier shapes keep later ones out: a core is listed before its shell, the gall bladder before the liver it dents.
+SKELETON = (
+    *(Shape("disc", 0, (0, -58, z), (21, 16, 5), 90, loose=0) for z in range(-114, 115, 38)),
+    Shape("marrow", 0, (0, -58, 0), (19, 14, 900), 200, loose=0),
+    Shape("vertebral cortex", 0, (0, -58, 0), (23, 18, 900), 550, loose=0),
+    Shape("spinal canal", 0, (0, -82, 0), (8, 7, 900), 30, loose=0),
+    Shape("vertebral arch", 0, (0, -82, 0), (13, 11, 900), 500, loose=0),
+    *(Shape("spinous process", 0, (0, -92, z), (4, 11, 12), 450, loose=0) for z in range(-95, 96, 38)),
+)
+ORGANS = (
+    Shape("aorta", 8, (8, -29, 0), (10, 10, 900), 160, loose=0.3),
+    Shape("postcava", 9, (-18, -28, 0), (13, 10, 900), 140, loose=0.3),
+    Shape("right psoas", 0, (-31, -56, -60), (15, 16, 90), 60, loose=0.3),
+    Shape("left psoas", 0, (31, -56, -60), (15, 16, 90), 60, loose=0.3),
+    Shape("right kidney", 2, (-64, -36, -32), (25, 27, 50), 180),
+    Shape("left kidney", 3, (62, -36, -18), (25, 27, 50), 180),
+    Shape("gall bladder", 4, (-42, 46, -10), (15, 16, 25), 10),
+    Shape("spleen", 1, (94, -28, 38), (26, 40, 44), 120),
+    Shape("liver, right lobe", 6, (-70, 10, 36), (56, 64, 60), 110),
+    Shape("liver, left lobe", 6, (-8, 46, 50), (56, 28, 32), 110),
+    Shape("pancreas, head", 10, (-20, 8, -18), (19, 15, 24), 95, loose=0.7),
+    Shape("pancreas, body", 10, (24, -4, -2), (46, 13, 14), 95, loose=0.7),
+    Shape("stomach", 7, (50, 30, 32), (36, 36, 42), 40, gas=0.4),
+)
+LUNGS = tuple(Shape("lung base", 0, (x, -15, 100), (52, 62, 45), -800) for x in (-72, 72))
+
+
+def draw(
+    shape: Shape, axes: list[np.ndarray], hu: np.ndarray, labels: np.ndarray, room: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Draw one randomly varied shape into the free voxels, and mark these as taken.
+
+    Args:
+        shape: what to draw.
+        axes: atlas coordinates in mm of the voxels along each of the three axes.
+        hu, labels: volumes (X, Y, Z) to draw into.
+        room: True where nothing has been drawn yet, (X, Y, Z).
+        rng: source of the variation.
+    """
+    centre = np.add(shape.centre, shape.loose * rng.uniform(-10, 10, 3))
+    radii = np.multiply(shape.radii, 1 + shape.loose * rng.uniform(-0.15, 0.15, 3))
+    tilt = Rotation.from_euler("xyz", shape.loose * rng.uniform(-15, 15, 3), degrees=True).as_matrix() / radii[:, None]
+    waves = rng.normal(0, 2 * np.pi / 120, (3, 3))  # radians per mm: bulges of some 10 cm, the scale of an organ
+    phases = rng.uniform(0, 2 * np.pi, 3)
+    gas_depth = radii[1] * 2 * shape.gas * rng.uniform(0, 1)
+
+    reach = 1.3 * radii.max()  # the outline may bulge by a fifth
+    box = tuple(slice(*np.searchsorted(a, (c - reach, c + reach))) for a, c in zip(axes, centre, strict=True))
+    offset = np.stack(np.meshgrid(*(a[b] - c for a, b, c in zip(axes, box, centre, strict=True)), indexing="ij"))
+    bulge = np.sin(np.tensordot(waves, offset, 1) + phases.reshape(3, 1, 1, 1)).sum(axis=0)
+    depth = np.linalg.norm(np.tensordot(tilt, offset, 1), axis=0) * (1 + 0.06 * shape.loose * bulge)
+
+    inside = (depth < 1) & room[box]
+    gas = inside & (depth < 0.9) & (offset[1] > radii[1] - gas_depth)
+    hu[box][inside] = shape.hu
+    hu[box][gas] = GAS_HU
+    labels[box][inside] = shape.label
+    room[box][inside] = False
+
+
+def bowel_loops(rng: np.random.Generator) -> list[Shape]:
+    """Return unlabelled bowel below the stomach, which it resembles in Hounsfield units and gas."""
+    return [
+        Shape("bowel", 0, tuple(rng.uniform((-95, 0, -95), (95, 65, -25))), tuple(rng.uniform(14, 27, 3)), 45, gas=0.5)
+        for _ in range(14)
+    ]
+
+
+def draw_torso(axes: list[np.ndarray], hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw skin, fat, muscle wall and ribs into `hu`; return the mask (X, Y, Z) of the fat-filled abdominal cavity."""
+    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+
+    def tube(half_width: float, half_depth: float, front: float = 0.0) -> np.ndarray:
+        # An exponent above 2 gives the flattened oval of a lying patient; the result broadcasts along z.
+        return np.abs(x / half_width) ** 2.4 + np.abs((y - front) / half_depth) ** 2.4 < 1
+
+    fat = rng.uniform(8, 22)  # thickness in mm
+    cavity = tube(128, 82, front=9)  # set forward, because the muscles of the back are the thickest
+    ribs = tube(137, 93, front=2) & ~tube(130, 86, front=6) & (np.abs(x) > 25) & ((z + 0.6 * y) % 30 < 11) & (z > -45)
+    layers = (
+        (tube(142 + fat, 100 + fat), SKIN_HU),
+        (tube(140 + fat, 98 + fat), FAT_HU),
+        (tube(140, 98), MUSCLE_HU),
+        (cavity, FAT_HU),
+        (ribs, RIB_HU),
+    )
+    for mask, value in layers:
+        hu[np.broadcast_to(mask, hu.shape)] = value
+    return np.broadcast_to(cavity, hu.shape) & (hu == FAT_HU)
+
+
+def scan(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return `hu` (X, Y, Z) as a scanner would deliver it: soft edges and noise correlated in plane, int16."""
+    noise = gaussian_filter(rng.standard_normal(hu.shape), (0.7, 0.7, 0.3))
+    noise *= rng.uniform(12, 20) / noise.std()
+    return np.clip(np.rint(gaussian_filter(hu, (0.5, 0.5, 0.3)) + noise), -1024, 3071).astype(np.int16)
+
+
+def to_nifti(voxels: np.ndarray, affine: np.ndarray, axcodes: str) -> nib.Nifti1Image:
+    """Return a NIfTI image of `voxels` (X, Y, Z) with its axes permuted and flipped to `axcodes`, such as "LPS"."""
+    image = nib.Nifti1Image(voxels, affine)
+    image = image.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(axcodes)))
+    image.set_sform(image.affine, code="scanner")
+    image.set_qform(image.affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """Return one phantom, which depends on its arguments alone; `scale` changes the grid and not the patient.
+
+    Args:
+        seed: seed of the dataset, 0 or more.
+        case: number of the case, 1 or more; it also decides the orientation.
+        scale: factor on the voxel spacing; 1 gives 2.2 to 3.0 mm in plane and slices of 3 to 6 mm.
+
+    Returns:
+        The image (int16, Hounsfield units) and the label map (uint8, AMOS classes), on the same grid.
+    """
+    rng = np.random.default_rng((seed, case))
+    spacing = np.array([*[rng.uniform(2.2, 3.0)] * 2, rng.uniform(3.0, 6.0)]) * scale
+    size = np.rint(np.multiply(FIELD_OF_VIEW_MM, rng.uniform(0.96, 1.04, 3)) / spacing).astype(int)
+    build = rng.uniform((0.93, 0.93, 0.92), (1.03, 1.06, 1.08))  # this patient's size relative to the atlas
+    shift = rng.uniform(-1, 1, 3) * (5, 5, 12)  # mm off the centre of the field of view
+    centre = rng.uniform((-15, -60, -400), (15, 60, 400))  # scanner coordinates of the middle of the volume, mm
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(size, spacing, strict=True)]
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = [c + a[0] for c, a in zip(centre, axes, strict=True)]
+    axes = [(a - m) / b for a, m, b in zip(axes, shift, build, strict=True)]
+
+    hu = np.full(size, AIR_HU)
+    labels = np.zeros(size, np.uint8)
+    cavity = draw_torso(axes, hu, rng)
+    room = np.ones(size, bool)
+    for shape in SKELETON:
+        draw(shape, axes, hu, labels, room, rng)
+    room &= cavity
+    for shape in (*ORGANS, *LUNGS, *bowel_loops(rng)):
+        draw(shape, axes, hu, labels, room, rng)
+    # One draw per class, so that the two lobes of a liver look alike; gas does not take up contrast medium.
+    hu += np.where((labels > 0) & (hu > GAS_HU), rng.normal(0, 6, 16)[labels], 0)
+
+    axcodes = ORIENTATIONS[(case - 1) % len(ORIENTATIONS)]
+    return to_nifti(scan(hu, rng), affine, axcodes), to_nifti(labels, affine, axcodes)
+
+
+def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float) -> None:
+    """Write `train` + `val` phantoms under `root`; the validation cases carry on the numbering of the training cases.
+
+    Raises:
+        ValueError: a value is out of range, or a folder holds files that this dataset would not replace.
+        OSError: `root` cannot be written.
+    """
+    for flag, count, least in (("--train", train, 1), ("--val", val, 1), ("--seed", seed, 0)):
+        if count < least:
+            raise ValueError(f"{flag}: found {count}, expected an integer of at least {least}")
+    low, high = SCALE_LIMITS
+    if not low <= scale <= high:
+        raise ValueError(f"--scale: found {scale}, expected a number from {low} to {high}")
+    splits = {"Tr": range(1, train + 1), "Val": range(train + 1, train + val + 1)}
+    names = {split: [f"phantom_{case:03d}.nii.gz" for case in cases] for split, cases in splits.items()}
+    folders = {split: (Path(root) / f"images{split}", Path(root) / f"labels{split}") for split in splits}
+    for split, pair in folders.items():
+        for folder in pair:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A stray volume would be read as one more case of the dataset.
+            strays = sorted({path.name for path in folder.iterdir()} - set(names[split]))
+            if strays:
+                raise ValueError(f"--root: found {strays[0]} in {folder}, expected an empty or absent folder")
+    for split, cases in splits.items():
+        for case, name in zip(cases, names[split], strict=True):
+            for folder, volume in zip(folders[split], make_phantom(seed, case, scale), strict=True):
+                nib.save(volume, folder / name)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder to write the dataset into")
+    parser.add_argument("--train", type=int, default=6, help="number of training cases (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=2, help="number of validation cases (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the dataset (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the voxel spacing (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the dataset; end with status 2 and one line if the request cannot be met."""
+    try:
+        make_dataset(args.root, args.train, args.val, args.seed, args.scale)
+    except (ValueError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"--root: found {args.root} ({error.strerror}), expected a folder that can be written"
+        print(f"make_phantoms.py: {message}", file=sys.stderr)
+        sys.exit(2)
+    print(f"Wrote {args.train} training and {args.val} validation cases to {args.root}")
+
+
+if __name__ == "__main__":
+    main(parse_args())
