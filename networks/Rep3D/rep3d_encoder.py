@@ -152,7 +152,8 @@ class rep3d_block(nn.Module):
         self.lrbm = None
         if fuse_norm and isinstance(self.norm, nn.BatchNorm3d):
             norm = self.norm
-            assert norm.running_mean is not None and norm.running_var is not None  # it tracks by construction
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
                 self.dwconv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )

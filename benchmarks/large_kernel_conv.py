@@ -1,0 +1,258 @@
+"""Cost of a depthwise large-kernel convolution: native F.conv3d, the FFT path, and the automatic choice of Rep3D.
+
+    python -m benchmarks.large_kernel_conv [--device cuda] [--kernel_size 21] [--skip_native]
+
+One run times all of them on one device at the four stages that a 96^3 crop passes, batch 1, float32. The FFT and the
+automatic path run once to warm up and then ``--repeats`` times, of which the median is reported. So does native, save
+that on a CPU its backward pass runs once, without warm-up: stage 1 takes about two minutes with two cores.
+
+Errors are the largest absolute error over the largest absolute value of a float64 reference: the float64 FFT, itself
+checked against float64 F.conv3d at the stages where that takes seconds (``MAX_CHECKED_MULTIPLY_ADDS``).
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.large_kernel_conv import large_kernel_conv3d
+
+STAGES = ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
+MAX_CHECKED_MULTIPLY_ADDS = 4e9
+PASSES = ("out", "dx", "dw")
+
+
+def native(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv3d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def fft(x: Tensor, weight: Tensor) -> Tensor:
+    return large_kernel_conv3d(x, weight, method="fft")
+
+
+def time_passes(
+    convolve: Callable[[Tensor, Tensor], Tensor], tensors: Sequence[Tensor], repeats: int = 0, backwards: int = 1
+) -> tuple[float, float, tuple[Tensor, ...]]:
+    """Median seconds of the forward and of the backward pass, and (out, dx, dw).
+
+    Args:
+        convolve: the method, of input and kernel.
+        tensors: input (1, C, S, S, S), kernel (C, 1, K, K, K) and the output's gradient.
+        repeats: runs after the first.
+        backwards: of these ``repeats + 1`` runs, the last so many have a backward pass. The first run of a pass warms
+            up and does not count, unless it is the only one.
+    """
+
+    def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+        start = time.perf_counter()
+        result = run()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - start, result
+
+    x, weight = (tensor.detach().requires_grad_() for tensor in tensors[:2])
+    forward_seconds: list[float] = []
+    backward_seconds: list[float] = []
+    for remaining in reversed(range(repeats + 1)):
+        seconds, out = timed(lambda: convolve(x, weight))
+        forward_seconds.append(seconds)
+        if remaining < backwards:
+            seconds, gradients = timed(lambda out=out: torch.autograd.grad(out, (x, weight), tensors[2]))  # type: ignore[misc]
+            backward_seconds.append(seconds)
+    forward, backward = (median(times[1:] or times) for times in (forward_seconds, backward_seconds))
+    return forward, backward, (out.detach(), *gradients)
+
+
+def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
+    """Largest absolute error over the largest absolute value expected, for output, dx and dw."""
+    return {
+        name: ((ours.double() - theirs).abs().max() / theirs.abs().max()).item()
+        for name, ours, theirs in zip(PASSES, found, expected, strict=True)
+    }
+
+
+def measure_stage(
+    channels: int, side: int, kernel_size: int, repeats: int, device: torch.device, skip_native: bool, seed: int
+) -> dict[str, Any]:
+    """Seconds and errors of each method at one stage, as one row of the results."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = (1, channels, *[side] * 3)
+    shapes = grid, (channels, 1, *[kernel_size] * 3), grid
+    tensors = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    doubles = [tensor.double() for tensor in tensors]
+    *_, reference = time_passes(fft, doubles)
+    row: dict[str, Any] = {"channels": channels, "side": side, "reference_error": None}
+    if channels * side**3 * kernel_size**3 <= MAX_CHECKED_MULTIPLY_ADDS:
+        *_, direct = time_passes(native, doubles)
+        row["reference_error"] = relative_errors(reference, direct)
+
+    methods: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"fft": fft, "auto": large_kernel_conv3d}
+    if not skip_native:
+        methods = {"native": native, **methods}
+    for name, convolve in methods.items():
+        backwards = 1 if name == "native" and device.type == "cpu" else repeats + 1
+        forward, backward, found = time_passes(convolve, tensors, repeats, backwards)
+        errors = relative_errors(found, reference)
+        row[name] = {"forward_s": forward, "backward_s": backward, "errors": errors}
+    if not skip_native:
+        row["native_over_auto"] = total_seconds(row["native"]) / total_seconds(row["auto"])
+    return row
+
+
+def total_seconds(timing: dict[str, Any]) -> float:
+    return timing["forward_s"] + timing["backward_s"]
+
+
+def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds summed over the stages, for each method that was timed."""
+    summed: dict[str, Any] = {
+        name: {key: sum(row[name][key] for row in rows) for key in ("forward_s", "backward_s")}
+        for name in ("native", "fft", "auto")
+        if name in rows[0]
+    }
+    if "native" in summed:
+        summed["native_over_auto"] = total_seconds(summed["native"]) / total_seconds(summed["auto"])
+    return summed
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Device name, CPU model, threads, torch version and date: what a reader needs beside the seconds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.processor() or platform.machine()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned right, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
+    )
+
+
+def report(results: dict[str, Any]) -> str:
+    """The results as text: the machine, one table of seconds and one of errors."""
+    rows = results["rows"]
+    names = [name for name in ("native", "fft", "auto") if name in rows[0]]
+    labels = [f"{row['channels']}, {row['side']}^3" for row in rows]
+
+    def seconds(row: dict[str, Any]) -> list[str]:
+        cells = [f"{row[name][key]:.4f}" for name in names for key in ("forward_s", "backward_s")]
+        return [*cells, f"{row['native_over_auto']:.1f}" if "native" in names else "-"]
+
+    def errors(row: dict[str, Any]) -> list[str]:
+        cells = [f"{row[name]['errors'][key]:.1e}" for name in names for key in PASSES]
+        check = row["reference_error"]
+        return [*cells, f"{max(check.values()):.1e}" if check else "-"]
+
+    machine = f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
+    seconds_header = ["stage", *(f"{name} {way} s" for name in names for way in ("fwd", "bwd")), "native/auto"]
+    errors_header = ["stage", *(f"{name} {key}" for name in names for key in PASSES), "fft64 - direct64"]
+    seconds_rows = [[label, *seconds(row)] for label, row in zip(labels, rows, strict=True)]
+    native_runs = "its backward pass once and cold" if results["native_backward_once"] else "as the others"
+    return "\n".join(
+        [
+            f"{machine}; kernel {results['kernel_size']}^3, batch 1, float32",
+            f"Median of {results['repeats']} after one warm-up; native: "
+            f"{native_runs if 'native' in names else 'skipped'}.\n",
+            format_table(seconds_header, [*seconds_rows, ["total", *seconds(results["totals"])]]),
+            "\nErrors relative to the float64 FFT; last column: its own to float64 F.conv3d where cheap.\n",
+            format_table(errors_header, [[label, *errors(row)] for label, row in zip(labels, rows, strict=True)]),
+        ]
+    )
+
+
+def stage(text: str) -> tuple[int, int]:
+    channels, side = (int(part) for part in text.split(","))
+    if channels < 1 or side < 1:
+        raise ValueError(text)
+    return channels, side
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.large_kernel_conv",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--kernel_size", type=int, default=21, help="odd side of the kernel, voxels (default: %(default)s)"
+    )
+    what.add_argument(
+        "--stages",
+        type=stage,
+        nargs="+",
+        default=STAGES,
+        metavar="CHANNELS,SIDE",
+        help="shapes to measure (default: the four of a 96^3 crop)",
+    )
+    what.add_argument(
+        "--skip_native", action="store_true", help="leave the timing of F.conv3d out (default: measure it)"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    how.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median (default: %(default)s)")
+    how.add_argument("--seed", type=int, default=0, help="seed of the random tensors (default: %(default)s)")
+    how.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file to write (default: benchmarks/results/large_kernel_conv_<device>.json)",
+    )
+    args = parser.parse_args(arguments)
+    if args.kernel_size < 1 or args.kernel_size % 2 == 0:
+        parser.error(f"--kernel_size: found {args.kernel_size}, expected an odd positive number")
+    if args.repeats < 1:
+        parser.error(f"--repeats: found {args.repeats}, expected at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: found cuda, expected cpu: torch sees no CUDA device")
+    args.output = args.output or Path(f"benchmarks/results/large_kernel_conv_{args.device}.json")
+    return args
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the tables, write the JSON, and return what was written."""
+    device = torch.device(args.device)
+    rows = []
+    for channels, side in args.stages:
+        print(f"measuring {channels} channels, {side}^3 ...", file=sys.stderr, flush=True)
+        rows.append(measure_stage(channels, side, args.kernel_size, args.repeats, device, args.skip_native, args.seed))
+    results = {
+        **describe_machine(device),
+        "kernel_size": args.kernel_size,
+        "repeats": args.repeats,
+        "native_backward_once": device.type == "cpu",
+        "seed": args.seed,
+        "rows": rows,
+        "totals": totals(rows),
+    }
+    print(report(results))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_name(args.output.name + ".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(partial, args.output)
+    print(f"\nwrote {args.output}")
+    return results
+
+
+if __name__ == "__main__":
+    main(parse_args())

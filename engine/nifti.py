@@ -1,0 +1,53 @@
+"""NIfTI files as they are on disk, on their own grid."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Pair
+from numpy.typing import NDArray
+
+
+def load_nifti(path: str) -> Nifti1Pair:
+    """Open a NIfTI-1 or NIfTI-2 file; its voxels are read when they are asked for.
+
+    Raises:
+        ImageFileError: another format.
+    """
+    image = nib.load(path)
+    if not isinstance(image, Nifti1Pair):
+        raise ImageFileError("not a NIfTI file")
+    return image
+
+
+def read_labels(path: str) -> NDArray[np.uint8]:
+    """A label map (X, Y, Z); float files hold whole numbers too."""
+    return np.asanyarray(load_nifti(path).dataobj).astype(np.uint8)
+
+
+def save_labels(labels: NDArray[np.uint8], like: str, path: Path) -> None:
+    """Write a label map with the affine, codes and units of another file, whole or not at all.
+
+    Args:
+        labels: (X, Y, Z) on the grid of ``like``.
+        like: the image that was segmented.
+        path: file to write, .nii.gz.
+    """
+    native = load_nifti(like)
+    image = type(native)(labels, native.affine, native.header.copy(), dtype=np.uint8)
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the image's display window says nothing of labels
+    aside = path.with_name(f".{path.name}.part.nii.gz")
+    try:
+        nib.save(image, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def turn_to_ras(volume: NDArray[Any], affine: NDArray[np.floating]) -> NDArray[Any]:
+    """A volume (X, Y, Z) with its axes flipped and permuted to run right, anterior, superior as closely as they can."""
+    return np.asarray(nib.as_closest_canonical(nib.Nifti1Image(volume, affine, dtype=volume.dtype)).dataobj)

@@ -1,0 +1,73 @@
+"""Training batches as a function of (seed, iteration): the same whether a run was started there or arrived there.
+
+Nothing random has to be saved for an exact resume, and the number of worker processes changes nothing.
+"""
+
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose
+from torch.utils.data import Dataset, Sampler
+
+Draw = tuple[int, int]  # (number of the draw since the run began, index of the case)
+
+
+def derive_seed(*numbers: int) -> int:
+    """A 32-bit seed from a run's seed and what it is for; close numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class EndlessBatches(Sampler[list[Draw]]):
+    """Batches of draws for the iterations from ``start`` on; every epoch is a new permutation of the cases.
+
+    Args:
+        cases: their number.
+        batch_size: cases a batch.
+        seed: of the run.
+        start: iterations already done.
+        stop: iterations at the end.
+    """
+
+    def __init__(self, cases: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.cases, self.batch_size, self.seed, self.start, self.stop = cases, batch_size, seed, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = self._draws(self.start * self.batch_size)
+        for _ in range(len(self)):
+            yield list(islice(draws, self.batch_size))
+
+    def _draws(self, first: int) -> Iterator[Draw]:
+        for epoch in count(first // self.cases):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.cases)
+            for position in range(max(0, first - epoch * self.cases), self.cases):
+                yield epoch * self.cases + position, int(order[position])
+
+
+class SeededDataset(Dataset[Any]):
+    """A cached dataset whose random transforms are seeded anew for each draw.
+
+    Args:
+        dataset: cases with deterministic transforms (cached) followed by random ones.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: CacheDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, draw: Draw) -> Any:
+        number, case = draw
+        assert isinstance(self.dataset.transform, Compose)
+        self.dataset.transform.set_random_state(derive_seed(self.seed, number))
+        return self.dataset[case]
+
+
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Seed what a network draws in this iteration (dropout, stochastic depth), on every device."""
+    torch.manual_seed(derive_seed(seed, iteration, 0x5EED))

@@ -1,0 +1,113 @@
+"""What a training run consists of, how it is saved and taken up again, and the recipe's schedule and optimisers."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, save_checkpoint, weights_of
+from engine.description import DatasetDescription
+from engine.errors import InputError
+
+# What decides the course of a run: a resumed run must have the same.
+COURSE = (
+    *("network", "feat_size", "kernel_size", "roi_size", "crop_sample", "batch_size", "max_iter", "optim", "lr"),
+    *("weight_decay", "lr_schedule", "warmup_iter", "amp", "seed"),
+)
+
+
+class TrainingState:
+    """Network, optimiser, gradient scaler, progress and best score of a run.
+
+    Random state is not among it: every draw is a function of the seed and the iteration (``engine.sampling``).
+
+    Args:
+        args: of main_train.
+        config: of the network.
+        description: of the dataset.
+        device: to train on.
+        precision: of autocast; float16 needs the gradient scaler, the others pass through it unscaled.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: NetworkConfig,
+        description: DatasetDescription,
+        device: torch.device,
+        precision: torch.dtype | None,
+    ) -> None:
+        self.args, self.config, self.description = vars(args), config, description
+        self.network = config.build().to(device)
+        self.optimizer = make_optimizer(args, self.network)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        self.iteration = 0
+        self.best_dice = -math.inf
+        self.best_iteration = 0
+
+    def save(self, path: Path) -> None:
+        """Write everything that ``restore`` needs."""
+        save_checkpoint(
+            path,
+            {
+                **self._identity(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "best_dice": self.best_dice,
+                "best_iteration": self.best_iteration,
+                "args": self.args,
+            },
+        )
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights and what it takes to predict with them."""
+        save_checkpoint(path, {**self._identity(), "best_dice": self.best_dice})
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": self.network.state_dict(),
+            "config": self.config.to_plain(),
+            "description": self.description.to_json(),
+            "iteration": self.iteration,
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take up the run saved at ``path``; InputError where there is none or it is another run."""
+        flag = "--resume"
+        content = load_checkpoint(path, flag)
+        if "optimizer" not in content:
+            raise InputError(f"{flag}: {path} holds weights only, expected a last_checkpoint.pth")
+        saved = content["args"]
+        for name in COURSE:
+            if saved[name] != self.args[name]:
+                raise InputError(f"--{name}: found {self.args[name]}, expected {saved[name]} as in the run to resume")
+        if content["description"] != self.description.to_json():
+            raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")
+        load_weights(self.network, weights_of(content, path, flag), path, flag)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.iteration = content["iteration"]
+        self.best_dice, self.best_iteration = content["best_dice"], content["best_iteration"]
+
+
+def make_optimizer(args: argparse.Namespace, network: nn.Module) -> Optimizer:
+    """The optimiser of ``--optim``; AdamW with the paper's betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99."""
+    parameters = network.parameters()
+    if args.optim == "SGD":
+        return SGD(parameters, args.lr, momentum=0.99, nesterov=True, weight_decay=args.weight_decay)
+    kind = {"AdamW": AdamW, "Adam": Adam}[args.optim]
+    return kind(parameters, args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
+
+
+def learning_rate(args: argparse.Namespace, iteration: int) -> float:
+    """The rate of one iteration, counted from 0: constant, or linear warm-up to ``lr`` and half a cosine down to 0."""
+    if args.lr_schedule == "constant":
+        return args.lr
+    if iteration < args.warmup_iter:
+        return args.lr * (iteration + 1) / (args.warmup_iter + 1)
+    progress = (iteration - args.warmup_iter) / max(1, args.max_iter - args.warmup_iter)
+    return args.lr * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,267 @@
+"""From a dataset folder to batches: descriptions of the datasets, cases paired by id, MONAI transform pipelines.
+
+Spacings, intensity windows, crops and augmentations are those of the paper's data preparation and training sections.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureTyped,
+    LoadImaged,
+    MapTransform,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAffined,
+    RandAffineGrid,
+    RandCropByPosNegLabeld,
+    RandShiftIntensityd,
+    ScaleIntensityRanged,
+    Spacingd,
+    SpatialPad,
+    Transform,
+)
+from torch import Tensor
+
+from engine.description import DatasetDescription
+from engine.errors import InputError
+from engine.prediction import InvertToLabelsd, SaveLabelsd
+
+AMOS_ORGANS = (
+    *("background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "aorta"),
+    *("postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate/uterus"),
+)
+CT_SPACING = (1.5, 1.5, 2.0)
+SOFT_TISSUE = (-125.0, 275.0)  # Hounsfield units
+
+DATASETS = {
+    description.name: description
+    for description in (
+        DatasetDescription("amos", "CT", AMOS_ORGANS, CT_SPACING, SOFT_TISSUE),
+        DatasetDescription("amos_mri", "MRI", AMOS_ORGANS[:14], (1.0, 1.0, 1.0), (0.0, 1000.0)),
+        DatasetDescription("kits", "CT", ("background", "kidney", "tumor", "cyst"), CT_SPACING, SOFT_TISSUE),
+        DatasetDescription("pancreas", "CT", ("background", "pancreas", "tumor"), CT_SPACING, SOFT_TISSUE),
+        DatasetDescription("hepatic", "CT", ("background", "hepatic vessel", "tumor"), CT_SPACING, (0.0, 230.0)),
+    )
+}
+
+Case = dict[str, Any]  # "id": str, "image": path, or list of paths (one a channel), "label": path where there is one
+
+
+def find_description(dataset: str | DatasetDescription) -> DatasetDescription:
+    """What stands behind ``--dataset``: a name in ``DATASETS``, the path of a JSON file, or a description as it is."""
+    if isinstance(dataset, DatasetDescription):
+        return dataset
+    if dataset in DATASETS:
+        return DATASETS[dataset]
+    if Path(dataset).suffix == ".json":
+        return DatasetDescription.read(Path(dataset))
+    raise InputError(f"--dataset: found {dataset!r}, expected {', '.join(DATASETS)} or the path of a .json file")
+
+
+def data_loader(args: argparse.Namespace) -> tuple[list[Case], ...]:
+    """The cases of a dataset folder, sorted by id.
+
+    Args:
+        args: ``root``, ``dataset`` and ``mode``; in test mode also ``images`` and ``labels`` (None for the root's own).
+    Returns:
+        mode "train": (training cases, validation cases), from imagesTr/labelsTr and imagesVal/labelsVal;
+        mode "test": (cases,), from ``images`` or else imagesTs or else imagesVal, with labels where they are found.
+    Raises:
+        InputError: a missing or empty folder, an image without a label or the reverse.
+    """
+    channels = len(find_description(args.dataset).channels)
+    if args.mode == "train":
+        root = Path(args.root)
+        return tuple(pair_cases(root / f"images{part}", root / f"labels{part}", channels) for part in ("Tr", "Val"))
+    images, labels = _test_folders(args)
+    return (pair_cases(images, labels, channels),)
+
+
+def _test_folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """What to predict (a folder or a file), and the folder of its labels if it has one."""
+    if args.images is not None:
+        images = Path(args.images)
+    elif args.root is None:
+        raise InputError("--root: found none, expected a dataset folder, or --images with a folder or a file")
+    else:
+        root = Path(args.root)
+        images = root / ("imagesTs" if (root / "imagesTs").is_dir() else "imagesVal")
+    if args.labels is not None:
+        return images, Path(args.labels)
+    folder = images.parent if images.is_file() else images
+    beside = folder.with_name(folder.name.replace("images", "labels", 1))
+    return images, beside if beside != folder and beside.is_dir() else None
+
+
+def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Case]:
+    """Cases of an image folder (or one image file), each with its label, paired by id.
+
+    An id is a file's name without .nii or .nii.gz. Where every image of the folder is numbered by channel as in nnU-Net
+    (<id>_0000, <id>_0001, ...), the files of an id are one case; otherwise a file is a case, of 4 dimensions if it has
+    several channels.
+
+    Raises:
+        InputError: naming the folder and the ids.
+    """
+    cases = _group_channels(_volumes(images), channels)
+    if labels is None:
+        return [{"id": name, "image": image} for name, image in sorted(cases.items())]
+    label_files = _volumes(labels)
+    if images.is_file():
+        label_files = {name: path for name, path in label_files.items() if name in cases}
+    if without := sorted(set(cases) - set(label_files)):
+        raise InputError(f"{images}: found {_listed(without)} without a label in {labels}, expected one label an image")
+    if without := sorted(set(label_files) - set(cases)):
+        raise InputError(f"{labels}: found {_listed(without)} without an image in {images}, expected one image a label")
+    return [{"id": name, "image": image, "label": label_files[name]} for name, image in sorted(cases.items())]
+
+
+def _volumes(folder: Path) -> dict[str, str]:
+    """Id -> path of the NIfTI files of a folder; hidden files are not volumes."""
+    if not folder.exists():
+        raise InputError(f"{folder}: not found, expected a folder of .nii.gz or .nii files")
+    paths = [folder] if folder.is_file() else sorted(folder.iterdir())
+    volumes: dict[str, str] = {}
+    for path in paths:
+        name = path.name.removesuffix(".gz")
+        if path.name.startswith(".") or not name.endswith(".nii"):
+            continue
+        if (case := name.removesuffix(".nii")) in volumes:
+            raise InputError(f"{path}: found {case} twice, expected either .nii or .nii.gz")
+        volumes[case] = str(path)
+    if not volumes:
+        raise InputError(f"{folder}: found no volume, expected .nii.gz or .nii files")
+    return volumes
+
+
+def _group_channels(volumes: dict[str, str], channels: int) -> dict[str, Any]:
+    groups: dict[str, list[str]] = {}
+    for name in sorted(volumes):
+        groups.setdefault(name[:-5], []).append(name)
+    numbered = [f"_{channel:04d}" for channel in range(channels)]
+    if any([name[-5:] for name in names] != numbered for names in groups.values()):
+        return dict(volumes)
+    return {case: _one_or_all([volumes[name] for name in names]) for case, names in groups.items()}
+
+
+def _one_or_all(paths: list[str]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def data_transforms(args: argparse.Namespace) -> tuple[Compose, ...]:
+    """The pipelines of a dataset: the same deterministic part in training, validation and test.
+
+    Args:
+        args: ``dataset`` and ``mode``; in train mode also ``roi_size`` (voxels) and ``crop_sample``.
+    Returns:
+        mode "train": (training, validation); training gives a list of ``crop_sample`` dictionaries with image
+        (channels, *roi_size) and label (1, *roi_size), validation one dictionary with the whole volume;
+        mode "test": (test,), with the image alone, a MetaTensor that remembers how to go back to its native grid.
+    """
+    description = find_description(args.dataset)
+    if args.mode == "test":
+        return (Compose(_deterministic(["image"], description)),)
+    keys = ["image", "label"]
+    deterministic = _deterministic(keys, description)
+    return (
+        Compose([*deterministic, PadToSized(keys, args.roi_size), *_random(keys, args, description)]),
+        Compose(deterministic),
+    )
+
+
+def infer_post_transforms(args: argparse.Namespace, test_transforms: Compose) -> Compose:
+    """From class probabilities on the resampled grid to <case>_seg.nii.gz on the image's own.
+
+    Args:
+        args: ``output``, the folder to write to.
+        test_transforms: the pipeline that made the image.
+    Returns: a pipeline for dictionaries with "id", "image" and "pred" (classes, D, H, W).
+    """
+    return Compose([InvertToLabelsd(test_transforms), SaveLabelsd(Path(args.output))])
+
+
+def _deterministic(keys: list[str], description: DatasetDescription) -> list[Transform]:
+    modes = ["bilinear" if key == "image" else "nearest" for key in keys]
+    transforms: list[Transform] = [
+        LoadImaged(keys, ensure_channel_first=True),
+        Orientationd(keys, axcodes="RAS", labels=None),
+        Spacingd(keys, pixdim=description.spacing, mode=modes),
+        _intensity(description),
+        CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True),
+        EnsureTyped("image", dtype=torch.float32),
+    ]
+    return transforms + [EnsureTyped(key, dtype=torch.uint8) for key in keys if key == "label"]
+
+
+def _intensity(description: DatasetDescription) -> Transform:
+    if description.window is None:
+        return NormalizeIntensityd("image", channel_wise=True)
+    low, high = description.window
+    return ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
+
+
+def _random(keys: list[str], args: argparse.Namespace, description: DatasetDescription) -> list[Transform]:
+    windowed = description.window is not None
+    crop = RandCropByPosNegLabeld(
+        keys,
+        label_key="label",
+        spatial_size=args.roi_size,
+        pos=1,
+        neg=1,
+        num_samples=args.crop_sample,
+        image_key="image" if windowed else None,  # 0 is the window's lower end, but the mean of a z-score
+        image_threshold=0,
+    )
+    affine = RandAffined(keys, prob=1.0, spatial_size=args.roi_size, mode=("bilinear", "nearest"))
+    affine.rand_affine.rand_affine_grid = RandIsotropicAffineGrid(
+        rotate_range=(0.0, 0.0, math.pi / 30), scale_range=(0.1, 0.1, 0.1)
+    )
+    shift = RandShiftIntensityd("image", offsets=0.10, prob=0.5)
+    return [crop, shift, affine, EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False)]
+
+
+class RandIsotropicAffineGrid(RandAffineGrid):
+    """Random rotation and one random scale for all the axes; MONAI draws a scale an axis."""
+
+    def randomize(self, data: Any | None = None) -> None:
+        super().randomize(data)
+        assert self.scale_params is not None  # drawn just above
+        self.scale_params = self.scale_params[:1] * 3
+
+
+class PadToSized(MapTransform):
+    """Pad volumes smaller than the crop on both sides: images with their minimum, labels with background.
+
+    Args:
+        keys: entries (channels, D, H, W) to pad.
+        size: smallest (D, H, W) afterwards, voxels.
+    """
+
+    def __init__(self, keys: Sequence[str], size: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.size = size
+
+    def __call__(self, data: Case) -> Case:
+        padded = {}
+        for key in self.keys:
+            volume = data[str(key)]
+            value = float(volume.min()) if key == "image" else 0.0
+            padded[str(key)] = SpatialPad(self.size, value=value)(volume)
+        return {**data, **padded}
+
+
+def above_minimum(image: Tensor) -> Tensor:
+    """The voxels that hold something: those above the volume's minimum; all of them in a constant volume."""
+    minimum = image.min()
+    return image > minimum if image.max() > minimum else torch.ones_like(image)

@@ -1,0 +1,243 @@
+"""Train a segmentation network on a dataset folder.
+
+    python main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
+    python main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D --resume
+
+The recipe is the paper's: DiceCE loss, AdamW, two foreground crops a case, sliding-window validation. The output folder
+receives best_metric_model.pth, last_checkpoint.pth, args.json and tensorboard/.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch loads OpenMP: threads that wait for work must leave the cores to the data loaders (see README, Speed).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from matplotlib.figure import Figure
+from monai.data import CacheDataset, list_data_collate
+from monai.losses import DiceCELoss
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from engine.arguments import boolean, number, odd, positive
+from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, weights_of
+from engine.data_check import check_cases
+from engine.description import DatasetDescription
+from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast
+from engine.errors import InputError, OneLineParser, run
+from engine.files import make_output_folder, write_text
+from engine.metrics import DiceTable
+from engine.pictures import mask_slices
+from engine.prediction import Window
+from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
+from engine.training import TrainingState, learning_rate
+from engine.validation import validate
+from load_datasets_transforms import data_loader, data_transforms, find_description
+from networks import NETWORKS
+from networks.Rep3D import LRBM
+
+BEST = "best_metric_model.pth"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; defaults are the paper's."""
+    parser = OneLineParser(
+        "main_train.py", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--root", required=True, help="dataset folder with imagesTr, labelsTr, imagesVal, labelsVal")
+    data.add_argument("--output", required=True, help="folder for checkpoints and logs")
+    data.add_argument("--dataset", required=True, help="amos, amos_mri, kits, pancreas, hepatic or a .json description")
+    data.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="crop, voxels")
+    data.add_argument("--crop_sample", type=number(int, 1), default=2, help="crops a case")
+    data.add_argument("--batch_size", type=number(int, 1), default=1, help="cases an iteration")
+    data.add_argument("--cache_rate", type=number(float, 0, 1), default=0.1, help="share of cases kept in memory")
+    data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--network", default="REP3D", choices=NETWORKS, help="architecture")
+    network.add_argument("--feat_size", nargs=4, type=number(int, 1), help="channels of the stages (network's own)")
+    network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels (network's own)")
+    network.add_argument("--pretrain", type=boolean, default=False, help="start from --pretrained_weights")
+    network.add_argument("--pretrained_weights", help="checkpoint or state dict to start from: weights only")
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--max_iter", type=number(int, 1), default=60000, help="iterations")
+    recipe.add_argument("--eval_step", type=number(int, 1), default=500, help="iterations between validations")
+    recipe.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
+    recipe.add_argument("--lr", type=positive, default=1e-4, help="peak learning rate")
+    recipe.add_argument("--weight_decay", type=number(float, 0), default=0.08, help="weight decay")
+    recipe.add_argument("--lr_schedule", default="warmup_cosine", choices=("warmup_cosine", "constant"))
+    recipe.add_argument("--warmup_iter", type=number(int, 0), help="iterations to the peak (a fiftieth of max_iter)")
+    recipe.add_argument(
+        "--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of validation windows"
+    )
+    recipe.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="validation windows a forward")
+
+    execution = parser.add_argument_group("execution")
+    execution.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
+    execution.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    execution.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order, crops and augmentation")
+    execution.add_argument("--resume", action="store_true", help="go on from last_checkpoint.pth in --output")
+    parser.set_defaults(mode="train")
+    args = parser.parse_args(argv)
+    if args.warmup_iter is None:
+        args.warmup_iter = args.max_iter // 50
+    if args.pretrain != bool(args.pretrained_weights):
+        parser.error("--pretrain True and --pretrained_weights go together, expected both or neither")
+    if args.pretrain and args.resume:
+        parser.error("--resume goes on with its own weights, expected it without --pretrain")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Check everything, then train."""
+    device = choose_device(args.gpu)
+    precision = choose_precision(args.amp, device)
+    description = find_description(args.dataset)
+    output = Path(args.output)
+    make_output_folder(output)
+
+    torch.manual_seed(args.seed)
+    state = TrainingState(args, network_config(args, description), description, device, precision)
+    last = output / "last_checkpoint.pth"
+    if args.resume:
+        state.restore(last)
+    elif last.exists():
+        raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
+    if args.pretrain:
+        weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
+        load_weights(state.network, weights_of(load_checkpoint(weights, flag), weights, flag), weights, flag)
+
+    training_cases, validation_cases = data_loader(args)
+    check_cases([*training_cases, *validation_cases], description, args.num_workers)
+    parameters = sum(parameter.numel() for parameter in state.network.parameters())
+    print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
+    print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, autocast {precision or 'off'}")
+
+    write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
+    if not args.resume:
+        state.save(last)  # so that --resume works from the first moment on
+    training_transforms, validation_transforms = data_transforms(args)
+    training_set = CacheDataset(training_cases, training_transforms, cache_rate=args.cache_rate, progress=False)
+    validation_set = CacheDataset(validation_cases, validation_transforms, cache_rate=args.cache_rate, progress=False)
+    window = Window(args.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
+    with SummaryWriter(str(output / "tensorboard"), purge_step=state.iteration + 1) as writer:
+
+        def evaluate() -> None:
+            table, figure = validate(state.network, validation_set, description, window, device, args.num_workers)
+            keep_best(state, table, output)
+            state.save(last)
+            log_validation(writer, state, table, figure)
+
+        train(args, state, training_set, device, window.autocast, writer, evaluate)
+    print(f"best mean Dice {state.best_dice:.4f} at iteration {state.best_iteration}: {output / BEST}")
+
+
+def network_config(args: argparse.Namespace, description: DatasetDescription) -> NetworkConfig:
+    """What the flags and the dataset say of the network."""
+    overrides = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
+    classes, channels = len(description.classes), len(description.channels)
+    return NetworkConfig(args.network, channels, classes, tuple(args.roi_size), overrides)
+
+
+def train(
+    args: argparse.Namespace,
+    state: TrainingState,
+    dataset: CacheDataset,
+    device: torch.device,
+    autocast: Callable[[], torch.autocast],
+    writer: SummaryWriter,
+    evaluate: Callable[[], None],
+) -> None:
+    """Iterate from the state's iteration to the last, evaluating every ``eval_step`` iterations and at the end."""
+    batches = EndlessBatches(len(dataset), args.batch_size, args.seed, state.iteration, args.max_iter)
+    loader = DataLoader(
+        SeededDataset(dataset, args.seed),
+        batch_sampler=batches,
+        num_workers=args.num_workers,
+        collate_fn=list_data_collate,
+        pin_memory=device.type == "cuda",
+    )
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    state.network.train()
+    bar = tqdm(loader, "training", initial=state.iteration, total=args.max_iter)
+    asked = time.perf_counter()
+    for batch in bar:
+        started = time.perf_counter()
+        image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
+        rate = learning_rate(args, state.iteration)
+        seed_iteration(args.seed, state.iteration)
+        loss = train_step(state, criterion, image, label, rate, autocast)
+        state.iteration += 1
+        seconds = {"data_wait_s": started - asked, "compute_s": time.perf_counter() - started}
+        log_training(writer, bar, state.iteration, {"loss": loss, "lr": rate, **seconds})
+        if state.iteration % args.eval_step == 0 or state.iteration == args.max_iter:
+            evaluate()
+        asked = time.perf_counter()
+
+
+def train_step(
+    state: TrainingState,
+    criterion: nn.Module,
+    image: torch.Tensor,
+    label: torch.Tensor,
+    rate: float,
+    autocast: Callable[[], torch.autocast],
+) -> float:
+    """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W); returns the loss."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    with autocast():
+        logits = state.network(image)
+    loss = criterion(logits.float(), label)
+    state.optimizer.zero_grad()
+    state.scaler.scale(loss).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return loss.item()
+
+
+def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
+    """Write best_metric_model.pth where the mean Dice is the best so far; a run without any Dice keeps its first."""
+    dice = table.mean()
+    score = -1.0 if math.isnan(dice) else dice
+    if score > state.best_dice:
+        state.best_dice, state.best_iteration = score, state.iteration
+        state.save_weights(output / BEST)
+    tqdm.write(f"iteration {state.iteration}: mean Dice {dice:.4f}, best {state.best_dice:.4f}")
+
+
+def log_training(writer: SummaryWriter, bar: tqdm, iteration: int, values: dict[str, float]) -> None:
+    """Loss, learning rate, and seconds spent waiting for data and computing, on the bar and in TensorBoard."""
+    bar.set_postfix({name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()})
+    for name, value in values.items():
+        writer.add_scalar(f"train/{name}", value, iteration)
+
+
+def log_validation(writer: SummaryWriter, state: TrainingState, table: DiceTable, figure: Figure) -> None:
+    """Dice by class, the picture of a case and the blocks' masks, in TensorBoard."""
+    for name, value in {"mean": table.mean(), **table.class_means()}.items():
+        writer.add_scalar(f"dice/{name}", value, state.iteration)
+    writer.add_figure("validation case", figure, state.iteration)
+    masks = {
+        name.removesuffix(".lrbm"): module().detach().cpu().numpy()
+        for name, module in state.network.named_modules()
+        if isinstance(module, LRBM)
+    }
+    if masks:
+        writer.add_figure("mask M, central slice", mask_slices(masks), state.iteration)
+    writer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))

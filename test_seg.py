@@ -1,0 +1,149 @@
+"""Predict label maps for the volumes of a folder, on each volume's own grid.
+
+    python test_seg.py --root /data/amos --output predictions --trained_weights runs/amos/best_metric_model.pth
+
+Writes <case>_seg.nii.gz for every case of imagesTs (imagesVal where there is none, or --images), a picture a case with
+--preview, and where labels exist dice.csv, dice.json and a printed table. The checkpoint says which network and dataset
+it is for; a bare state dict needs --dataset, and --network, --feat_size, --kernel_size and --roi_size where they differ
+from the defaults.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+# Before torch loads OpenMP: threads that wait for work must leave the cores to whoever has some (see README, Speed).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from monai.data import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from engine.arguments import number, odd
+from engine.checkpoints import NetworkConfig, config_of, load_checkpoint, load_weights, weights_of
+from engine.data_check import check_cases
+from engine.description import DatasetDescription
+from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast
+from engine.errors import InputError, OneLineParser, run
+from engine.files import make_output_folder
+from engine.metrics import DiceTable, dice_by_class
+from engine.nifti import read_labels
+from engine.pictures import preview, save_png
+from engine.prediction import Window, first_file, predict_probabilities
+from load_datasets_transforms import data_loader, data_transforms, find_description, infer_post_transforms
+from networks import NETWORKS
+
+FLAG = "--trained_weights"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser(
+        "test_seg.py", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--root", help="dataset folder with imagesTs or imagesVal")
+    data.add_argument("--images", help="a folder or a file to predict instead")
+    data.add_argument("--labels", help="folder of their labels (labels* beside images*)")
+    data.add_argument("--output", required=True, help="folder for predictions")
+    data.add_argument("--dataset", help="as in main_train.py (the checkpoint's)")
+    data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data")
+    data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
+
+    network = parser.add_argument_group("network")
+    network.add_argument(FLAG, required=True, help="checkpoint or bare state dict")
+    network.add_argument("--network", choices=NETWORKS, help="architecture (the checkpoint's, or REP3D)")
+    network.add_argument("--feat_size", nargs=4, type=number(int, 1), help="channels of the stages, for a state dict")
+    network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels, for a state dict")
+
+    window = parser.add_argument_group("sliding window")
+    window.add_argument("--roi_size", nargs=3, type=number(int, 1), help="window, voxels (as trained, or 96 96 96)")
+    window.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="windows a forward")
+    window.add_argument("--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of two windows")
+    window.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
+    window.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    parser.set_defaults(mode="test")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Check everything, then predict case by case."""
+    device = choose_device(args.gpu)
+    output = Path(args.output)
+    make_output_folder(output)
+    network, config, description = load_network(args)
+    args.dataset = description
+    (cases,) = data_loader(args)
+    check_cases(cases, description, args.num_workers)
+
+    (transforms,) = data_transforms(args)
+    post_transforms = infer_post_transforms(args, transforms)
+    autocast = make_autocast(device, choose_precision(args.amp, device))
+    window = Window(config.roi_size, args.sw_batch_size, args.overlap, autocast)
+    table = DiceTable(description.classes[1:])
+    sources = [{**case, "source": case["image"]} for case in cases]
+    network.to(device)
+    for case in tqdm(DataLoader(Dataset(sources, transforms), None, num_workers=args.num_workers), "predicting"):
+        case["pred"] = predict_probabilities(network, case["image"].to(device), window)
+        prediction = post_transforms(case)["pred"]
+        label = read_labels(case["label"]) if "label" in case else None
+        if label is not None:
+            table.add(case["id"], dice_by_class(prediction, label, len(description.classes)))
+        if args.preview:
+            figure = preview(first_file(case["source"]), prediction, label, description, case["id"])
+            save_png(figure, output / f"{case['id']}.png")
+    if table.cases:
+        table.write(output)
+        print(table.as_text())
+    print(f"{len(cases)} predictions in {output}")
+
+
+def load_network(args: argparse.Namespace) -> tuple[nn.Module, NetworkConfig, DatasetDescription]:
+    """The deployed network with its weights, in evaluation mode, and what it was trained for."""
+    path = Path(args.trained_weights)
+    content = load_checkpoint(path, FLAG)
+    weights = weights_of(content, path, FLAG)
+    saved = config_of(content, path, FLAG)
+    if saved is None:
+        config, description = describe_state_dict(args)
+    else:
+        config, description = agree(args, *saved)
+    network = config.build(deploy=True)
+    load_weights(network, weights, path, FLAG)
+    return network.eval(), config, description
+
+
+def describe_state_dict(args: argparse.Namespace) -> tuple[NetworkConfig, DatasetDescription]:
+    """What the flags say of a state dict that says nothing of itself."""
+    if args.dataset is None:
+        raise InputError(f"--dataset: found none, expected one because {args.trained_weights} is a bare state dict")
+    description = find_description(args.dataset)
+    overrides = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
+    classes, channels = len(description.classes), len(description.channels)
+    roi_size = tuple(args.roi_size or (96, 96, 96))
+    return NetworkConfig(args.network or "REP3D", channels, classes, roi_size, overrides), description
+
+
+def agree(
+    args: argparse.Namespace, config: NetworkConfig, description: DatasetDescription
+) -> tuple[NetworkConfig, DatasetDescription]:
+    """What the checkpoint says, provided that no flag says otherwise; --roi_size and --dataset may replace its own."""
+    for name, own in (("network", config.network), *config.overrides.items()):
+        if getattr(args, name) not in (None, own):
+            raise InputError(f"--{name}: found {getattr(args, name)}, expected {own} as in {args.trained_weights}")
+    if args.dataset is not None:
+        description = find_description(args.dataset)
+        sizes = len(description.channels), len(description.classes)
+        if sizes != (config.in_chans, config.out_chans):
+            raise InputError(
+                f"--dataset: found {sizes[0]} channels and {sizes[1]} classes, expected {config.in_chans} and "
+                f"{config.out_chans} as in {args.trained_weights}"
+            )
+    return replace(config, roi_size=tuple(args.roi_size or config.roi_size)), description
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))

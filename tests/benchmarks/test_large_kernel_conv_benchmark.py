@@ -1,0 +1,31 @@
+"""The convolution benchmark runs, measures every method, and finds the float32 paths accurate."""
+
+import json
+
+import pytest
+
+from benchmarks.large_kernel_conv import main, parse_args
+
+
+@pytest.mark.parametrize(
+    ("options", "methods"), [([], {"native", "fft", "auto"}), (["--skip_native"], {"fft", "auto"})]
+)
+def test_benchmark_measures_each_method(options, methods, tmp_path, capsys):
+    output = tmp_path / "new" / "result.json"
+    command = ["--stages", "3,6", "2,4", "--kernel_size", "5", "--repeats", "1", "--output", str(output), *options]
+    results = main(parse_args(command))
+    assert json.loads(output.read_text()) == results
+    assert [path.name for path in output.parent.iterdir()] == ["result.json"]
+    assert "total" in capsys.readouterr().out
+    for row in results["rows"]:
+        assert methods == row.keys() & {"native", "fft", "auto"}
+        assert max(row["reference_error"].values()) < 1e-12
+        assert all(error < 1e-5 for method in methods for error in row[method]["errors"].values())
+
+
+@pytest.mark.parametrize("command", [["--kernel_size", "4"], ["--repeats", "0"], ["--stages", "3x6"]])
+def test_benchmark_refuses_ill_arguments(command, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args(command)
+    assert error.value.code == 2
+    assert command[0] in capsys.readouterr().err

@@ -1,0 +1,424 @@
+"""Rep3D: sizes of the paper, a mask that learns, forwards that change nothing, and folding that changes no output."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks import NETWORKS, build_network
+from networks.large_kernel_conv import large_kernel_conv3d
+from networks.Rep3D import LRBM, REP3D, compute_distance_prior, rep3d_block
+
+MASKS = {
+    "shared": {"mask": "learned"},
+    "per_channel": {"mask": "learned", "per_channel": True},
+    "fixed": {"mask": "fixed"},
+    "none": {"mask": "none"},
+}
+every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+learned_mask = pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"]], ids=["shared", "per_channel"])
+
+# Within each block's LRBM, at the default depth.
+EARLIER_GENERATOR_LAYERS = {f".generator.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
+LAST_GENERATOR_LAYER = {".generator.3.weight", ".generator.3.bias"}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def tiny_rep3d(**options):
+    return REP3D(**{"out_chans": 3, "depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16), "ks": 5, **options})
+
+
+def randomise(module):
+    """Leave the initialisation: statistics and affine parameters of BatchNorm, and the whole generator."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm3d):
+            nn.init.normal_(child.running_mean, std=0.3)
+            nn.init.uniform_(child.running_var, 0.5, 2)
+            nn.init.uniform_(child.weight, 0.5, 2)
+            nn.init.normal_(child.bias, std=0.3)
+        elif isinstance(child, LRBM):
+            for parameter in child.parameters():
+                nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def relative_error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "millions"),
+    [({"mask": "learned"}, 65.98), ({"mask": "fixed"}, 65.83), ({"mask": "learned", "per_channel": True}, 66.82)],
+)
+def test_parameter_count_of_the_paper(options, millions):
+    with torch.device("meta"):
+        network = REP3D(in_chans=1, out_chans=16, **options)
+    assert count(network) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 2 * (7**3 + 1) + 2 * 9**3),
+        ({"depth": 1}, 7**3 + 1),
+        ({"depth": 3}, 3 * (7**3 + 1) + 2 * 2 * 9**3),
+        ({"generator_ks": 3}, 2 * (3**3 + 1) + 2 * 9**3),
+        ({"per_channel": True}, 2 * 6 * (7**3 + 1) + 2 * 6),
+        ({"learned": False}, 0),
+    ],
+)
+def test_generator_parameters_counted_by_hand(options, expected):
+    assert count(LRBM(6, 9, **options)) == expected
+
+
+# Prior and mask
+
+
+def test_prior_is_the_reciprocal_of_distance():
+    prior = compute_distance_prior(5, beta=2.0)
+    assert prior.shape == (5, 5, 5)
+    assert prior[2, 2, 2] == 1
+    assert prior[2, 2, 3] == pytest.approx(2 / 3)
+    assert prior[1, 2, 3] == pytest.approx(2 / (math.sqrt(2) + 2))
+    assert prior[0, 0, 0] == pytest.approx(2 / (math.sqrt(12) + 2))
+    for symmetric in (prior.flip(0), prior.flip(1), prior.flip(2), prior.permute(2, 0, 1), prior.transpose(0, 1)):
+        assert torch.equal(prior, symmetric)
+
+
+def test_prior_of_one_voxel_is_one():
+    assert compute_distance_prior(1).tolist() == [[[1.0]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((4,), "ks: found 4"), ((0,), "ks: found 0"), ((5, 0), "beta: found 0"), ((5, -1), "beta")],
+)
+def test_prior_refuses_ill_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        compute_distance_prior(*arguments)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": True}, {"learned": False}, {"depth": 1}, {"beta": 3.0}])
+def test_mask_starts_exactly_at_the_prior(options):
+    mask = LRBM(6, 7, **options)()
+    assert mask.shape == (6 if options.get("per_channel") else 1, 1, 7, 7, 7)
+    assert torch.equal(mask, compute_distance_prior(7, options.get("beta", 1.0)).expand_as(mask))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("per_channel", [False, True], ids=["shared", "per_channel"])
+def test_mask_is_the_formula_of_the_paper(depth, per_channel):
+    lrbm = randomise(LRBM(6, 9, depth=depth, generator_ks=5, per_channel=per_channel)).double()
+    parameters = iter(lrbm.parameters())
+    maps = 6 if per_channel else 1
+    prior = lrbm.prior.expand(1, maps, 9, 9, 9)
+    value = prior
+    for layer in range(depth):
+        value = F.conv3d(value, next(parameters), next(parameters), padding=2, groups=maps)
+        if layer < depth - 1 and per_channel:
+            value = F.layer_norm(value.movedim(1, -1), (maps,), next(parameters), next(parameters)).movedim(-1, 1)
+        elif layer < depth - 1:
+            value = F.layer_norm(value, (9, 9, 9), next(parameters), next(parameters))
+        value = value.sigmoid() if layer < depth - 1 else value
+    assert relative_error(lrbm(), (prior + value).transpose(0, 1)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 0}, "depth: found 0"),
+        ({"generator_ks": 4}, "found 4"),
+        ({"ks": 6}, "ks: found 6"),
+        ({"beta": 0}, "beta"),
+    ],
+)
+def test_mask_refuses_ill_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        LRBM(**{"channels": 2, "ks": 5, **options})
+
+
+def test_mask_is_computed_in_full_precision_under_autocast():
+    lrbm = randomise(LRBM(2, 7))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mask = lrbm()
+    assert torch.equal(mask, lrbm())
+
+
+# Shapes
+
+SHAPES = [
+    ({}, (1, 1, 32, 32, 32), 3),
+    ({"ks": 3}, (2, 1, 32, 48, 16), 3),
+    ({"ks": 7, "in_chans": 2, "out_chans": 5}, (1, 2, 32, 48, 16), 5),
+    ({"ks": 21, "out_chans": 1}, (1, 1, 48, 32, 16), 1),
+    ({"in_chans": 4, "depths": (1, 2, 1, 2)}, (1, 4, 32, 16, 16), 3),
+    ({"hidden_size": 20, "feat_size": (6, 6, 6, 6)}, (1, 1, 16, 16, 32), 3),
+    ({"norm_name": "batch", "res_block": False}, (2, 1, 32, 32, 16), 3),
+    ({"beta": 4.0, "generator_depth": 3, "generator_ks": 3}, (1, 1, 32, 32, 16), 3),
+    ({"generator_depth": 1, "per_channel": True}, (1, 1, 32, 32, 16), 3),
+    ({"mask": "fixed"}, (1, 1, 32, 32, 16), 3),
+    ({"mask": "none"}, (1, 1, 32, 32, 16), 3),
+    ({"deploy": True}, (1, 1, 32, 32, 16), 3),
+]
+
+
+@pytest.mark.parametrize(("options", "input_shape", "classes"), SHAPES)
+def test_logits_keep_the_grid(options, input_shape, classes):
+    logits = tiny_rep3d(**options)(torch.randn(input_shape))
+    assert logits.shape == (input_shape[0], classes, *input_shape[2:])
+
+
+def test_encoder_halves_the_grid_at_each_stage():
+    features = tiny_rep3d(feat_size=(4, 8, 12, 16)).rep3d(torch.randn(1, 1, 32, 48, 16))
+    assert [tuple(feature.shape[1:]) for feature in features] == [
+        (4, 16, 24, 8),
+        (8, 8, 12, 4),
+        (12, 4, 6, 2),
+        (16, 2, 3, 1),
+    ]
+
+
+# Learning
+
+
+def names_of(network, in_block):
+    """Full names of the parameters that ``in_block`` names within each block."""
+    return {name for name, _ in network.named_parameters() if name.partition("lrbm")[2] in in_block}
+
+
+def names_without_gradient(network):
+    network(torch.randn(2, 1, 32, 32, 32)).square().mean().backward()
+    return {name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()}
+
+
+def without_effect(network, mask):
+    """With one map, the layer normalisation over it removes any constant that the convolution before it adds."""
+    return set() if "per_channel" in mask else names_of(network, {".generator.0.bias"})
+
+
+@every_mask
+def test_every_parameter_receives_a_gradient(mask):
+    network = randomise(tiny_rep3d(**mask))
+    learned = names_of(network, EARLIER_GENERATOR_LAYERS | LAST_GENERATOR_LAYER)
+    assert len(learned) == (4 * 6 if mask["mask"] == "learned" else 0)
+    assert names_without_gradient(network) <= without_effect(network, mask)
+
+
+@learned_mask
+def test_zero_start_blocks_only_the_earlier_generator_layers(mask):
+    network = tiny_rep3d(**mask)
+    assert names_without_gradient(network) == names_of(network, EARLIER_GENERATOR_LAYERS)
+
+
+@learned_mask
+def test_optimiser_moves_the_kernel_and_then_the_whole_generator(mask):
+    network = tiny_rep3d(**mask)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    x, target = torch.randn(2, 1, 32, 32, 16), torch.randint(3, (2, 32, 32, 16))
+
+    def names_left_by_a_step():
+        before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+        optimiser.zero_grad()
+        F.cross_entropy(network(x), target).backward()
+        optimiser.step()
+        return {name for name, parameter in network.named_parameters() if torch.equal(parameter, before[name])}
+
+    assert names_left_by_a_step() == names_of(network, EARLIER_GENERATOR_LAYERS)
+    assert names_left_by_a_step() <= without_effect(network, mask)
+
+
+@pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"], MASKS["fixed"]])
+def test_mask_scales_the_gradient_of_the_kernel(mask):
+    block = randomise(rep3d_block(4, ks=7, **mask)).double()
+    block.norm, block.act = nn.Identity(), nn.Identity()
+    x = torch.randn(2, 4, 8, 8, 8, dtype=torch.float64)
+    block(x).square().sum().backward()
+
+    effective = block.get_equivalent_kernel().detach().requires_grad_()
+    large_kernel_conv3d(x, effective).square().sum().backward()
+    assert relative_error(block.dwconv.weight.grad, effective.grad * block.lrbm()) < 1e-12
+
+
+# Purity
+
+
+@every_mask
+def test_forward_changes_no_parameter(mask):
+    network = randomise(tiny_rep3d(**mask))
+    x = torch.randn(2, 1, 32, 32, 16)
+    before = copy.deepcopy(dict(network.named_parameters()))
+    for _ in range(2):
+        network(x).sum().backward()
+    network.eval()
+    state = copy.deepcopy(network.state_dict())
+    assert torch.equal(network(x), network(x))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+@every_mask
+def test_equivalent_kernel_is_pure_and_differentiable(mask):
+    block = randomise(rep3d_block(4, ks=7, **mask))
+    before = copy.deepcopy(block.state_dict())
+    kernel = block.get_equivalent_kernel()
+    assert torch.equal(kernel, block.get_equivalent_kernel())
+    assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
+    kernel.square().sum().backward()
+    kernel_parameters = [block.dwconv.weight, *(block.lrbm.parameters() if block.lrbm else [])]
+    assert all(parameter.grad is not None for parameter in kernel_parameters)
+
+
+# Folding
+
+
+@every_mask
+@pytest.mark.parametrize("fuse_norm", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_folding_changes_no_output(mask, fuse_norm, dtype, tolerance):
+    network = randomise(tiny_rep3d(**mask)).to(dtype).eval()
+    folded = copy.deepcopy(network).switch_to_deploy(fuse_norm=fuse_norm)
+    norms = {type(module.norm) for module in folded.modules() if isinstance(module, rep3d_block)}
+    assert norms == {nn.Identity if fuse_norm else nn.BatchNorm3d}
+    x = torch.randn(1, 1, 32, 48, 16, dtype=dtype)
+    assert relative_error(folded(x), network(x)) < tolerance
+
+
+@every_mask
+def test_folding_twice_is_folding_once(mask):
+    network = randomise(tiny_rep3d(**mask)).double().switch_to_deploy()
+    state = copy.deepcopy(network.state_dict())
+    network.switch_to_deploy()
+    assert state.keys() == network.state_dict().keys() == tiny_rep3d(deploy=True).state_dict().keys()
+    assert not any("lrbm" in name for name in state)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert {value.dtype for name, value in state.items() if "num_batches" not in name} == {torch.float64}
+
+
+def test_norm_can_be_fused_after_folding_and_only_once():
+    block = randomise(rep3d_block(4, ks=7)).eval()
+    fused = copy.deepcopy(block).switch_to_deploy().switch_to_deploy(fuse_norm=True).switch_to_deploy(fuse_norm=True)
+    x = torch.randn(1, 4, 8, 8, 8)
+    assert relative_error(fused(x), block(x)) < 1e-5
+
+
+@pytest.mark.parametrize("make", [lambda: rep3d_block(4, ks=5), tiny_rep3d], ids=["block", "network"])
+def test_norm_is_not_fused_in_training_mode(make):
+    module = make()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        module.switch_to_deploy(fuse_norm=True)
+    assert module.state_dict().keys() == before.keys()
+
+
+# Checkpoints
+
+
+@every_mask
+@pytest.mark.parametrize("fold_first", [False, True], ids=["training checkpoint", "folded checkpoint"])
+def test_checkpoint_loads_into_a_deployed_network(mask, fold_first):
+    network = randomise(tiny_rep3d(**mask, beta=2.0)).eval()
+    x = torch.randn(1, 1, 32, 32, 16)
+    expected = network(x)
+    checkpoint = (network.switch_to_deploy() if fold_first else network).state_dict()
+    keys = list(checkpoint)
+    deployed = tiny_rep3d(**mask, deploy=True).eval()
+    deployed.load_state_dict(checkpoint, strict=True)
+    assert list(checkpoint) == keys, "loading changed the caller's checkpoint"
+    assert relative_error(deployed(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"], MASKS["fixed"]])
+def test_folded_checkpoint_is_refused_by_a_training_network(mask):
+    folded = tiny_rep3d(**mask, deploy=True).state_dict()
+    with pytest.raises(RuntimeError, match=r"Missing key.*lrbm\.prior"):
+        tiny_rep3d(**mask).load_state_dict(folded, strict=True)
+
+
+@every_mask
+def test_training_checkpoint_loads_into_a_training_network(mask):
+    network, other = randomise(tiny_rep3d(**mask)).eval(), tiny_rep3d(**mask).eval()
+    other.load_state_dict(network.state_dict(), strict=True)
+    x = torch.randn(1, 1, 32, 32, 16)
+    assert torch.equal(other(x), network(x))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 32, 32, 40), "found 32 x 32 x 40, expected sides divisible by 16"),
+        ((1, 1, 16, 16, 16), "found 16 x 16 x 16"),
+        ((1, 2, 32, 32, 32), r"expected \(N, 1, D, H, W\)"),
+        ((1, 32, 32, 32), r"found shape \(1, 32, 32, 32\)"),
+    ],
+)
+def test_ill_inputs_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_rep3d()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feat_size": (4, 8, 12)}, r"feat_size: found \(4, 8, 12\), expected four"),
+        ({"depths": (1, 1, 1, 1, 1)}, "depths: found"),
+        ({"depths": (1, 0, 1, 1)}, "depths: found"),
+        ({"ks": 4}, "found 4, expected an odd"),
+        ({"mask": "spiral"}, "mask: found 'spiral', expected one of learned, fixed, none"),
+        ({"beta": -1.0}, "beta: found -1"),
+        ({"generator_depth": 0}, "depth: found 0"),
+        ({"generator_ks": 2}, "found 2, expected an odd"),
+    ],
+)
+def test_ill_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_rep3d(**options)
+
+
+# build_network
+
+TINY = {"depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16)}
+
+
+@pytest.mark.parametrize(("name", "mask"), [("REP3D", "learned"), ("REP3D_FIXED", "fixed"), ("REP3D_NONE", "none")])
+def test_each_name_builds_its_mask(name, mask):
+    network = build_network(name, 2, 5, roi_size=(32, 32, 16), **TINY, kernel_size=9)
+    blocks = [module for module in network.modules() if isinstance(module, rep3d_block)]
+    assert {block.mask for block in blocks} == {mask}
+    assert {block.dwconv.weight.shape[2:] for block in blocks} == {(9, 9, 9)}
+    assert network(torch.zeros(1, 2, 32, 32, 16)).shape == (1, 5, 32, 32, 16)
+
+
+def test_deploy_builds_the_folded_network():
+    network = build_network("REP3D", 1, 3, deploy=True, **TINY, kernel_size=5)
+    assert network.state_dict().keys() == tiny_rep3d(deploy=True).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("REP4D", {}, f"network: found 'REP4D', expected one of {', '.join(NETWORKS)}"),
+        ("REP3D", {"dropout": 0.5}, "REP3D: found argument dropout, expected some of .*feat_size"),
+        ("REP3D", {"roi_size": (96, 96, 90)}, "found 96 x 96 x 90"),
+        ("REP3D", {"kernel_size": 8}, "found 8, expected an odd"),
+    ],
+)
+def test_build_network_refuses_ill_arguments(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(name, 1, 3, **options)
