@@ -36,14 +36,13 @@ from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_au
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder, write_text
 from engine.metrics import DiceTable
-from engine.pictures import mask_slices
+from engine.pictures import learned_masks, mask_slices
 from engine.prediction import Window
 from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
 from engine.training import TrainingState, learning_rate
 from engine.validation import validate
 from load_datasets_transforms import data_loader, data_transforms, find_description
 from networks import NETWORKS
-from networks.Rep3D import LRBM
 
 BEST = "best_metric_model.pth"
 
@@ -229,12 +228,7 @@ def log_validation(writer: SummaryWriter, state: TrainingState, table: DiceTable
     for name, value in {"mean": table.mean(), **table.class_means()}.items():
         writer.add_scalar(f"dice/{name}", value, state.iteration)
     writer.add_figure("validation case", figure, state.iteration)
-    masks = {
-        name.removesuffix(".lrbm"): module().detach().cpu().numpy()
-        for name, module in state.network.named_modules()
-        if isinstance(module, LRBM)
-    }
-    if masks:
+    if masks := learned_masks(state.network):
         writer.add_figure("mask M, central slice", mask_slices(masks), state.iteration)
     writer.flush()
 

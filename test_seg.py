@@ -26,7 +26,7 @@ from engine.arguments import number, odd
 from engine.checkpoints import NetworkConfig, config_of, load_checkpoint, load_weights, weights_of
 from engine.data_check import check_cases
 from engine.description import DatasetDescription
-from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast
+from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast, place
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder
 from engine.metrics import DiceTable, dice_by_class
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     window = Window(config.roi_size, args.sw_batch_size, args.overlap, autocast)
     table = DiceTable(description.classes[1:])
     sources = [{**case, "source": case["image"]} for case in cases]
-    network.to(device)
+    network = place(network, device)
     for case in tqdm(DataLoader(Dataset(sources, transforms), None, num_workers=args.num_workers), "predicting"):
         case["pred"] = predict_probabilities(network, case["image"].to(device), window)
         prediction = post_transforms(case)["pred"]

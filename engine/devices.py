@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 
 from engine.errors import InputError
 
@@ -39,6 +40,12 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
         features = torch.cpu.get_capabilities()
         return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to its device, on a CPU with channels last: the faster layout for its 3D convolutions."""
+    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def make_autocast(device: torch.device, precision: torch.dtype | None) -> Callable[[], torch.autocast]:

@@ -12,10 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+from torch import nn
 
 from engine.description import DatasetDescription
 from engine.files import write_whole
 from engine.nifti import load_nifti, turn_to_ras
+from networks.Rep3D import LRBM
 
 PLANES = ("sagittal", "coronal", "axial")  # the planes that a fixed index along each RAS axis gives
 
@@ -95,6 +97,14 @@ def preview(
     to_ras = nib.io_orientation(native.affine)[:, 0].argsort()  # which voxel axis runs along each RAS axis
     spacing = nib.affines.voxel_sizes(native.affine)[to_ras]
     return three_planes(image, prediction, label, description.classes, spacing, case, description.window)
+
+
+def learned_masks(network: nn.Module) -> dict[str, NDArray[np.floating]]:
+    """Name of each masked block -> its mask M, (maps, 1, K, K, K)."""
+    modules = {
+        name.removesuffix(".lrbm"): module for name, module in network.named_modules() if isinstance(module, LRBM)
+    }
+    return {name: lrbm().detach().cpu().numpy() for name, lrbm in modules.items()}
 
 
 def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:

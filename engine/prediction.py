@@ -1,6 +1,7 @@
 """From a network and a preprocessed volume to a label map on the image's own grid."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class InvertToLabelsd(Transform):
         return {**data, "pred": labels.numpy()}
 
     def _to_native(self, probability: Tensor, image: MetaTensor) -> Tensor:
-        placed = MetaTensor(probability.cpu(), meta=image.meta, applied_operations=list(image.applied_operations))
+        operations = deepcopy(image.applied_operations)  # going back uses them up
+        placed = MetaTensor(probability.cpu(), meta=image.meta, applied_operations=operations)
         return self.transforms.inverse({"image": placed})["image"][0].as_subclass(Tensor)
 
 

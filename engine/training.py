@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, save_checkpoint, weights_of
 from engine.description import DatasetDescription
+from engine.devices import place
 from engine.errors import InputError
 
 # What decides the course of a run: a resumed run must have the same.
@@ -42,7 +43,7 @@ class TrainingState:
         precision: torch.dtype | None,
     ) -> None:
         self.args, self.config, self.description = vars(args), config, description
-        self.network = config.build().to(device)
+        self.network = place(config.build(), device)
         self.optimizer = make_optimizer(args, self.network)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.iteration = 0

@@ -40,10 +40,11 @@ def build_network(
     if name not in NETWORKS:
         raise ValueError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
     constructor = NETWORKS[name]
-    if "kernel_size" in overrides:
-        overrides["ks"] = overrides.pop("kernel_size")
+    arguments = {"ks" if key == "kernel_size" else key: value for key, value in overrides.items()}
+    if len(arguments) < len(overrides):
+        raise ValueError(f"{name}: found both kernel_size and ks, expected one of them")
     known = inspect.signature(constructor).parameters
-    if unknown := sorted(set(overrides) - set(known)):
+    if unknown := sorted(set(arguments) - set(known)):
         raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(known)}")
     REP3D.check_input_size(roi_size)
-    return constructor(in_chans=in_chans, out_chans=out_chans, deploy=deploy, **overrides)
+    return constructor(in_chans=in_chans, out_chans=out_chans, deploy=deploy, **arguments)

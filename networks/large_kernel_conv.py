@@ -50,7 +50,8 @@ def large_kernel_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, m
     if forward == "direct" and (backward == "direct" or not needs_grad):
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
 
-    out_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    lowered = torch.is_autocast_enabled(device) and x.dtype != torch.float64  # autocast leaves doubles alone
+    out_dtype = torch.get_autocast_dtype(device) if lowered else x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     with torch.autocast(device, enabled=False):
         out = _DepthwiseConv3d.apply(x.to(dtype), weight.to(dtype), forward, backward)
@@ -171,7 +172,7 @@ def _channel_chunks(x: Tensor, weight: Tensor) -> list[slice]:
     if x.device.type == "cpu":
         *rows, last = _circular_lengths(x, weight)
         spectrum_bytes = x.shape[0] * math.prod(rows) * (last // 2 + 1) * 2 * x.element_size()
-        step = max(1, CPU_SPECTRUM_BYTES // spectrum_bytes)
+        step = max(1, CPU_SPECTRUM_BYTES // max(1, spectrum_bytes))  # an empty batch has no spectrum
     return [slice(start, start + step) for start in range(0, channels, step)]
 
 

@@ -1,6 +1,6 @@
 """Write a small dataset of procedural abdominal CT phantoms, for demos and tests.
 
-    python tools/make_phantoms.py --root data/phantoms --train 6 --val 2
+    python -m tools.make_phantoms --root data/phantoms --train 6 --val 2
 
 Layout: <root>/imagesTr, labelsTr, imagesVal, labelsVal with phantom_001.nii.gz and so on, the same name for an image
 (int16, Hounsfield units) and its label map (uint8, AMOS numbering). Spacing, origin, orientation and axis order differ
@@ -10,13 +10,15 @@ from case to case, and some AMOS classes never occur, as in real collections.
 import argparse
 import sys
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
+
+from engine.errors import InputError, OneLineParser, run
 
 Triple = tuple[float, float, float]
 
@@ -198,15 +200,15 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
     """Write `train` + `val` phantoms under `root`; the validation cases carry on the numbering of the training cases.
 
     Raises:
-        ValueError: a value is out of range, or a folder holds files that this dataset would not replace.
+        InputError: a value is out of range, or a folder holds files that this dataset would not replace.
         OSError: `root` cannot be written.
     """
     for flag, count, least in (("--train", train, 1), ("--val", val, 1), ("--seed", seed, 0)):
         if count < least:
-            raise ValueError(f"{flag}: found {count}, expected an integer of at least {least}")
+            raise InputError(f"{flag}: found {count}, expected an integer of at least {least}")
     low, high = SCALE_LIMITS
     if not low <= scale <= high:
-        raise ValueError(f"--scale: found {scale}, expected a number from {low} to {high}")
+        raise InputError(f"--scale: found {scale}, expected a number from {low} to {high}")
     splits = {"Tr": range(1, train + 1), "Val": range(train + 1, train + val + 1)}
     names = {split: [f"phantom_{case:03d}.nii.gz" for case in cases] for split, cases in splits.items()}
     folders = {split: (Path(root) / f"images{split}", Path(root) / f"labels{split}") for split in splits}
@@ -216,18 +218,11 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
             # A stray volume would be read as one more case of the dataset.
             strays = sorted({path.name for path in folder.iterdir()} - set(names[split]))
             if strays:
-                raise ValueError(f"--root: found {strays[0]} in {folder}, expected an empty or absent folder")
+                raise InputError(f"--root: found {strays[0]} in {folder}, expected an empty or absent folder")
     for split, cases in splits.items():
         for case, name in zip(cases, names[split], strict=True):
             for folder, volume in zip(folders[split], make_phantom(seed, case, scale), strict=True):
                 nib.save(volume, folder / name)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parse_args() -> argparse.Namespace:
@@ -242,17 +237,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the dataset; end with status 2 and one line if the request cannot be met."""
+    """Write the dataset; a request that cannot be met becomes one line."""
     try:
         make_dataset(args.root, args.train, args.val, args.seed, args.scale)
-    except (ValueError, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError):
-            message = f"--root: found {args.root} ({error.strerror}), expected a folder that can be written"
-        print(f"make_phantoms.py: {message}", file=sys.stderr)
-        sys.exit(2)
+    except OSError as error:
+        raise InputError(
+            f"--root: found {args.root} ({error.strerror}), expected a folder that can be written"
+        ) from error
     print(f"Wrote {args.train} training and {args.val} validation cases to {args.root}")
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    sys.exit(run(main, parse_args()))

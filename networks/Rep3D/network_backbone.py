@@ -111,8 +111,10 @@ class REP3D(nn.Module):
         The bottleneck's instance normalisation needs more than one voxel.
         """
         divisible = all(side > 0 and side % cls.size_divisor == 0 for side in size)
-        if not divisible or math.prod(size) == cls.size_divisor**3:
-            expected = f"sides divisible by {cls.size_divisor}, at least one of them {2 * cls.size_divisor} or more"
+        if len(size) != 3 or not divisible or math.prod(size) == cls.size_divisor**3:
+            expected = (
+                f"three sides divisible by {cls.size_divisor}, at least one of them {2 * cls.size_divisor} or more"
+            )
             raise ValueError(f"input size: found {' x '.join(map(str, size))}, expected {expected}")
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from networks.large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
@@ -81,7 +82,8 @@ class LRBM(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             norm = ChannelLayerNorm(self.maps, eps=1e-5) if per_channel else nn.LayerNorm((ks, ks, ks))
-            layers += [LargeKernelConv3d(self.maps, generator_ks), norm, nn.Sigmoid()]
+            # Normalising over the whole map would undo a bias.
+            layers += [LargeKernelConv3d(self.maps, generator_ks, bias=per_channel), norm, nn.Sigmoid()]
         last = LargeKernelConv3d(self.maps, generator_ks)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
@@ -150,7 +152,7 @@ class rep3d_block(nn.Module):
             raise RuntimeError("fuse_norm needs evaluation mode: call .eval() first")
         self.dwconv.weight.copy_(self.get_equivalent_kernel())
         self.lrbm = None
-        if fuse_norm and isinstance(self.norm, nn.BatchNorm3d):
+        if fuse_norm and isinstance(self.norm, _BatchNorm):  # SyncBatchNorm too
             norm = self.norm
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -167,11 +169,11 @@ def _fold_while_loading(block: nn.Module, state_dict: dict[str, Tensor], prefix:
     trained = {key.removeprefix(lrbm_prefix): value for key, value in state_dict.items() if key.startswith(lrbm_prefix)}
     if not isinstance(block, rep3d_block) or block.lrbm is not None or block.mask == "none" or not trained:
         return
-    lrbm = LRBM(**block.lrbm_options)
+    kernel = state_dict[f"{prefix}dwconv.weight"]
+    lrbm = LRBM(**block.lrbm_options).to(kernel)
     lrbm.load_state_dict(trained)
     with torch.no_grad():
-        kernel = state_dict[f"{prefix}dwconv.weight"]
-        state_dict[f"{prefix}dwconv.weight"] = kernel * lrbm().to(kernel)
+        state_dict[f"{prefix}dwconv.weight"] = kernel * lrbm()
     for key in trained:
         del state_dict[lrbm_prefix + key]
 

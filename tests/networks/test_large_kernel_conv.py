@@ -165,12 +165,23 @@ def test_bfloat16_tensors_stay_bfloat16(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
-def test_only_the_wanted_gradient_is_computed(method, wanted):
+def test_only_the_wanted_gradient_is_returned(method, wanted):
     tensors = make_problem(2, 3, (4, 5, 6), (5, 5, 5))
     for tensor, wants in zip(tensors, wanted, strict=True):
         tensor.requires_grad_(wants)
     found = all_passes(lambda *leaves: large_kernel_conv3d(*leaves, method=method), tensors)
     assert_close(found, all_passes(reference, tensors), 1e-10)
+
+
+@pytest.mark.parametrize(("wanted", "inverse_transforms"), [((True, True), 2), ((True, False), 1), ((False, True), 1)])
+def test_fft_spends_no_transform_on_an_unwanted_gradient(wanted, inverse_transforms, monkeypatch):
+    x, weight, _ = make_problem(1, 2, (4, 5, 6), (5, 5, 5))
+    out = large_kernel_conv3d(x.requires_grad_(wanted[0]), weight.requires_grad_(wanted[1]), method="fft")
+    calls = []
+    irfftn = torch.fft.irfftn
+    monkeypatch.setattr(torch.fft, "irfftn", lambda *args, **kwargs: calls.append(args) or irfftn(*args, **kwargs))
+    out.sum().backward()
+    assert len(calls) == inverse_transforms
 
 
 @pytest.mark.parametrize(("forward", "backward"), METHOD_PAIRS)

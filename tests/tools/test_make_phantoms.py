@@ -29,7 +29,7 @@ def centroid(labels: nib.Nifti1Image, label: int) -> np.ndarray:
 
 def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command as a user would, from the repository root."""
-    command = [sys.executable, "tools/make_phantoms.py", *map(str, arguments)]
+    command = [sys.executable, "-m", "tools.make_phantoms", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 

@@ -1,0 +1,47 @@
+# Everything starts from python3 and make:
+#   make demo    a dataset, a trained network, predictions and pictures, in minutes on a CPU
+#   make test    the whole test suite
+#   make lint    ruff and mypy
+#   make bench   the benchmark of the convolution (native passes take minutes)
+
+PYTHON ?= python3
+VENV ?= .venv
+# For example PIP_ARGS="--extra-index-url <PyTorch's CPU index>", which spares a machine without GPU the CUDA packages.
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+# Threads that wait for work must not burn the cores that other processes need.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	rm -rf demo
+	$(BIN)/python -m tools.make_phantoms --root demo/data --train 10 --val 2
+	$(BIN)/python main_train.py --root demo/data --output demo/run --dataset experiments/demo/dataset.json \
+		--network REP3D --feat_size 8 16 32 64 --roi_size 64 64 48 --lr 2e-3 --max_iter 200 --eval_step 100 --cache_rate 1
+	$(BIN)/python test_seg.py --root demo/data --output demo/predictions \
+		--trained_weights demo/run/best_metric_model.pth --preview
+	@echo "Label maps and pictures: demo/predictions. Curves: $(BIN)/tensorboard --logdir demo/run/tensorboard"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.large_kernel_conv
+
+$(VENV)/.installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf demo $(VENV)

@@ -1,0 +1,113 @@
+"""Small datasets, a small trained network, and the scripts as functions."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import main_train
+import test_seg as predict_script
+from engine.errors import run
+from tools.make_phantoms import make_dataset
+
+REPOSITORY = Path(__file__).parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+DESCRIPTION = {
+    "name": "boxes",
+    "modality": "MRI",
+    "labels": {"background": 0, "left": 1, "right": 2},
+    "spacing": [1.0, 1.0, 1.0],
+    "intensity": {"zscore": True},
+}
+SMALL = ["--roi_size", "32", "32", "16", "--feat_size", "4", "4", "8", "8", "--kernel_size", "5", "--gpu", "cpu"]
+
+
+def write_nifti(path, voxels, affine=None):
+    """Write voxels (X, Y, Z) with an affine to mm, by default 1 mm voxels in RAS."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+
+
+def make_box_case(root, part, name, seed):
+    """A bright and a dark box in noise, labelled 1 and 2; smaller than the crop along one axis."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((36, 28, 18), np.uint8)
+    x, y, z = rng.integers(2, 6, 3)
+    label[x : x + 10, y : y + 14, z : z + 8] = 1
+    label[x + 16 : x + 26, y : y + 14, z : z + 8] = 2
+    image = rng.normal(100, 10, label.shape) + np.array([0, 80, -60])[label]
+    write_nifti(root / f"images{part}" / f"{name}.nii.gz", image.astype(np.float32))
+    write_nifti(root / f"labels{part}" / f"{name}.nii.gz", label)
+
+
+@pytest.fixture(scope="session")
+def box_template(tmp_path_factory):
+    root = tmp_path_factory.mktemp("boxes")
+    for number in range(3):
+        make_box_case(root, "Tr", f"box_{number}", number)
+    make_box_case(root, "Val", "box_8", 8)
+    make_box_case(root, "Val", "box_9", 9)
+    (root / "boxes.json").write_text(json.dumps(DESCRIPTION))
+    return root
+
+
+@pytest.fixture
+def boxes(box_template, tmp_path):
+    """A dataset folder that a test may damage, with its description boxes.json."""
+    return Path(shutil.copytree(box_template, tmp_path / "boxes"))
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantoms")
+    make_dataset(root, train=2, val=3, seed=0, scale=3)
+    return root
+
+
+@pytest.fixture
+def train(capsys):
+    """Run main_train.py in this process: (exit status, stdout, stderr)."""
+    return lambda *argv: _run(capsys, main_train, argv)
+
+
+@pytest.fixture
+def predict(capsys):
+    """Run test_seg.py in this process: (exit status, stdout, stderr)."""
+    return lambda *argv: _run(capsys, predict_script, argv)
+
+
+def _run(capsys, script, argv):
+    capsys.readouterr()
+    try:
+        status = run(script.main, script.parse_args([str(word) for word in argv]))
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def train_arguments(root, output, *more):
+    """A few iterations on the boxes, in seconds."""
+    data = ["--root", root, "--output", output, "--dataset", root / "boxes.json", "--num_workers", "0"]
+    return [*data, *SMALL, "--max_iter", "4", "--eval_step", "2", "--cache_rate", "1", *more]
+
+
+@pytest.fixture(scope="session")
+def trained(box_template, tmp_path_factory):
+    """The output folder of a short run on the boxes."""
+    output = tmp_path_factory.mktemp("run")
+    arguments = [str(word) for word in train_arguments(box_template, output, "--lr", "0.01", "--max_iter", "40")]
+    assert run(main_train.main, main_train.parse_args(arguments)) == 0
+    return output
+
+
+def real_data(name):
+    """A mark that skips a test where the real volumes are not at hand."""
+    return pytest.mark.skipif(not (REAL_DATA / name).is_dir(), reason=f"needs the real volumes {REAL_DATA / name}")

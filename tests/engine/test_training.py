@@ -1,0 +1,97 @@
+"""Schedule, optimisers, and checkpoints that are whole or not there."""
+
+import argparse
+
+import pytest
+import torch
+from torch import nn
+
+from engine.checkpoints import load_checkpoint, save_checkpoint
+from engine.devices import choose_device, choose_precision, make_autocast, place
+from engine.errors import InputError
+from engine.files import write_whole
+from engine.training import learning_rate, make_optimizer
+
+
+def recipe(**changes):
+    values = {"lr": 1e-4, "lr_schedule": "warmup_cosine", "warmup_iter": 10, "max_iter": 110, "weight_decay": 0.08}
+    return argparse.Namespace(**{**values, "optim": "AdamW", **changes})
+
+
+def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_zero():
+    rates = [learning_rate(recipe(), iteration) for iteration in range(110)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[0] == pytest.approx(1e-4 / 11)
+    assert max(rates) == rates[10] == 1e-4
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[60] == pytest.approx(0.5e-4)
+    assert 0 < rates[-1] < 1e-7
+
+
+@pytest.mark.parametrize("changes", [{"lr_schedule": "constant"}, {"warmup_iter": 0, "max_iter": 1}])
+def test_rate_without_warmup(changes):
+    assert learning_rate(recipe(**changes), 0) == 1e-4
+
+
+def test_adamw_is_that_of_the_paper():
+    (group,) = make_optimizer(recipe(), nn.Linear(2, 2)).param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, 0.08)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
+def test_every_optimiser_steps(name):
+    network = nn.Linear(2, 2)
+    before = network.weight.clone()
+    optimizer = make_optimizer(recipe(optim=name), network)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert type(optimizer).__name__ == name
+    assert not torch.equal(network.weight, before)
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, {"model": {"weight": torch.ones(2)}})
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, fail)
+    assert torch.equal(load_checkpoint(path, "--resume")["model"]["weight"], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_cpu_is_taken_and_said_where_there_is_no_cuda(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("0").type == "cpu"
+    assert capsys.readouterr().out.count("\n") == 1
+    assert choose_device("cpu").type == "cpu"
+    assert capsys.readouterr().out == ""
+
+
+def test_device_numbers_beyond_the_machine_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("1") == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="--gpu: found 2"):
+        choose_device("2")
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("off", torch.float32)])
+def test_autocast_computes_in_the_precision_asked_for(amp, dtype):
+    device = torch.device("cpu")
+    with make_autocast(device, choose_precision(amp, device))():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_precision_of_a_cpu_follows_its_instructions(monkeypatch, bf16, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
+    assert choose_precision("auto", torch.device("cpu")) is expected
+
+
+def test_cpu_networks_are_placed_channels_last():
+    network = place(nn.Conv3d(4, 4, 3), torch.device("cpu"))
+    assert network.weight.is_contiguous(memory_format=torch.channels_last_3d)

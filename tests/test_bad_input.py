@@ -1,0 +1,289 @@
+"""Every mistake gives one line that names the file or flag, exit status 2, and no training."""
+
+import json
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import train_arguments, write_nifti
+
+
+def assert_one_line(result, *parts):
+    """Exit status 2, one line on stderr with every one of ``parts``."""
+    status, _, err = result
+    lines = [line for line in err.splitlines() if "error: " in line]
+    assert status == 2, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    assert all(str(part) in lines[0] for part in parts), lines[0]
+
+
+def damage_image(change):
+    """Rewrite the first validation image with changed voxels and affine."""
+
+    def apply(root):
+        path = root / "imagesVal" / "box_8.nii.gz"
+        image = nib.load(path)
+        voxels, affine = change(np.array(image.dataobj), image.affine.copy())
+        write_nifti(path, voxels, affine)
+
+    return apply
+
+
+def damage_label(change):
+    """Rewrite the first training label with changed voxels."""
+
+    def apply(root):
+        path = root / "labelsTr" / "box_0.nii.gz"
+        write_nifti(path, change(np.array(nib.load(path).dataobj)))
+
+    return apply
+
+
+def put(value):
+    def change(voxels, affine):
+        voxels[3, 4, 5] = value
+        return voxels, affine
+
+    return change
+
+
+def shift(voxels, affine):
+    affine[0, 3] += 5
+    return voxels, affine
+
+
+def truncate(root):
+    path = root / "imagesTr" / "box_1.nii.gz"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def empty(folder):
+    def apply(root):
+        for path in (root / folder).iterdir():
+            path.unlink()
+
+    return apply
+
+
+def remove(folder):
+    def apply(root):
+        empty(folder)(root)
+        (root / folder).rmdir()
+
+    return apply
+
+
+def label_with(value, dtype):
+    def change(voxels):
+        changed = voxels.astype(dtype)
+        changed[0, 0, 0] = value
+        return changed
+
+    return damage_label(change)
+
+
+BROKEN_DATA = {
+    "missing folder": (remove("labelsVal"), ("labelsVal", "not found", "expected")),
+    "empty folder": (empty("imagesTr"), ("imagesTr", "no volume", "expected")),
+    "image without label": (lambda root: (root / "labelsTr" / "box_2.nii.gz").unlink(), ("box_2", "without a label")),
+    "label without image": (lambda root: (root / "imagesVal" / "box_9.nii.gz").unlink(), ("box_9", "without an image")),
+    "two files of one id": (
+        lambda root: nib.save(nib.load(root / "imagesTr" / "box_0.nii.gz"), root / "imagesTr" / "box_0.nii"),
+        ("box_0", "twice"),
+    ),
+    "shape mismatch": (damage_image(lambda v, a: (v[:-1], a)), ("labelsVal/box_8", "36 x 28 x 18", "35 x 28 x 18")),
+    "affine mismatch": (damage_image(shift), ("labelsVal/box_8", "5 mm", "same affine")),
+    "singular affine": (damage_image(lambda v, a: (v, np.diag([1.0, 1, 0, 1]))), ("imagesVal/box_8", "affine")),
+    "truncated": (truncate, ("imagesTr/box_1", "cannot be read", "expected a whole NIfTI")),
+    "not NIfTI": (
+        lambda root: (root / "imagesTr" / "box_1.nii.gz").write_bytes(b"hello"),
+        ("imagesTr/box_1", "cannot be read"),
+    ),
+    "4D": (damage_image(lambda v, a: (np.stack([v, v], -1), a)), ("imagesVal/box_8", "4D", "expected a 3D")),
+    "2D": (damage_image(lambda v, a: (v[..., 0], a)), ("imagesVal/box_8", "2D", "expected a 3D")),
+    "NaN": (damage_image(put(np.nan)), ("imagesVal/box_8", "1 NaN or infinite")),
+    "infinite": (damage_image(put(np.inf)), ("imagesVal/box_8", "1 NaN or infinite")),
+    "complex voxels": (damage_image(lambda v, a: (v.astype(np.complex64), a)), ("imagesVal/box_8", "complex64")),
+    "undeclared class": (label_with(7, np.uint8), ("labelsTr/box_0", "values 7", "from 0 to 2")),
+    "negative class": (label_with(-1, np.int16), ("labelsTr/box_0", "values -1", "from 0 to 2")),
+    "fractional label": (label_with(1.5, np.float32), ("labelsTr/box_0", "values 1.5", "whole numbers")),
+    "NaN label": (label_with(np.nan, np.float32), ("labelsTr/box_0", "values nan")),
+}
+
+
+@pytest.mark.parametrize(("damage", "parts"), BROKEN_DATA.values(), ids=BROKEN_DATA)
+def test_broken_dataset(boxes, tmp_path, train, damage, parts):
+    damage(boxes)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), *parts)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_every_broken_case_has_its_line(boxes, tmp_path, train):
+    truncate(boxes)
+    label_with(7, np.uint8)(boxes)
+    status, _, err = train(*train_arguments(boxes, tmp_path / "out"))
+    assert status == 2
+    assert [name in err for name in ("imagesTr/box_1", "labelsTr/box_0")] == [True, True]
+
+
+def test_float_labels_that_hold_whole_numbers_are_fine(boxes, tmp_path, train):
+    damage_label(lambda voxels: voxels.astype(np.float32))(boxes)
+    assert train(*train_arguments(boxes, tmp_path / "out"))[0] == 0
+
+
+BAD_FLAGS = {
+    "unknown dataset": (["--dataset", "brain"], ("--dataset", "'brain'", "amos", ".json")),
+    "missing description": (["--dataset", "nowhere.json"], ("--dataset", "nowhere.json")),
+    "unknown network": (["--network", "REP4D"], ("--network", "REP4D", "REP3D")),
+    "unknown optimiser": (["--optim", "Adamw"], ("--optim", "Adamw", "AdamW")),
+    "unwritable output": (["--output", "/dev/null/run"], ("--output", "/dev/null/run")),
+    "crop not divisible": (["--roi_size", "30", "32", "32"], ("30 x 32 x 32", "divisible by 16")),
+    "crop too small": (["--roi_size", "16", "16", "16"], ("16 x 16 x 16", "32 or more")),
+    "even kernel": (["--kernel_size", "20"], ("--kernel_size", "'20'", "odd")),
+    "no iterations": (["--max_iter", "0"], ("--max_iter", "'0'", "from 1")),
+    "no number": (["--lr", "fast"], ("--lr", "'fast'")),
+    "cache rate": (["--cache_rate", "2"], ("--cache_rate", "'2'", "from 0 to 1")),
+    "overlap": (["--overlap", "1"], ("--overlap", "'1'", "below 1")),
+    "device": (["--gpu", "first"], ("--gpu", "'first'", "cpu")),
+    "no boolean": (["--pretrain", "yes"], ("--pretrain", "'yes'", "True or False")),
+    "pretrain without weights": (["--pretrain", "True"], ("--pretrain", "--pretrained_weights")),
+    "weights not there": (
+        ["--pretrain", "True", "--pretrained_weights", "none.pth"],
+        ("--pretrained_weights", "none.pth"),
+    ),
+    "nothing to resume": (["--resume"], ("--resume", "last_checkpoint.pth")),
+    "unknown flag": (["--learning_rate", "1"], ("--learning_rate",)),
+}
+
+
+@pytest.mark.parametrize(("flags", "parts"), BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_bad_flag(boxes, tmp_path, train, flags, parts):
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *flags)), *parts)
+
+
+BAD_DESCRIPTIONS = {
+    "not an object": ([1, 2], "expected the fields"),
+    "missing field": ({"spacing": None}, "spacing"),
+    "unknown field": ({"spacings": [1, 1, 1]}, "expected the fields"),
+    "gap in labels": ({"labels": {"background": 0, "liver": 2}}, "labels"),
+    "labels as list": ({"labels": ["background", "liver"]}, "labels"),
+    "one class": ({"labels": {"background": 0}}, "labels"),
+    "too many classes": ({"labels": {str(value): value for value in range(257)}}, "labels"),
+    "boolean label": ({"labels": {"background": False, "liver": True}}, "labels"),
+    "two spacings": ({"spacing": [1.0, 1.0]}, "spacing"),
+    "negative spacing": ({"spacing": [1.0, -1.0, 1.0]}, "spacing"),
+    "spacing as text": ({"spacing": "1 1 1"}, "spacing"),
+    "no intensity": ({"intensity": {}}, "intensity"),
+    "zscore false": ({"intensity": {"zscore": False}}, "intensity"),
+    "both intensities": ({"intensity": {"zscore": True, "window": [0, 1]}}, "intensity"),
+    "window upside down": ({"intensity": {"window": [275, -125]}}, "intensity"),
+    "same channel twice": ({"channels": ["T1", "T1"]}, "channels"),
+    "no channels": ({"channels": []}, "channels"),
+    "empty name": ({"name": ""}, "name"),
+}
+
+
+@pytest.mark.parametrize(("change", "part"), BAD_DESCRIPTIONS.values(), ids=BAD_DESCRIPTIONS)
+def test_bad_description(boxes, tmp_path, train, change, part):
+    path = boxes / "boxes.json"
+    values = json.loads(path.read_text()) | change if isinstance(change, dict) else change
+    path.write_text(json.dumps(values))
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), "boxes.json", part)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_description_that_is_no_json(boxes, tmp_path, train, content):
+    (boxes / "boxes.json").write_bytes(content)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), "boxes.json", "JSON")
+
+
+def test_a_finished_run_is_not_overwritten(boxes, tmp_path, trained, train):
+    before = (trained / "last_checkpoint.pth").read_bytes()
+    assert_one_line(train(*train_arguments(boxes, trained)), "--output", "holds a run", "--resume")
+    assert (trained / "last_checkpoint.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "flags", [("--lr", "0.5"), ("--kernel_size", "7"), ("--roi_size", "32", "32", "32"), ("--seed", "3")]
+)
+def test_resume_of_another_course(boxes, trained, train, flags):
+    arguments = train_arguments(boxes, trained, "--lr", "0.01", "--max_iter", "40", *flags, "--resume")
+    assert_one_line(train(*arguments), flags[0], "the run to resume")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("pickled code ran",))
+
+
+def write_malicious(path):
+    path.write_bytes(pickle.dumps({"model": Malicious()}))
+
+
+def write_malicious_archive(path):
+    torch.save({"model": Malicious()}, path)
+
+
+def write_half(path):
+    torch.save({"model": {"weight": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+BAD_CHECKPOINTS = {
+    "pickle": (write_malicious, "never run"),
+    "archive with code": (write_malicious_archive, "never run"),
+    "damaged": (write_half, "expected"),
+    "empty file": (lambda path: path.write_bytes(b""), "expected"),
+    "text": (lambda path: path.write_text("weights"), "expected"),
+    "no weights": (lambda path: torch.save({"iteration": 3}, path), "holds no weights"),
+    "a list": (lambda path: torch.save([torch.zeros(3)], path), "expected a dictionary"),
+    "a folder": (lambda path: path.mkdir(), "cannot be read"),
+    "other network": (lambda path: torch.save({"a": torch.zeros(3)}, path), "0 of them known"),
+}
+
+
+@pytest.mark.parametrize(("write", "part"), BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS)
+def test_bad_checkpoint(boxes, tmp_path, train, predict, write, part):
+    path = tmp_path / "weights.pth"
+    write(path)
+    arguments = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu", "--dataset", boxes / "boxes.json")
+    assert_one_line(predict(*arguments, "--trained_weights", path), "--trained_weights", path, part)
+    pretrain = ("--pretrain", "True", "--pretrained_weights", path)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *pretrain)), "--pretrained_weights", path, part)
+
+
+def test_prediction_refuses_what_the_checkpoint_contradicts(boxes, tmp_path, trained, predict):
+    common = (
+        "--root",
+        boxes,
+        "--output",
+        tmp_path,
+        "--trained_weights",
+        trained / "best_metric_model.pth",
+        "--gpu",
+        "cpu",
+    )
+    assert_one_line(predict(*common, "--dataset", "amos"), "--dataset", "16 classes", "3")
+    assert_one_line(predict(*common, "--network", "REP3D_FIXED"), "--network", "REP3D_FIXED")
+    assert_one_line(predict(*common, "--kernel_size", "7"), "--kernel_size", "7", "5")
+    assert_one_line(predict(*common, "--roi_size", "20", "32", "32"), "20 x 32 x 32")
+
+
+def test_prediction_of_nothing(boxes, tmp_path, trained, predict):
+    common = ("--output", tmp_path / "out", "--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu")
+    assert_one_line(predict(*common), "--root", "--images")
+    assert_one_line(predict(*common, "--images", tmp_path / "nowhere"), "nowhere", "not found")
+    truncate(boxes)
+    assert_one_line(predict(*common, "--images", boxes / "imagesTr"), "box_1", "cannot be read")
+
+
+def test_class_count_of_a_state_dict(boxes, tmp_path, trained, predict):
+    path = tmp_path / "bare.pth"
+    torch.save(torch.load(trained / "best_metric_model.pth", weights_only=True)["model"], path)
+    common = ("--root", boxes, "--output", tmp_path / "out", "--trained_weights", path, "--gpu", "cpu")
+    assert_one_line(predict(*common), "--dataset", "bare state dict")
+    flags = ("--feat_size", "4", "4", "8", "8", "--kernel_size", "5")
+    assert_one_line(predict(*common, "--dataset", "amos", *flags), "--trained_weights", "out.conv.conv.weight", "class")

@@ -1,0 +1,220 @@
+"""Both scripts on small volumes: train, kill, resume, predict."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from engine.metrics import dice_by_class
+
+
+def weights(folder, name="last_checkpoint.pth"):
+    return torch.load(folder / name, weights_only=True)["model"]
+
+
+def assert_equal_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_training_writes_checkpoints_arguments_and_logs(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        "args.json",
+        "best_metric_model.pth",
+        "last_checkpoint.pth",
+        "tensorboard",
+    }
+    assert json.loads((trained / "args.json").read_text())["kernel_size"] == 5
+    best = torch.load(trained / "best_metric_model.pth", weights_only=True)
+    assert best["config"]["overrides"] == {"feat_size": [4, 4, 8, 8], "kernel_size": 5}
+    log = EventAccumulator(str(trained / "tensorboard")).Reload()
+    scalars = {"train/loss", "train/lr", "train/data_wait_s", "train/compute_s", "dice/mean", "dice/left", "dice/right"}
+    assert scalars <= set(log.Tags()["scalars"])
+    assert set(log.Tags()["images"]) == {"validation case", "mask M, central slice"}
+    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 41))
+    losses = [event.value for event in log.Scalars("train/loss")]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_same_seed_same_weights_whatever_the_workers_and_the_cache(boxes, tmp_path, train):
+    for name, more in {"a": (), "b": ("--num_workers", "2"), "c": ("--cache_rate", "0"), "d": ("--seed", "1")}.items():
+        assert train(*train_arguments(boxes, tmp_path / name, *more))[0] == 0
+    assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    assert not torch.equal(
+        weights(tmp_path / "a")["out.conv.conv.weight"], weights(tmp_path / "d")["out.conv.conv.weight"]
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_killed_and_resumed_run_ends_with_the_same_weights(boxes, tmp_path, train, batch_size):
+    more = ("--max_iter", "8", "--eval_step", "2", "--batch_size", batch_size, "--num_workers", "1")
+    assert train(*train_arguments(boxes, tmp_path / "whole", *more))[0] == 0
+    arguments = [str(word) for word in train_arguments(boxes, tmp_path / "killed", *more)]
+    process = subprocess.Popen([sys.executable, "main_train.py", *arguments], cwd=REPOSITORY, start_new_session=True)
+    try:
+        wait_for_iteration(tmp_path / "killed" / "last_checkpoint.pth", 2)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 2 <= torch.load(tmp_path / "killed" / "last_checkpoint.pth", weights_only=True)["iteration"] < 8
+    assert train(*arguments, "--resume")[0] == 0
+    assert_equal_weights(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    best = "best_metric_model.pth"
+    assert_equal_weights(weights(tmp_path / "whole", best), weights(tmp_path / "killed", best))
+    log = EventAccumulator(str(tmp_path / "killed" / "tensorboard")).Reload()
+    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 9))
+
+
+def wait_for_iteration(path, iteration, seconds=120):
+    """Until the checkpoint has come as far."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and torch.load(path, weights_only=True)["iteration"] >= iteration:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(path)
+
+
+def test_resume_before_the_first_evaluation_starts_at_the_beginning(boxes, tmp_path, train):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(*train_arguments(boxes, whole))[0] == 0
+    assert train(*train_arguments(boxes, cut))[0] == 0
+    start = torch.load(cut / "last_checkpoint.pth", weights_only=True)
+    torch.manual_seed(0)
+    assert start["iteration"] == 4
+    assert train(*train_arguments(boxes, cut), "--resume")[0] == 0  # nothing left to do
+    assert_equal_weights(weights(whole), weights(cut))
+
+
+def test_pretrained_weights_are_where_training_starts(boxes, trained, tmp_path, train):
+    pretrained = ("--pretrain", "True", "--pretrained_weights", trained / "best_metric_model.pth")
+    status, *_ = train(*train_arguments(boxes, tmp_path / "run", "--lr", "1e-12", "--max_iter", "1", *pretrained))
+    assert status == 0
+    start, end = weights(trained, "best_metric_model.pth"), weights(tmp_path / "run")
+    assert all(
+        torch.allclose(start[key], end[key], atol=1e-6) for key in start if "running" not in key and "num" not in key
+    )
+
+
+def test_prediction_lies_on_the_native_grid_and_scores_as_reported(boxes, trained, tmp_path, predict):
+    weights_file = trained / "best_metric_model.pth"
+    status, out, _ = predict(
+        *("--root", boxes, "--output", tmp_path, "--trained_weights", weights_file, "--preview", "--gpu", "cpu")
+    )
+    assert status == 0
+    report = json.loads((tmp_path / "dice.json").read_text())
+    for name in ("box_8", "box_9"):
+        image = nib.load(boxes / "imagesVal" / f"{name}.nii.gz")
+        prediction = nib.load(tmp_path / f"{name}_seg.nii.gz")
+        assert prediction.shape == image.shape
+        assert np.array_equal(prediction.affine, image.affine)
+        assert prediction.get_data_dtype() == np.uint8
+        label = np.asarray(nib.load(boxes / "labelsVal" / f"{name}.nii.gz").dataobj)
+        dice = dice_by_class(np.asarray(prediction.dataobj), label, 3)
+        assert [report["cases"][name][side] for side in ("left", "right")] == pytest.approx(dice, abs=1e-6)
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert report["mean"]["mean"] > 0.5
+    assert (tmp_path / "dice.csv").read_text().splitlines()[0] == "case,left,right,mean"
+    assert "box_8" in out
+    assert "left" in out
+
+
+def test_state_dict_alone_predicts_the_same_with_flags(boxes, trained, tmp_path, predict):
+    torch.save(weights(trained, "best_metric_model.pth"), tmp_path / "bare.pth")
+    common = ("--root", boxes, "--gpu", "cpu", "--num_workers", "0")
+    assert predict(*common, "--output", tmp_path / "a", "--trained_weights", trained / "best_metric_model.pth")[0] == 0
+    flags = ("--dataset", boxes / "boxes.json", *SMALL)
+    assert predict(*common, "--output", tmp_path / "b", "--trained_weights", tmp_path / "bare.pth", *flags)[0] == 0
+    for name in ("box_8_seg.nii.gz", "box_9_seg.nii.gz"):
+        one, other = (np.asarray(nib.load(tmp_path / run / name).dataobj) for run in "ab")
+        assert np.array_equal(one, other)
+
+
+def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_path, predict):
+    common = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu", "--num_workers", "0")
+    (boxes / "imagesTs").mkdir()
+    (boxes / "imagesVal" / "box_8.nii.gz").rename(boxes / "imagesTs" / "test_1.nii.gz")
+    assert predict(*common, "--root", boxes, "--output", tmp_path / "root")[0] == 0
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["test_1_seg.nii.gz"]  # no labels, no Dice
+    assert predict(*common, "--images", boxes / "imagesTr", "--output", tmp_path / "folder")[0] == 0
+    assert (tmp_path / "folder" / "dice.csv").exists()
+    file = boxes / "imagesTr" / "box_1.nii.gz"
+    assert predict(*common, "--images", file, "--output", tmp_path / "file")[0] == 0
+    assert {path.name for path in (tmp_path / "file").iterdir()} == {"box_1_seg.nii.gz", "dice.csv", "dice.json"}
+
+
+def test_several_channels(tmp_path, train, predict, box_template):
+    root = tmp_path / "two"
+    for part, names in {"Tr": ("a", "b"), "Val": ("c",)}.items():
+        for number, name in enumerate(names):
+            source = nib.load(box_template / "imagesTr" / f"box_{number}.nii.gz")
+            for channel in range(2):
+                (root / f"images{part}").mkdir(parents=True, exist_ok=True)
+                (root / f"labels{part}").mkdir(exist_ok=True)
+                nib.save(source, root / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
+            label = nib.load(box_template / "labelsTr" / f"box_{number}.nii.gz")
+            nib.save(label, root / f"labels{part}" / f"{name}.nii.gz")
+    description = json.loads((box_template / "boxes.json").read_text()) | {"channels": ["T1", "T2"]}
+    (root / "boxes.json").write_text(json.dumps(description))
+    assert train(*train_arguments(root, tmp_path / "run"))[0] == 0
+    trained = ("--trained_weights", tmp_path / "run" / "best_metric_model.pth", "--gpu", "cpu", "--preview")
+    assert predict("--root", root, "--output", tmp_path / "out", *trained)[0] == 0
+    assert (tmp_path / "out" / "c_seg.nii.gz").exists()
+
+
+def test_phantoms_of_every_orientation_come_back_on_their_grid(phantoms, tmp_path, train, predict):
+    description = REPOSITORY / "experiments" / "demo" / "dataset.json"
+    arguments = (
+        "--root",
+        phantoms,
+        "--output",
+        tmp_path / "run",
+        "--dataset",
+        description,
+        "--num_workers",
+        "0",
+        *SMALL,
+    )
+    assert train(*arguments, "--max_iter", "1")[0] == 0
+    weights_file = tmp_path / "run" / "best_metric_model.pth"
+    assert predict("--root", phantoms, "--output", tmp_path, "--trained_weights", weights_file, "--gpu", "cpu")[0] == 0
+    codes = set()
+    for path in (phantoms / "imagesVal").iterdir():
+        image, prediction = nib.load(path), nib.load(tmp_path / path.name.replace(".nii", "_seg.nii"))
+        assert prediction.shape == image.shape
+        assert np.array_equal(prediction.affine, image.affine)
+        codes.add(nib.aff2axcodes(image.affine))
+    assert len(codes) == 3
+
+
+@real_data("ct_spleen")
+def test_real_ct_comes_back_on_its_grid(tmp_path, train, predict):
+    root = REAL_DATA / "ct_spleen"
+    data = ("--root", root, "--dataset", "amos", "--gpu", "cpu", "--num_workers", "0")
+    network = ("--feat_size", "4", "4", "8", "8", "--kernel_size", "21", "--roi_size", "64", "64", "32")
+    assert train(*data, *network, "--output", tmp_path / "run", "--max_iter", "1")[0] == 0
+    weights_file = tmp_path / "run" / "best_metric_model.pth"
+    assert predict(*data, "--output", tmp_path / "out", "--trained_weights", weights_file)[0] == 0
+    image = nib.load(root / "imagesVal" / "spleen_2.nii.gz")
+    prediction = nib.load(tmp_path / "out" / "spleen_2_seg.nii.gz")
+    assert prediction.shape == image.shape == (164, 166, 26)
+    assert np.array_equal(prediction.affine, image.affine)
+
+
+@real_data("msd_hippocampus")
+def test_real_mri_trains(tmp_path, train):
+    description = REPOSITORY / "experiments" / "hippocampus" / "dataset.json"
+    data = ("--root", REAL_DATA / "msd_hippocampus", "--dataset", description, "--gpu", "cpu", "--num_workers", "0")
+    network = ("--feat_size", "4", "4", "8", "8", "--roi_size", "32", "32", "32", "--kernel_size", "5")
+    status, out, _ = train(*data, *network, "--output", tmp_path, "--max_iter", "2", "--cache_rate", "0")
+    assert status == 0
+    assert "120 training and 40 validation cases" in out

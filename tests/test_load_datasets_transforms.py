@@ -1,0 +1,181 @@
+"""Descriptions, pairing of cases and the transform pipelines."""
+
+import argparse
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import DESCRIPTION, write_nifti
+from monai.transforms import RandAffined
+
+from engine.description import DatasetDescription
+from engine.errors import InputError
+from load_datasets_transforms import DATASETS, above_minimum, data_loader, data_transforms, find_description, pair_cases
+
+SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity window, classes
+    "amos": ((1.5, 1.5, 2.0), (-125, 275), 16),
+    "amos_mri": ((1.0, 1.0, 1.0), (0, 1000), 14),
+    "kits": ((1.5, 1.5, 2.0), (-125, 275), 4),
+    "pancreas": ((1.5, 1.5, 2.0), (-125, 275), 3),
+    "hepatic": ((1.5, 1.5, 2.0), (0, 230), 3),
+}
+
+
+def arguments(dataset, mode="train", roi_size=(16, 16, 16)):
+    return argparse.Namespace(dataset=dataset, mode=mode, roi_size=roi_size, crop_sample=2)
+
+
+def describe(**changes):
+    return DatasetDescription.from_json(DESCRIPTION | changes, "test")
+
+
+def test_the_five_datasets_are_those_of_the_paper():
+    found = {name: (made.spacing, made.window, len(made.classes)) for name, made in DATASETS.items()}
+    assert found == SEEDS
+    assert all(made.classes[0] == "background" for made in DATASETS.values())
+    assert all(len(set(made.classes)) == len(made.classes) for made in DATASETS.values())
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_description_survives_json(name):
+    assert DatasetDescription.from_json(DATASETS[name].to_json(), name) == DATASETS[name]
+
+
+def test_label_values_order_the_classes():
+    labels = {"right": 2, "background": 0, "left": 1}
+    assert describe(labels=labels).classes == ("background", "left", "right")
+
+
+def test_dataset_by_name_path_and_itself(boxes):
+    assert find_description("kits") is DATASETS["kits"]
+    made = find_description(str(boxes / "boxes.json"))
+    assert made.window is None
+    assert find_description(made) is made
+
+
+def touch(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_cases_are_paired_by_id_not_by_order(tmp_path):
+    images = touch(tmp_path / "images", "b.nii.gz", "a.nii", "._a.nii", "notes.txt")
+    labels = touch(tmp_path / "labels", "a.nii.gz", "b.nii")
+    cases = [(case["id"], case["image"], case["label"]) for case in pair_cases(images, labels)]
+    assert cases == [
+        ("a", str(images / "a.nii"), str(labels / "a.nii.gz")),
+        ("b", str(images / "b.nii.gz"), str(labels / "b.nii")),
+    ]
+
+
+def test_channel_numbers_are_read_only_where_every_file_has_them(tmp_path):
+    amos = touch(tmp_path / "amos", "amos_0000.nii.gz", "amos_0001.nii.gz")
+    assert [case["id"] for case in pair_cases(amos, None)] == ["amos_0000", "amos_0001"]
+    assert [len(case["image"]) for case in pair_cases(amos, None, channels=2)] == [2]
+    nnunet = touch(tmp_path / "nnunet", "a_0000.nii.gz", "b_0000.nii.gz")
+    assert [case["id"] for case in pair_cases(nnunet, None)] == ["a", "b"]
+    whole = touch(tmp_path / "whole", "a.nii.gz", "b.nii.gz")
+    assert [case["id"] for case in pair_cases(whole, None, channels=2)] == ["a", "b"]
+
+
+def test_unpaired_ids_are_named(tmp_path):
+    images = touch(tmp_path / "images", *(f"{number}.nii" for number in range(9)))
+    labels = touch(tmp_path / "labels", "8.nii")
+    with pytest.raises(InputError, match="0, 1, 2, 3, 4 and 3 more without a label"):
+        pair_cases(images, labels)
+
+
+def test_loader_reads_both_parts(boxes):
+    training, validation = data_loader(argparse.Namespace(root=boxes, dataset="amos", mode="train"))
+    assert [len(training), len(validation)] == [3, 2]
+
+
+def test_training_crops_have_their_shapes_and_types(boxes):
+    args = arguments(find_description(str(boxes / "boxes.json")), roi_size=(16, 32, 48))
+    training, _ = data_transforms(args)
+    (case, *_), _ = data_loader(argparse.Namespace(root=boxes, dataset=args.dataset, mode="train"))
+    training.set_random_state(0)
+    crops = training(case)
+    assert len(crops) == 2
+    for crop in crops:
+        assert crop["image"].shape == crop["label"].shape == (1, 16, 32, 48)
+        assert (crop["image"].dtype, crop["label"].dtype) == (torch.float32, torch.uint8)
+        assert set(crop["label"].unique().tolist()) <= {0, 1, 2}
+    assert not torch.equal(crops[0]["image"], crops[1]["image"])
+
+
+def test_small_volumes_are_padded_with_the_minimum_and_background(tmp_path):
+    voxels = np.random.default_rng(0).normal(50, 10, (8, 9, 10)).astype(np.float32)
+    write_nifti(tmp_path / "image.nii.gz", voxels)
+    write_nifti(tmp_path / "label.nii.gz", np.ones((8, 9, 10), np.uint8))
+    training, _ = data_transforms(arguments(describe()))
+    padded = training(
+        {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}, end=7, threading=True
+    )
+    assert padded["image"].shape == (1, 16, 16, 16)
+    assert padded["image"][0, 0, 0, 0] == padded["image"].min() < -1
+    assert padded["label"].sum() == 8 * 9 * 10
+
+
+def test_window_and_zscore(tmp_path):
+    voxels = np.linspace(-1000, 1000, 12**3, dtype=np.float32).reshape(12, 12, 12)
+    write_nifti(tmp_path / "image.nii.gz", voxels)
+    case = {"image": str(tmp_path / "image.nii.gz")}
+    (windowed,) = data_transforms(arguments(describe(intensity={"window": [-125, 275]}), mode="test"))
+    image = windowed(case)["image"]
+    expected = np.clip((voxels + 125) / 400, 0, 1)
+    assert np.allclose(np.sort(image[image > 0].numpy()), np.sort(expected[expected > 0]))
+    assert image.min() == 0
+    (normalised,) = data_transforms(arguments(describe(), mode="test"))
+    image = normalised(case)["image"]
+    assert image.mean().item() == pytest.approx(0, abs=0.01)
+    assert image.std().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "AIL"])
+def test_spacing_follows_the_patient_whatever_the_axis_order(tmp_path, codes):
+    voxels = np.random.default_rng(0).random((10, 12, 14)).astype(np.float32)
+    image = nib.Nifti1Image(voxels, np.diag([2.0, 3.0, 4.0, 1.0]))
+    to = nib.orientations.axcodes2ornt(codes)
+    nib.save(
+        image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), to)), tmp_path / "i.nii"
+    )
+    (transforms,) = data_transforms(arguments(describe(spacing=[1.0, 1.5, 4.0]), mode="test"))
+    out = transforms({"image": str(tmp_path / "i.nii")})["image"]
+    assert nib.aff2axcodes(out.affine.numpy()) == ("R", "A", "S")
+    assert out.shape[3] == 14  # the superior axis keeps its 4 mm
+    assert np.allclose(out.pixdim, [1.0, 1.5, 4.0])
+
+
+def test_augmentation_is_that_of_the_paper():
+    training, _ = data_transforms(arguments("amos"))
+    affine = next(step for step in training.transforms if isinstance(step, RandAffined)).rand_affine.rand_affine_grid
+    affine.set_random_state(0)
+    scales, angles = [], []
+    for _ in range(200):
+        affine.randomize()
+        assert len(set(affine.scale_params)) == 1  # isotropic
+        assert affine.rotate_params[:2] == [0, 0]
+        scales.append(affine.scale_params[0])
+        angles.append(affine.rotate_params[2])
+    assert 0.9 <= min(scales) < 0.91
+    assert 1.09 < max(scales) <= 1.1
+    assert 0.9 * np.pi / 30 < max(np.abs(angles)) <= np.pi / 30
+
+
+def test_training_and_validation_share_the_deterministic_part(boxes):
+    args = arguments(find_description(str(boxes / "boxes.json")))
+    training, validation = data_transforms(args)
+    (case, *_), _ = data_loader(argparse.Namespace(root=boxes, dataset=args.dataset, mode="train"))
+    steps = len(validation.transforms)
+    one, other = training(dict(case), end=steps, threading=True), validation(dict(case))
+    assert torch.equal(one["image"], other["image"])
+    assert torch.equal(one["label"], other["label"])
+
+
+def test_constant_volume_keeps_its_voxels():
+    assert above_minimum(torch.full((1, 2, 2, 2), 7.0)).all()
+    assert above_minimum(torch.tensor([[0.0, 1.0]])).tolist() == [[False, True]]

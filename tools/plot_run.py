@@ -1,0 +1,73 @@
+"""Draw what a training run logged: loss and Dice over the iterations, and the masks that its network learned.
+
+    python -m tools.plot_run --run runs/amos --output pictures
+
+Writes curve.png, and masks.png where the network has masks.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from engine.checkpoints import config_of, load_checkpoint, load_weights, weights_of
+from engine.errors import InputError, OneLineParser, run
+from engine.files import make_output_folder
+from engine.pictures import learned_masks, mask_slices, save_png
+
+SMOOTHED = 20  # iterations that the drawn loss is a running mean of
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser("plot_run", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", required=True, help="output folder of main_train.py")
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw both pictures."""
+    output, logs = Path(args.output), Path(args.run) / "tensorboard"
+    if not logs.is_dir():
+        raise InputError(f"--run: found no {logs}, expected the output folder of main_train.py")
+    make_output_folder(output)
+    save_png(draw_curve(EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()), output / "curve.png")
+
+    path = Path(args.run) / "best_metric_model.pth"
+    content = load_checkpoint(path, "--run")
+    described = config_of(content, path, "--run")
+    if described is None:
+        raise InputError(f"--run: {path} is a bare state dict, expected a checkpoint of main_train.py")
+    network = described[0].build()
+    load_weights(network, weights_of(content, path, "--run"), path, "--run")
+    if masks := learned_masks(network):
+        save_png(mask_slices(masks), output / "masks.png")
+
+
+def draw_curve(logs: EventAccumulator) -> Figure:
+    """Running mean of the training loss, and Dice by class on the validation cases."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, dice_axes = figure.subplots(1, 2)
+    losses = logs.Scalars("train/loss")
+    width = min(SMOOTHED, len(losses))
+    smooth = np.convolve([event.value for event in losses], np.full(width, 1 / width), mode="valid")
+    loss_axes.plot([event.step for event in losses][width - 1 :], smooth)
+    loss_axes.set(xlabel="iteration", ylabel=f"DiceCE loss, mean of {width}", title="training")
+    for tag in logs.Tags()["scalars"]:
+        if tag.startswith("dice/"):
+            events = logs.Scalars(tag)
+            label = tag.removeprefix("dice/")
+            dice_axes.plot([event.step for event in events], [event.value for event in events], "o-", label=label)
+    dice_axes.set(xlabel="iteration", ylabel="Dice", ylim=(0, 1), title="validation")
+    dice_axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
