@@ -32,7 +32,7 @@ from engine.arguments import boolean, number, odd, positive
 from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, weights_of
 from engine.data_check import check_cases
 from engine.description import DatasetDescription
-from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast
+from engine.devices import AMP_CHOICES, choose_device, make_autocast
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder, write_text
 from engine.metrics import DiceTable
@@ -101,13 +101,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Check everything, then train."""
     device = choose_device(args.gpu)
-    precision = choose_precision(args.amp, device)
     description = find_description(args.dataset)
     output = Path(args.output)
     make_output_folder(output)
 
     torch.manual_seed(args.seed)
-    state = TrainingState(args, network_config(args, description), description, device, precision)
+    state = TrainingState(args, network_config(args, description), description, device)
     last = output / "last_checkpoint.pth"
     if args.resume:
         state.restore(last)
@@ -121,15 +120,16 @@ def main(args: argparse.Namespace) -> None:
     check_cases([*training_cases, *validation_cases], description, args.num_workers)
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
-    print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, autocast {precision or 'off'}")
+    print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, autocast {state.precision or 'off'}")
 
     write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
         state.save(last)  # so that --resume works from the first moment on
     training_transforms, validation_transforms = data_transforms(args)
-    training_set = CacheDataset(training_cases, training_transforms, cache_rate=args.cache_rate, progress=False)
-    validation_set = CacheDataset(validation_cases, validation_transforms, cache_rate=args.cache_rate, progress=False)
-    window = Window(args.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
+    cache = {"cache_rate": args.cache_rate, "num_workers": max(1, args.num_workers)}
+    training_set = CacheDataset(training_cases, training_transforms, **cache)
+    validation_set = CacheDataset(validation_cases, validation_transforms, **cache)
+    window = Window(args.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, state.precision))
     with SummaryWriter(str(output / "tensorboard"), purge_step=state.iteration + 1) as writer:
 
         def evaluate() -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from monai.data import Dataset
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from engine.pictures import preview, save_png
 from engine.prediction import Window, first_file, predict_probabilities
 from load_datasets_transforms import data_loader, data_transforms, find_description, infer_post_transforms
 from networks import NETWORKS
+from networks.Rep3D import REP3D
 
 FLAG = "--trained_weights"
 
@@ -81,8 +81,8 @@ def main(args: argparse.Namespace) -> None:
 
     (transforms,) = data_transforms(args)
     post_transforms = infer_post_transforms(args, transforms)
-    autocast = make_autocast(device, choose_precision(args.amp, device))
-    window = Window(config.roi_size, args.sw_batch_size, args.overlap, autocast)
+    precision = choose_precision(args.amp, device, config.roi_size, network.size_divisor)
+    window = Window(config.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
     table = DiceTable(description.classes[1:])
     sources = [{**case, "source": case["image"]} for case in cases]
     network = place(network, device)
@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(cases)} predictions in {output}")
 
 
-def load_network(args: argparse.Namespace) -> tuple[nn.Module, NetworkConfig, DatasetDescription]:
+def load_network(args: argparse.Namespace) -> tuple[REP3D, NetworkConfig, DatasetDescription]:
     """The deployed network with its weights, in evaluation mode, and what it was trained for."""
     path = Path(args.trained_weights)
     content = load_checkpoint(path, FLAG)

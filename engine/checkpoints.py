@@ -12,6 +12,7 @@ from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.files import write_whole
 from networks import build_network
+from networks.Rep3D import REP3D
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class NetworkConfig:
     roi_size: tuple[int, ...]
     overrides: dict[str, Any]
 
-    def build(self, deploy: bool = False) -> nn.Module:
+    def build(self, deploy: bool = False) -> REP3D:
         """The network, randomly initialised; InputError where the arguments do not make one."""
         try:
             return build_network(

@@ -1,7 +1,8 @@
 """The device a run is on, and the precision of its autocast."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from torch import nn
 from engine.errors import InputError
 
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
+SMALLEST_BF16_SIDE = 3
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(gpu: str) -> torch.device:
@@ -29,20 +32,33 @@ def choose_device(gpu: str) -> torch.device:
     return torch.device("cuda", int(gpu))
 
 
-def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
+def choose_precision(amp: str, device: torch.device, roi_size: Sequence[int], size_divisor: int) -> torch.dtype | None:
     """The autocast type of ``--amp``, None for float32.
 
-    "auto" takes bf16 where the device computes in it, otherwise fp16 on a GPU and float32 on a CPU.
+    "auto" takes bf16 where it pays: on GPUs that compute in it (others take fp16) and on CPUs with AMX; two cores with
+    AVX-512 bf16 alone trained no faster than in float32.
+
+    Args:
+        amp: one of ``AMP_CHOICES``.
+        device: to compute on.
+        roi_size: (D, H, W) of the crops, voxels.
+        size_divisor: voxels of the crop to one of the network's coarsest grid, along each axis.
+    Raises:
+        InputError: bf16 on a CPU with a coarsest grid of fewer than 3 voxels along an axis, where oneDNN (3.12) returns
+            wrong gradients, infinite ones among them.
     """
+    coarse = device.type == "cpu" and min(roi_size) // size_divisor < SMALLEST_BF16_SIDE
+    if amp == "auto" and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if amp == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        features = torch.cpu.get_capabilities()
-        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else None
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") and not coarse else None
+    if amp == "bf16" and coarse:
+        found, least = " x ".join(map(str, roi_size)), SMALLEST_BF16_SIDE * size_divisor
+        raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected sides of {least} or more, or off")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-def place(network: nn.Module, device: torch.device) -> nn.Module:
+def place(network: Network, device: torch.device) -> Network:
     """Move a network to its device, on a CPU with channels last: the faster layout for its 3D convolutions."""
     layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
     return network.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, save_checkpoint, weights_of
 from engine.description import DatasetDescription
-from engine.devices import place
+from engine.devices import choose_precision, place
 from engine.errors import InputError
 
 # What decides the course of a run: a resumed run must have the same.
@@ -31,7 +31,6 @@ class TrainingState:
         config: of the network.
         description: of the dataset.
         device: to train on.
-        precision: of autocast; float16 needs the gradient scaler, the others pass through it unscaled.
     """
 
     def __init__(
@@ -40,12 +39,13 @@ class TrainingState:
         config: NetworkConfig,
         description: DatasetDescription,
         device: torch.device,
-        precision: torch.dtype | None,
     ) -> None:
         self.args, self.config, self.description = vars(args), config, description
         self.network = place(config.build(), device)
+        self.precision = choose_precision(args.amp, device, config.roi_size, self.network.size_divisor)
         self.optimizer = make_optimizer(args, self.network)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        # Passes values through unscaled unless gradients are in danger of underflow.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.iteration = 0
         self.best_dice = -math.inf
         self.best_iteration = 0

@@ -5,11 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from networks.Rep3D import REP3D
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Callable[..., REP3D]] = {
     "REP3D": partial(REP3D, mask="learned"),
     "REP3D_FIXED": partial(REP3D, mask="fixed"),
     "REP3D_NONE": partial(REP3D, mask="none"),
@@ -23,7 +21,7 @@ def build_network(
     roi_size: Sequence[int] = (96, 96, 96),
     deploy: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> REP3D:
     """Build a network for training or, with ``deploy``, for prediction.
 
     Args:
@@ -46,5 +44,5 @@ def build_network(
     known = inspect.signature(constructor).parameters
     if unknown := sorted(set(arguments) - set(known)):
         raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(known)}")
-    REP3D.check_input_size(roi_size)
+    REP3D.check_input_size(roi_size, "roi_size")
     return constructor(in_chans=in_chans, out_chans=out_chans, deploy=deploy, **arguments)

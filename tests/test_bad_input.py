@@ -26,7 +26,7 @@ def damage_image(change):
     def apply(root):
         path = root / "imagesVal" / "box_8.nii.gz"
         image = nib.load(path)
-        voxels, affine = change(np.array(image.dataobj), image.affine.copy())
+        voxels, affine = change(np.asarray(image.dataobj).copy(), image.affine.copy())
         write_nifti(path, voxels, affine)
 
     return apply
@@ -37,7 +37,7 @@ def damage_label(change):
 
     def apply(root):
         path = root / "labelsTr" / "box_0.nii.gz"
-        write_nifti(path, change(np.array(nib.load(path).dataobj)))
+        write_nifti(path, change(np.asarray(nib.load(path).dataobj).copy()))
 
     return apply
 
@@ -53,6 +53,13 @@ def put(value):
 def shift(voxels, affine):
     affine[0, 3] += 5
     return voxels, affine
+
+
+def flatten_affine(root):
+    path = root / "imagesVal" / "box_8.nii.gz"
+    image = nib.load(path)
+    image.header["srow_z"] = 0
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
 
 
 def truncate(root):
@@ -96,7 +103,7 @@ BROKEN_DATA = {
     ),
     "shape mismatch": (damage_image(lambda v, a: (v[:-1], a)), ("labelsVal/box_8", "36 x 28 x 18", "35 x 28 x 18")),
     "affine mismatch": (damage_image(shift), ("labelsVal/box_8", "5 mm", "same affine")),
-    "singular affine": (damage_image(lambda v, a: (v, np.diag([1.0, 1, 0, 1]))), ("imagesVal/box_8", "affine")),
+    "singular affine": (flatten_affine, ("imagesVal/box_8", "affine")),
     "truncated": (truncate, ("imagesTr/box_1", "cannot be read", "expected a whole NIfTI")),
     "not NIfTI": (
         lambda root: (root / "imagesTr" / "box_1.nii.gz").write_bytes(b"hello"),
@@ -140,8 +147,8 @@ BAD_FLAGS = {
     "unknown network": (["--network", "REP4D"], ("--network", "REP4D", "REP3D")),
     "unknown optimiser": (["--optim", "Adamw"], ("--optim", "Adamw", "AdamW")),
     "unwritable output": (["--output", "/dev/null/run"], ("--output", "/dev/null/run")),
-    "crop not divisible": (["--roi_size", "30", "32", "32"], ("30 x 32 x 32", "divisible by 16")),
-    "crop too small": (["--roi_size", "16", "16", "16"], ("16 x 16 x 16", "32 or more")),
+    "crop not divisible": (["--roi_size", "30", "32", "32"], ("roi_size", "30 x 32 x 32", "divisible by 16")),
+    "crop too small": (["--roi_size", "16", "16", "16"], ("roi_size", "16 x 16 x 16", "32 or more")),
     "even kernel": (["--kernel_size", "20"], ("--kernel_size", "'20'", "odd")),
     "no iterations": (["--max_iter", "0"], ("--max_iter", "'0'", "from 1")),
     "no number": (["--lr", "fast"], ("--lr", "'fast'")),

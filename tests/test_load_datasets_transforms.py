@@ -113,7 +113,7 @@ def test_small_volumes_are_padded_with_the_minimum_and_background(tmp_path):
     write_nifti(tmp_path / "label.nii.gz", np.ones((8, 9, 10), np.uint8))
     training, _ = data_transforms(arguments(describe()))
     padded = training(
-        {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}, end=7, threading=True
+        {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}, end=8, threading=True
     )
     assert padded["image"].shape == (1, 16, 16, 16)
     assert padded["image"][0, 0, 0, 0] == padded["image"].min() < -1

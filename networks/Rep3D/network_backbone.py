@@ -105,8 +105,8 @@ class REP3D(nn.Module):
         return self.out(self.decoder1(up))
 
     @classmethod
-    def check_input_size(cls, size: Sequence[int]) -> None:
-        """Raise ValueError where (D, H, W) does not survive the four down-samplings.
+    def check_input_size(cls, size: Sequence[int], what: str = "input size") -> None:
+        """Raise ValueError, calling it ``what``, where (D, H, W) does not survive the four down-samplings.
 
         The bottleneck's instance normalisation needs more than one voxel.
         """
@@ -115,7 +115,7 @@ class REP3D(nn.Module):
             expected = (
                 f"three sides divisible by {cls.size_divisor}, at least one of them {2 * cls.size_divisor} or more"
             )
-            raise ValueError(f"input size: found {' x '.join(map(str, size))}, expected {expected}")
+            raise ValueError(f"{what}: found {' x '.join(map(str, size))}, expected {expected}")
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
         """Fold every block's mask into its kernel, in place; see ``rep3d_block.switch_to_deploy``."""

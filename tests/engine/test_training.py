@@ -82,14 +82,20 @@ def test_device_numbers_beyond_the_machine_are_refused(monkeypatch):
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("off", torch.float32)])
 def test_autocast_computes_in_the_precision_asked_for(amp, dtype):
     device = torch.device("cpu")
-    with make_autocast(device, choose_precision(amp, device))():
+    with make_autocast(device, choose_precision(amp, device, (96, 96, 96), 16))():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, None)])
-def test_auto_precision_of_a_cpu_follows_its_instructions(monkeypatch, bf16, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
-    assert choose_precision("auto", torch.device("cpu")) is expected
+@pytest.mark.parametrize(("amx", "side", "expected"), [(True, 48, torch.bfloat16), (True, 32, None), (False, 48, None)])
+def test_auto_precision_of_a_cpu_follows_its_instructions_and_the_coarsest_grid(monkeypatch, amx, side, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert choose_precision("auto", torch.device("cpu"), (96, side, 96), 16) is expected
+
+
+def test_bf16_on_grids_that_a_cpu_gets_wrong_is_refused():
+    with pytest.raises(InputError, match=r"--amp: found bf16 .* expected sides of 48"):
+        choose_precision("bf16", torch.device("cpu"), (96, 32, 96), 16)
+    assert choose_precision("bf16", torch.device("cuda"), (96, 32, 96), 16) is torch.bfloat16
 
 
 def test_cpu_networks_are_placed_channels_last():

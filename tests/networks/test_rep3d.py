@@ -21,8 +21,8 @@ MASKS = {
 every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 learned_mask = pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"]], ids=["shared", "per_channel"])
 
-# Within each block's LRBM, at the default depth.
-EARLIER_GENERATOR_LAYERS = {".generator.0.weight", ".generator.1.weight", ".generator.1.bias"}
+# Within each block's LRBM, at the default depth; only the per-channel reading has a bias before the normalisation.
+EARLIER_GENERATOR_LAYERS = {f".generator.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
 LAST_GENERATOR_LAYER = {".generator.3.weight", ".generator.3.bias"}
 
 
@@ -73,10 +73,10 @@ def test_parameter_count_of_the_paper(options, millions):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, 2 * (7**3 + 1) + 2 * 9**3),
+        ({}, 2 * 7**3 + 1 + 2 * 9**3),
         ({"depth": 1}, 7**3 + 1),
-        ({"depth": 3}, 3 * (7**3 + 1) + 2 * 2 * 9**3),
-        ({"generator_ks": 3}, 2 * (3**3 + 1) + 2 * 9**3),
+        ({"depth": 3}, 3 * 7**3 + 1 + 2 * 2 * 9**3),
+        ({"generator_ks": 3}, 2 * 3**3 + 1 + 2 * 9**3),
         ({"per_channel": True}, 2 * 6 * (7**3 + 1) + 2 * 6),
         ({"learned": False}, 0),
     ],
@@ -128,7 +128,8 @@ def test_mask_is_the_formula_of_the_paper(depth, per_channel):
     prior = lrbm.prior.expand(1, maps, 9, 9, 9)
     value = prior
     for layer in range(depth):
-        value = F.conv3d(value, next(parameters), next(parameters), padding=2, groups=maps)
+        biased = per_channel or layer == depth - 1
+        value = F.conv3d(value, next(parameters), next(parameters) if biased else None, padding=2, groups=maps)
         if layer < depth - 1 and per_channel:
             value = F.layer_norm(value.movedim(1, -1), (maps,), next(parameters), next(parameters)).movedim(-1, 1)
         elif layer < depth - 1:
@@ -363,7 +364,7 @@ def test_training_checkpoint_loads_into_a_training_network(mask):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 1, 32, 32, 40), "found 32 x 32 x 40, expected sides divisible by 16"),
+        ((1, 1, 32, 32, 40), "found 32 x 32 x 40, expected three sides divisible by 16"),
         ((1, 1, 16, 16, 16), "found 16 x 16 x 16"),
         ((1, 2, 32, 32, 32), r"expected \(N, 1, D, H, W\)"),
         ((1, 32, 32, 32), r"found shape \(1, 32, 32, 32\)"),
