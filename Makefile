@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	rm -rf demo
 	$(BIN)/python -m tools.make_phantoms --root demo/data --train 10 --val 2
 	$(BIN)/python main_train.py --root demo/data --output demo/run --dataset experiments/demo/dataset.json \
-		--network REP3D --feat_size 8 16 32 64 --roi_size 64 64 48 --lr 2e-3 --max_iter 200 --eval_step 100 --cache_rate 1
+		--network REP3D --feat_size 8 16 32 64 --roi_size 48 48 32 --lr 4e-3 --max_iter 450 --eval_step 150 --cache_rate 1
 	$(BIN)/python test_seg.py --root demo/data --output demo/predictions \
 		--trained_weights demo/run/best_metric_model.pth --preview
 	@echo "Label maps and pictures: demo/predictions. Curves: $(BIN)/tensorboard --logdir demo/run/tensorboard"

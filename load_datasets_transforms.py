@@ -5,10 +5,12 @@ Spacings, intensity windows, crops and augmentations are those of the paper's da
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import (
     Compose,
@@ -95,7 +97,7 @@ def _test_folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
         images = root / ("imagesTs" if (root / "imagesTs").is_dir() else "imagesVal")
     if args.labels is not None:
         return images, Path(args.labels)
-    folder = images.parent if images.is_file() else images
+    folder = (images.parent if images.is_file() else images).resolve()
     beside = folder.with_name(folder.name.replace("images", "labels", 1))
     return images, beside if beside != folder and beside.is_dir() else None
 
@@ -103,17 +105,17 @@ def _test_folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
 def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Case]:
     """Cases of an image folder (or one image file), each with its label, paired by id.
 
-    An id is a file's name without .nii or .nii.gz. Where every image of the folder is numbered by channel as in nnU-Net
-    (<id>_0000, <id>_0001, ...), the files of an id are one case; otherwise a file is a case, of 4 dimensions if it has
-    several channels.
+    An id is a file's name without .nii or .nii.gz. Channels may be files of their own, as in nnU-Net (<id>_0000,
+    <id>_0001, ...): with one channel where the labels are named <id>, with several unless the labels are named as the
+    images; then a file is a case, with the channels as its fourth dimension.
 
     Raises:
         InputError: naming the folder and the ids.
     """
-    cases = _group_channels(_volumes(images), channels)
-    if labels is None:
+    label_files = None if labels is None else _volumes(labels)
+    cases = _group_channels(_volumes(images), channels, label_files)
+    if label_files is None:
         return [{"id": name, "image": image} for name, image in sorted(cases.items())]
-    label_files = _volumes(labels)
     if images.is_file():
         label_files = {name: path for name, path in label_files.items() if name in cases}
     if without := sorted(set(cases) - set(label_files)):
@@ -125,9 +127,12 @@ def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Cas
 
 def _volumes(folder: Path) -> dict[str, str]:
     """Id -> path of the NIfTI files of a folder; hidden files are not volumes."""
-    if not folder.exists():
-        raise InputError(f"{folder}: not found, expected a folder of .nii.gz or .nii files")
-    paths = [folder] if folder.is_file() else sorted(folder.iterdir())
+    try:
+        paths = [folder] if folder.is_file() else sorted(folder.iterdir())
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: not found, expected a folder of .nii.gz or .nii files") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}), expected a folder of volumes") from error
     volumes: dict[str, str] = {}
     for path in paths:
         name = path.name.removesuffix(".gz")
@@ -141,18 +146,24 @@ def _volumes(folder: Path) -> dict[str, str]:
     return volumes
 
 
-def _group_channels(volumes: dict[str, str], channels: int) -> dict[str, Any]:
-    groups: dict[str, list[str]] = {}
-    for name in sorted(volumes):
-        groups.setdefault(name[:-5], []).append(name)
-    numbered = [f"_{channel:04d}" for channel in range(channels)]
-    if any([name[-5:] for name in names] != numbered for names in groups.values()):
+def _group_channels(volumes: dict[str, str], channels: int, labels: dict[str, str] | None) -> dict[str, Any]:
+    """Id -> path, or the paths of the channels where they are files of their own."""
+    groups: dict[str, dict[str, str]] = {}
+    for name, path in volumes.items():
+        case, channel = re.fullmatch(r"(.*?)(_\d{4})?", name).groups(default="")  # type: ignore[union-attr]
+        groups.setdefault(case, {})[channel] = path
+    expected = [f"_{channel:04d}" for channel in range(channels)]
+    complete = [case for case, files in groups.items() if sorted(files) == expected]
+    whole = set(volumes) & set(labels) if labels is not None else channels == 1
+    if whole or not complete:
         return dict(volumes)
-    return {case: _one_or_all([volumes[name] for name in names]) for case, names in groups.items()}
-
-
-def _one_or_all(paths: list[str]) -> str | list[str]:
-    return paths[0] if len(paths) == 1 else paths
+    for case, files in groups.items():
+        if sorted(files) != expected:
+            found = ", ".join(sorted(Path(path).name for path in files.values()))
+            raise InputError(
+                f"{case}: found {found}, expected {channels} files, {case}{expected[0]} to {case}{expected[-1]}"
+            )
+    return {case: files[expected[0]] if channels == 1 else sorted(files.values()) for case, files in groups.items()}
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -196,10 +207,10 @@ def _deterministic(keys: list[str], description: DatasetDescription) -> list[Tra
     transforms: list[Transform] = [
         LoadImaged(keys, ensure_channel_first=True),
         Orientationd(keys, axcodes="RAS", labels=None),
-        Spacingd(keys, pixdim=description.spacing, mode=modes),
+        Spacingd(keys, pixdim=description.spacing, mode=modes, dtype=np.float32),
         _intensity(description),
         CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True),
-        EnsureTyped("image", dtype=torch.float32),
+        EnsureTyped("image", dtype=np.float32),
     ]
     return transforms + [EnsureTyped(key, dtype=torch.uint8) for key in keys if key == "label"]
 
@@ -241,7 +252,7 @@ class RandIsotropicAffineGrid(RandAffineGrid):
 
 
 class PadToSized(MapTransform):
-    """Pad volumes smaller than the crop on both sides: images with their minimum, labels with background.
+    """Pad volumes smaller than the crop on both sides: image channels with their minimum, labels with background.
 
     Args:
         keys: entries (channels, D, H, W) to pad.
@@ -256,12 +267,12 @@ class PadToSized(MapTransform):
         padded = {}
         for key in self.keys:
             volume = data[str(key)]
-            value = float(volume.min()) if key == "image" else 0.0
-            padded[str(key)] = SpatialPad(self.size, value=value)(volume)
+            channels = [SpatialPad(self.size, value=float(channel.min()))(channel[None]) for channel in volume]
+            padded[str(key)] = torch.cat(channels) if key == "image" else SpatialPad(self.size, value=0)(volume)
         return {**data, **padded}
 
 
 def above_minimum(image: Tensor) -> Tensor:
-    """The voxels that hold something: those above the volume's minimum; all of them in a constant volume."""
-    minimum = image.min()
-    return image > minimum if image.max() > minimum else torch.ones_like(image)
+    """The voxels (channels, D, H, W) that hold something: those above their channel's minimum; all, if none is."""
+    above = image > image.amin(dim=(1, 2, 3), keepdim=True)
+    return above if above.any() else torch.ones_like(image)

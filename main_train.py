@@ -31,7 +31,6 @@ from tqdm import tqdm
 from engine.arguments import boolean, number, odd, positive
 from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, weights_of
 from engine.data_check import check_cases
-from engine.description import DatasetDescription
 from engine.devices import AMP_CHOICES, choose_device, make_autocast
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder, write_text
@@ -85,7 +84,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     execution = parser.add_argument_group("execution")
     execution.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
     execution.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
-    execution.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order, crops and augmentation")
+    execution.add_argument(
+        "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, order, crops and augmentation"
+    )
     execution.add_argument("--resume", action="store_true", help="go on from last_checkpoint.pth in --output")
     parser.set_defaults(mode="train")
     args = parser.parse_args(argv)
@@ -106,7 +107,9 @@ def main(args: argparse.Namespace) -> None:
     make_output_folder(output)
 
     torch.manual_seed(args.seed)
-    state = TrainingState(args, network_config(args, description), description, device)
+    training_cases, validation_cases = data_loader(args)
+    cases = [case["id"] for case in training_cases]
+    state = TrainingState(args, NetworkConfig.from_flags(args, description), description, cases, device)
     last = output / "last_checkpoint.pth"
     if args.resume:
         state.restore(last)
@@ -116,7 +119,6 @@ def main(args: argparse.Namespace) -> None:
         weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
         load_weights(state.network, weights_of(load_checkpoint(weights, flag), weights, flag), weights, flag)
 
-    training_cases, validation_cases = data_loader(args)
     check_cases([*training_cases, *validation_cases], description, args.num_workers)
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
@@ -135,18 +137,11 @@ def main(args: argparse.Namespace) -> None:
         def evaluate() -> None:
             table, figure = validate(state.network, validation_set, description, window, device, args.num_workers)
             keep_best(state, table, output)
-            state.save(last)
             log_validation(writer, state, table, figure)
+            state.save(last)  # after the logs: a resumed run repeats what it may have lost, and never skips any
 
         train(args, state, training_set, device, window.autocast, writer, evaluate)
     print(f"best mean Dice {state.best_dice:.4f} at iteration {state.best_iteration}: {output / BEST}")
-
-
-def network_config(args: argparse.Namespace, description: DatasetDescription) -> NetworkConfig:
-    """What the flags and the dataset say of the network."""
-    overrides = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
-    classes, channels = len(description.classes), len(description.channels)
-    return NetworkConfig(args.network, channels, classes, tuple(args.roi_size), overrides)
 
 
 def train(
@@ -199,6 +194,11 @@ def train_step(
     with autocast():
         logits = state.network(image)
     loss = criterion(logits.float(), label)
+    if not loss.isfinite():
+        raise InputError(
+            f"--lr: found a loss of {loss.item()} at iteration {state.iteration}, expected finite ones; "
+            "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
+        )
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
     state.scaler.step(state.optimizer)

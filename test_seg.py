@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine.arguments import number, odd
-from engine.checkpoints import NetworkConfig, config_of, load_checkpoint, load_weights, weights_of
+from engine.checkpoints import NetworkConfig, config_of, flag_overrides, load_checkpoint, load_weights, weights_of
 from engine.data_check import check_cases
 from engine.description import DatasetDescription
 from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast, place
@@ -110,7 +110,7 @@ def load_network(args: argparse.Namespace) -> tuple[REP3D, NetworkConfig, Datase
     if saved is None:
         config, description = describe_state_dict(args)
     else:
-        config, description = agree(args, *saved)
+        config, description = with_flags(args, *saved)
     network = config.build(deploy=True)
     load_weights(network, weights, path, FLAG)
     return network.eval(), config, description
@@ -121,19 +121,13 @@ def describe_state_dict(args: argparse.Namespace) -> tuple[NetworkConfig, Datase
     if args.dataset is None:
         raise InputError(f"--dataset: found none, expected one because {args.trained_weights} is a bare state dict")
     description = find_description(args.dataset)
-    overrides = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
-    classes, channels = len(description.classes), len(description.channels)
-    roi_size = tuple(args.roi_size or (96, 96, 96))
-    return NetworkConfig(args.network or "REP3D", channels, classes, roi_size, overrides), description
+    return NetworkConfig.from_flags(args, description), description
 
 
-def agree(
+def with_flags(
     args: argparse.Namespace, config: NetworkConfig, description: DatasetDescription
 ) -> tuple[NetworkConfig, DatasetDescription]:
-    """What the checkpoint says, provided that no flag says otherwise; --roi_size and --dataset may replace its own."""
-    for name, own in (("network", config.network), *config.overrides.items()):
-        if getattr(args, name) not in (None, own):
-            raise InputError(f"--{name}: found {getattr(args, name)}, expected {own} as in {args.trained_weights}")
+    """What the checkpoint says, flags before it; strict loading refuses a network that the weights do not fit."""
     if args.dataset is not None:
         description = find_description(args.dataset)
         sizes = len(description.channels), len(description.classes)
@@ -142,7 +136,10 @@ def agree(
                 f"--dataset: found {sizes[0]} channels and {sizes[1]} classes, expected {config.in_chans} and "
                 f"{config.out_chans} as in {args.trained_weights}"
             )
-    return replace(config, roi_size=tuple(args.roi_size or config.roi_size)), description
+    overrides = {**config.overrides, **flag_overrides(args)}
+    roi_size = tuple(args.roi_size or config.roi_size)
+    network = args.network or config.network
+    return replace(config, network=network, roi_size=roi_size, overrides=overrides), description
 
 
 if __name__ == "__main__":

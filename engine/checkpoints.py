@@ -1,9 +1,11 @@
 """Checkpoints: plain dictionaries of tensors and plain values, the weights under "model"."""
 
+import argparse
 import pickle
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,12 @@ class NetworkConfig:
     roi_size: tuple[int, ...]
     overrides: dict[str, Any]
 
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace, description: DatasetDescription) -> Self:
+        """What the flags and the dataset say of the network."""
+        sizes = len(description.channels), len(description.classes)
+        return cls(args.network or "REP3D", *sizes, tuple(args.roi_size or (96, 96, 96)), flag_overrides(args))
+
     def build(self, deploy: bool = False) -> REP3D:
         """The network, randomly initialised; InputError where the arguments do not make one."""
         try:
@@ -45,6 +53,11 @@ class NetworkConfig:
     def to_plain(self) -> dict[str, Any]:
         """A dictionary of plain values."""
         return {**asdict(self), "roi_size": list(self.roi_size)}
+
+
+def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The constructor's arguments that were given as flags."""
+    return {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -62,14 +75,15 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         InputError: no such file, damaged, or one that needs pickle code execution.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of old pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{flag}: {path} is no plain checkpoint, expected tensors and plain values only (pickled code is never run)"
         ) from error
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected a checkpoint") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive fails in any way
         raise InputError(f"{flag}: {path} is damaged, expected a whole checkpoint") from error
     if not isinstance(content, dict):
         raise InputError(f"{flag}: {path} holds a {type(content).__name__}, expected a dictionary with the weights")
@@ -90,6 +104,7 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
         return None
     try:
         config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
+        dict(**config.overrides)
         return config, DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(

@@ -27,7 +27,7 @@ def check_cases(cases: Sequence[dict[str, Any]], description: DatasetDescription
     Args:
         cases: "image" and, where there is one, "label" of each case.
         description: channels and classes to expect.
-        workers: volumes read at the same time, at least 1.
+        workers: volumes read at the same time; 0 is taken for 1.
     Raises:
         InputError: a line for every problem: unreadable, not 3D, NaN or infinite voxels, image and label of different
             shape or affine, label values that are no declared class.

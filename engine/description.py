@@ -1,7 +1,6 @@
 """What the pipelines need to know of a dataset, and its JSON form."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +8,7 @@ from typing import Any, Self
 from engine.errors import InputError
 
 MAX_CLASSES = 256  # label maps are kept and written as uint8
+LARGEST = 1e9  # of spacings in mm and intensities; NaN and infinities are not below it
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class DatasetDescription:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"--dataset: {path} cannot be read ({error.strerror})") from error
+            raise InputError(f"--dataset: {path} cannot be read ({error.strerror}), expected a JSON file") from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"--dataset: {path} is not JSON ({error})") from error
+            raise InputError(f"--dataset: {path} is not JSON ({error}), expected a dataset description") from error
         return cls.from_json(values, str(path))
 
 
@@ -106,5 +106,5 @@ def _are_numbers(values: Any, count: int) -> bool:
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        and all(type(value) in (int, float) and abs(value) < LARGEST for value in values)
     )

@@ -88,12 +88,12 @@ class DiceTable:
         for name, dice in self._rows():
             writer.writerow([name, *map(_plain, dice), _plain(mean_over_classes(dice))])
         write_text(folder / "dice.csv", text.getvalue())
-        rows = {
-            name: {**dict(zip(self.classes, map(_plain, dice), strict=True)), "mean": _plain(mean_over_classes(dice))}
-            for name, dice in self._rows()
-        }
-        mean = rows.pop("mean")
-        write_text(folder / "dice.json", json.dumps({"mean": mean, "cases": rows}, indent=2) + "\n")
+        *cases, (_, mean) = self._rows()
+        report = {"mean": self._named(mean), "cases": {name: self._named(dice) for name, dice in cases}}
+        write_text(folder / "dice.json", json.dumps(report, indent=2) + "\n")
+
+    def _named(self, dice: NDArray[np.float64]) -> dict[str, float | None]:
+        return {**dict(zip(self.classes, map(_plain, dice), strict=True)), "mean": _plain(mean_over_classes(dice))}
 
 
 def _cell(dice: float) -> str:

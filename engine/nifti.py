@@ -1,24 +1,25 @@
 """NIfTI files as they are on disk, on their own grid."""
 
-import os
+import gzip
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Pair
 from numpy.typing import NDArray
 
+from engine.files import write_whole
 
-def load_nifti(path: str) -> Nifti1Pair:
+
+def load_nifti(path: str) -> nib.Nifti1Image:
     """Open a NIfTI-1 or NIfTI-2 file; its voxels are read when they are asked for.
 
     Raises:
         ImageFileError: another format.
     """
     image = nib.load(path)
-    if not isinstance(image, Nifti1Pair):
+    if not isinstance(image, nib.Nifti1Image):
         raise ImageFileError("not a NIfTI file")
     return image
 
@@ -40,12 +41,7 @@ def save_labels(labels: NDArray[np.uint8], like: str, path: Path) -> None:
     image = type(native)(labels, native.affine, native.header.copy(), dtype=np.uint8)
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the image's display window says nothing of labels
-    aside = path.with_name(f".{path.name}.part.nii.gz")
-    try:
-        nib.save(image, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(path, lambda file: file.write(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)))
 
 
 def turn_to_ras(volume: NDArray[Any], affine: NDArray[np.floating]) -> NDArray[Any]:

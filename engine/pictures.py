@@ -63,6 +63,8 @@ def three_planes(
         for volume, style in ((prediction, "solid"), (label, "dashed")):
             if volume is not None:
                 _draw_contours(view, np.take(volume, centre[axis], axis).T, colours, style)
+        if across == 0:
+            view.invert_xaxis()  # the patient's right on the left, as radiologists look at it
         view.set_title(f"{plane}, voxel {centre[axis]}")
         view.set_axis_off()
     present = np.unique(prediction if label is None else np.stack([prediction, label]))

@@ -37,20 +37,21 @@ def predict_probabilities(network: nn.Module, image: Tensor, window: Window) -> 
 
     Args:
         network: in evaluation mode.
-        image: preprocessed, on the network's device; where it is smaller than the window it is padded with its minimum,
-            as training crops are.
+        image: preprocessed, on the network's device; where it is smaller than the window each channel is padded with
+            its minimum, as training crops are.
         window: size, overlap and precision.
     Shape: (channels, D, H, W) -> (classes, D, H, W), float32.
     """
 
     def predictor(windows: Tensor) -> Tensor:
         with window.autocast():
-            return network(windows).float()
+            return network(windows + minimum).float()
 
     volume = image[None].as_subclass(Tensor)
+    minimum = volume.amin(dim=(2, 3, 4), keepdim=True)  # one a channel, which is what padding with 0 then stands for
     with torch.inference_mode():
         logits = sliding_window_inference(
-            *(volume, window.roi_size, window.sw_batch_size, predictor, window.overlap), cval=float(image.min())
+            *(volume - minimum, window.roi_size, window.sw_batch_size, predictor, window.overlap)
         )
         assert isinstance(logits, Tensor)  # one output, no dictionary of them
         return logits[0].softmax(dim=0)
@@ -59,8 +60,8 @@ def predict_probabilities(network: nn.Module, image: Tensor, window: Window) -> 
 class InvertToLabelsd(Transform):
     """Class probabilities "pred" on the grid of "image" -> label map "pred" on the grid that "image" was read from.
 
-    The classes are taken back one at a time and compared: memory holds three volumes of the native grid, however
-    many classes there are. Voxels outside the foreground crop become background.
+    The classes are taken back one at a time and compared, so that the memory needed on the native grid does not grow
+    with their number. Voxels outside the foreground crop become background.
 
     Args:
         transforms: the pipeline that made "image".

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engine.errors import InputError
 # What decides the course of a run: a resumed run must have the same.
 COURSE = (
     *("network", "feat_size", "kernel_size", "roi_size", "crop_sample", "batch_size", "max_iter", "optim", "lr"),
-    *("weight_decay", "lr_schedule", "warmup_iter", "amp", "seed"),
+    *("weight_decay", "lr_schedule", "warmup_iter", "seed"),
 )
 
 
@@ -30,6 +31,7 @@ class TrainingState:
         args: of main_train.
         config: of the network.
         description: of the dataset.
+        cases: ids of the training cases, in order.
         device: to train on.
     """
 
@@ -38,9 +40,10 @@ class TrainingState:
         args: argparse.Namespace,
         config: NetworkConfig,
         description: DatasetDescription,
+        cases: Sequence[str],
         device: torch.device,
     ) -> None:
-        self.args, self.config, self.description = vars(args), config, description
+        self.args, self.config, self.description, self.cases = vars(args), config, description, list(cases)
         self.network = place(config.build(), device)
         self.precision = choose_precision(args.amp, device, config.roi_size, self.network.size_divisor)
         self.optimizer = make_optimizer(args, self.network)
@@ -61,6 +64,8 @@ class TrainingState:
                 "best_dice": self.best_dice,
                 "best_iteration": self.best_iteration,
                 "args": self.args,
+                "cases": self.cases,
+                "precision": str(self.precision),
             },
         )
 
@@ -80,14 +85,17 @@ class TrainingState:
         """Take up the run saved at ``path``; InputError where there is none or it is another run."""
         flag = "--resume"
         content = load_checkpoint(path, flag)
-        if "optimizer" not in content:
-            raise InputError(f"{flag}: {path} holds weights only, expected a last_checkpoint.pth")
-        saved = content["args"]
+        if not {"optimizer", "scaler", "args", "cases", "precision", "description"} <= set(content):
+            raise InputError(f"{flag}: {path} holds no whole training state, expected a last_checkpoint.pth")
         for name in COURSE:
-            if saved[name] != self.args[name]:
-                raise InputError(f"--{name}: found {self.args[name]}, expected {saved[name]} as in the run to resume")
+            if (saved := content["args"].get(name)) != self.args[name]:
+                raise InputError(f"--{name}: found {self.args[name]}, expected {saved} as in the run to resume")
+        if content["precision"] != str(self.precision):
+            raise InputError(f"--amp: found {self.precision}, expected {content['precision']} as in the run to resume")
         if content["description"] != self.description.to_json():
             raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")
+        if content["cases"] != self.cases:
+            raise InputError("--root: found other training cases, expected those of the run to resume")
         load_weights(self.network, weights_of(content, path, flag), path, flag)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])

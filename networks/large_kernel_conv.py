@@ -37,7 +37,7 @@ def large_kernel_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, m
     Shape:
         x (N, C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> (N, C, D, H, W).
     Half-precision inputs, and any under autocast, are transformed in float32 (half-precision FFTs exist only for
-    powers of two); the output has the type that ``F.conv3d`` would give.
+    powers of two); the output has the type that ``F.conv3d`` would give. The FFT path has first derivatives only.
     Raises:
         ValueError: the shapes do not fit, or a kernel side is even.
     """
@@ -54,7 +54,7 @@ def large_kernel_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None, m
     out_dtype = torch.get_autocast_dtype(device) if lowered else x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     with torch.autocast(device, enabled=False):
-        out = _DepthwiseConv3d.apply(x.to(dtype), weight.to(dtype), forward, backward)
+        out = _DepthwiseConv3d.apply(x.to(dtype), weight.to(dtype), forward, backward, needs_grad)
         if bias is not None:
             out = out + bias.to(dtype)[:, None, None, None]
     return out.to(out_dtype)
@@ -105,31 +105,33 @@ class _DepthwiseConv3d(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, forward: Method, backward: Method) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, forward: Method, backward: Method, needs_grad: bool) -> Tensor:
         ctx.method = backward
+        keep = needs_grad and forward == backward == "fft"
         spectra: list[Tensor] = []
         if forward == "direct":
             out = F.conv3d(x, weight, padding=_half_widths(weight), groups=x.shape[1])
         else:
-            keep = backward == "fft" and any(ctx.needs_input_grad)
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
             for channels in _channel_chunks(x, weight):
                 x_hat, w_hat = _spectra(x[:, channels], weight[channels])
                 out[:, channels] = _inverse(x_hat * w_hat.conj(), x, weight)[_crop(x.shape)]
                 spectra += [x_hat, w_hat] if keep else []
-        ctx.save_for_backward(x, weight, *spectra)
+        # With the spectra at hand the backward pass needs no more than the shapes of x and w.
+        kept = (tensor.new_empty(()).expand(tensor.shape) if keep else tensor for tensor in (x, weight))
+        ctx.save_for_backward(*kept, *spectra)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, weight, *spectra = ctx.saved_tensors
         need_x, need_weight = ctx.needs_input_grad[:2]
         if ctx.method == "direct":
-            return *_direct_gradients(grad, x, weight, need_x, need_weight), None, None
+            return *_direct_gradients(grad, x, weight, need_x, need_weight), None, None, None
         half_widths = _half_widths(weight)
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
+        grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None
         kept = iter(spectra)
         for channels in _channel_chunks(x, weight):
             x_hat, w_hat = (next(kept), next(kept)) if spectra else _spectra(x[:, channels], weight[channels])
@@ -139,7 +141,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
             if grad_weight is not None:
                 product = (x_hat * g_hat.conj()).sum(0, keepdim=True)  # (N, C, ...) -> (1, C, ...)
                 grad_weight[channels] = _inverse(product, x, weight)[_crop(weight.shape)].transpose(0, 1)
-        return grad_x, grad_weight, None, None
+        return grad_x, grad_weight, None, None, None
 
 
 _SPACE = (-3, -2, -1)

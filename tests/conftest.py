@@ -26,7 +26,7 @@ DESCRIPTION = {
     "spacing": [1.0, 1.0, 1.0],
     "intensity": {"zscore": True},
 }
-SMALL = ["--roi_size", "32", "32", "16", "--feat_size", "4", "4", "8", "8", "--kernel_size", "5", "--gpu", "cpu"]
+SMALL = ["--roi_size", "32", "32", "16", "--feat_size", "8", "8", "8", "8", "--kernel_size", "5", "--gpu", "cpu"]
 
 
 def write_nifti(path, voxels, affine=None):
@@ -93,6 +93,10 @@ def _run(capsys, script, argv):
     return status, captured.out, captured.err
 
 
+# What the fixture ``trained`` was trained with; later flags replace earlier ones.
+TRAINED = ("--lr", "0.01", "--max_iter", "60", "--eval_step", "20")
+
+
 def train_arguments(root, output, *more):
     """A few iterations on the boxes, in seconds."""
     data = ["--root", root, "--output", output, "--dataset", root / "boxes.json", "--num_workers", "0"]
@@ -103,7 +107,7 @@ def train_arguments(root, output, *more):
 def trained(box_template, tmp_path_factory):
     """The output folder of a short run on the boxes."""
     output = tmp_path_factory.mktemp("run")
-    arguments = [str(word) for word in train_arguments(box_template, output, "--lr", "0.01", "--max_iter", "40")]
+    arguments = [str(word) for word in train_arguments(box_template, output, *TRAINED)]
     assert run(main_train.main, main_train.parse_args(arguments)) == 0
     return output
 

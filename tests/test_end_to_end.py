@@ -1,6 +1,7 @@
 """Both scripts on small volumes: train, kill, resume, predict."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments
+from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, write_nifti
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import main_train
 from engine.metrics import dice_by_class
 
 
@@ -34,12 +36,12 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
     }
     assert json.loads((trained / "args.json").read_text())["kernel_size"] == 5
     best = torch.load(trained / "best_metric_model.pth", weights_only=True)
-    assert best["config"]["overrides"] == {"feat_size": [4, 4, 8, 8], "kernel_size": 5}
+    assert best["config"]["overrides"] == {"feat_size": [8, 8, 8, 8], "kernel_size": 5}
     log = EventAccumulator(str(trained / "tensorboard")).Reload()
     scalars = {"train/loss", "train/lr", "train/data_wait_s", "train/compute_s", "dice/mean", "dice/left", "dice/right"}
     assert scalars <= set(log.Tags()["scalars"])
     assert set(log.Tags()["images"]) == {"validation case", "mask M, central slice"}
-    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 41))
+    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 61))
     losses = [event.value for event in log.Scalars("train/loss")]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
@@ -56,7 +58,7 @@ def test_same_seed_same_weights_whatever_the_workers_and_the_cache(boxes, tmp_pa
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_killed_and_resumed_run_ends_with_the_same_weights(boxes, tmp_path, train, batch_size):
-    more = ("--max_iter", "8", "--eval_step", "2", "--batch_size", batch_size, "--num_workers", "1")
+    more = ("--max_iter", "12", "--eval_step", "2", "--batch_size", batch_size, "--num_workers", "1")
     assert train(*train_arguments(boxes, tmp_path / "whole", *more))[0] == 0
     arguments = [str(word) for word in train_arguments(boxes, tmp_path / "killed", *more)]
     process = subprocess.Popen([sys.executable, "main_train.py", *arguments], cwd=REPOSITORY, start_new_session=True)
@@ -65,13 +67,13 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(boxes, tmp_path, trai
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert 2 <= torch.load(tmp_path / "killed" / "last_checkpoint.pth", weights_only=True)["iteration"] < 8
+    assert 2 <= torch.load(tmp_path / "killed" / "last_checkpoint.pth", weights_only=True)["iteration"] < 12
     assert train(*arguments, "--resume")[0] == 0
     assert_equal_weights(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     best = "best_metric_model.pth"
     assert_equal_weights(weights(tmp_path / "whole", best), weights(tmp_path / "killed", best))
     log = EventAccumulator(str(tmp_path / "killed" / "tensorboard")).Reload()
-    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 9))
+    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 13))
 
 
 def wait_for_iteration(path, iteration, seconds=120):
@@ -84,15 +86,27 @@ def wait_for_iteration(path, iteration, seconds=120):
     raise TimeoutError(path)
 
 
-def test_resume_before_the_first_evaluation_starts_at_the_beginning(boxes, tmp_path, train):
+def test_run_killed_before_its_first_evaluation_resumes_at_the_beginning(boxes, tmp_path, train, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(*train_arguments(boxes, whole))[0] == 0
-    assert train(*train_arguments(boxes, cut))[0] == 0
-    start = torch.load(cut / "last_checkpoint.pth", weights_only=True)
-    torch.manual_seed(0)
-    assert start["iteration"] == 4
-    assert train(*train_arguments(boxes, cut), "--resume")[0] == 0  # nothing left to do
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_train, "log_training", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(*train_arguments(boxes, cut))
+    assert torch.load(cut / "last_checkpoint.pth", weights_only=True)["iteration"] == 0
+    assert train(*train_arguments(boxes, cut), "--resume")[0] == 0
     assert_equal_weights(weights(whole), weights(cut))
+
+
+def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_weights(boxes, tmp_path, train):
+    status, _, err = train(*train_arguments(boxes, tmp_path / "run", "--lr", "1e30", "--lr_schedule", "constant"))
+    assert status == 2
+    assert "--lr: found a loss of" in err
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
 def test_pretrained_weights_are_where_training_starts(boxes, trained, tmp_path, train):
@@ -122,7 +136,7 @@ def test_prediction_lies_on_the_native_grid_and_scores_as_reported(boxes, traine
         dice = dice_by_class(np.asarray(prediction.dataobj), label, 3)
         assert [report["cases"][name][side] for side in ("left", "right")] == pytest.approx(dice, abs=1e-6)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert report["mean"]["mean"] > 0.5
+    assert report["mean"]["mean"] > 0.8
     assert (tmp_path / "dice.csv").read_text().splitlines()[0] == "case,left,right,mean"
     assert "box_8" in out
     assert "left" in out
@@ -152,23 +166,31 @@ def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_pat
     assert {path.name for path in (tmp_path / "file").iterdir()} == {"box_1_seg.nii.gz", "dice.csv", "dice.json"}
 
 
-def test_several_channels(tmp_path, train, predict, box_template):
+@pytest.mark.parametrize("separate", [True, False], ids=["a file a channel", "4D"])
+def test_several_channels(tmp_path, train, predict, box_template, separate):
+    """The first channel shows nothing but noise, the second the boxes."""
     root = tmp_path / "two"
-    for part, names in {"Tr": ("a", "b"), "Val": ("c",)}.items():
-        for number, name in enumerate(names):
-            source = nib.load(box_template / "imagesTr" / f"box_{number}.nii.gz")
-            for channel in range(2):
-                (root / f"images{part}").mkdir(parents=True, exist_ok=True)
-                (root / f"labels{part}").mkdir(exist_ok=True)
-                nib.save(source, root / f"images{part}" / f"{name}_{channel:04d}.nii.gz")
-            label = nib.load(box_template / "labelsTr" / f"box_{number}.nii.gz")
-            nib.save(label, root / f"labels{part}" / f"{name}.nii.gz")
-    description = json.loads((box_template / "boxes.json").read_text()) | {"channels": ["T1", "T2"]}
+    for part, names in {"Tr": ("box_0", "box_1"), "Val": ("box_2",)}.items():
+        for name in names:
+            shown = np.asarray(nib.load(box_template / "imagesTr" / f"{name}.nii.gz").dataobj)
+            channels = [np.random.default_rng(0).normal(0, 1, shown.shape).astype(np.float32), shown]
+            if separate:
+                for number, channel in enumerate(channels):
+                    write_nifti(root / f"images{part}" / f"{name}_000{number}.nii.gz", channel)
+            else:
+                write_nifti(root / f"images{part}" / f"{name}.nii.gz", np.stack(channels, axis=-1))
+            (root / f"labels{part}").mkdir(exist_ok=True)
+            shutil.copy(box_template / "labelsTr" / f"{name}.nii.gz", root / f"labels{part}")
+    description = json.loads((box_template / "boxes.json").read_text()) | {"channels": ["noise", "boxes"]}
     (root / "boxes.json").write_text(json.dumps(description))
-    assert train(*train_arguments(root, tmp_path / "run"))[0] == 0
+    more = ("--max_iter", "30", "--eval_step", "30", "--lr", "0.01")
+    assert train(*train_arguments(root, tmp_path / "run", *more))[0] == 0
     trained = ("--trained_weights", tmp_path / "run" / "best_metric_model.pth", "--gpu", "cpu", "--preview")
     assert predict("--root", root, "--output", tmp_path / "out", *trained)[0] == 0
-    assert (tmp_path / "out" / "c_seg.nii.gz").exists()
+    prediction = nib.load(tmp_path / "out" / "box_2_seg.nii.gz")
+    assert prediction.shape == (36, 28, 18)
+    assert np.array_equal(prediction.affine, np.eye(4))
+    assert json.loads((tmp_path / "out" / "dice.json").read_text())["mean"]["mean"] > 0.4
 
 
 def test_phantoms_of_every_orientation_come_back_on_their_grid(phantoms, tmp_path, train, predict):
@@ -200,7 +222,7 @@ def test_phantoms_of_every_orientation_come_back_on_their_grid(phantoms, tmp_pat
 def test_real_ct_comes_back_on_its_grid(tmp_path, train, predict):
     root = REAL_DATA / "ct_spleen"
     data = ("--root", root, "--dataset", "amos", "--gpu", "cpu", "--num_workers", "0")
-    network = ("--feat_size", "4", "4", "8", "8", "--kernel_size", "21", "--roi_size", "64", "64", "32")
+    network = ("--feat_size", "8", "8", "8", "8", "--kernel_size", "21", "--roi_size", "64", "64", "32")
     assert train(*data, *network, "--output", tmp_path / "run", "--max_iter", "1")[0] == 0
     weights_file = tmp_path / "run" / "best_metric_model.pth"
     assert predict(*data, "--output", tmp_path / "out", "--trained_weights", weights_file)[0] == 0
@@ -214,7 +236,7 @@ def test_real_ct_comes_back_on_its_grid(tmp_path, train, predict):
 def test_real_mri_trains(tmp_path, train):
     description = REPOSITORY / "experiments" / "hippocampus" / "dataset.json"
     data = ("--root", REAL_DATA / "msd_hippocampus", "--dataset", description, "--gpu", "cpu", "--num_workers", "0")
-    network = ("--feat_size", "4", "4", "8", "8", "--roi_size", "32", "32", "32", "--kernel_size", "5")
+    network = ("--feat_size", "8", "8", "8", "8", "--roi_size", "32", "32", "32", "--kernel_size", "5")
     status, out, _ = train(*data, *network, "--output", tmp_path, "--max_iter", "2", "--cache_rate", "0")
     assert status == 0
     assert "120 training and 40 validation cases" in out

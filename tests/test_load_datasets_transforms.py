@@ -11,7 +11,15 @@ from monai.transforms import RandAffined
 
 from engine.description import DatasetDescription
 from engine.errors import InputError
-from load_datasets_transforms import DATASETS, above_minimum, data_loader, data_transforms, find_description, pair_cases
+from load_datasets_transforms import (
+    DATASETS,
+    PadToSized,
+    above_minimum,
+    data_loader,
+    data_transforms,
+    find_description,
+    pair_cases,
+)
 
 SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity window, classes
     "amos": ((1.5, 1.5, 2.0), (-125, 275), 16),
@@ -71,14 +79,36 @@ def test_cases_are_paired_by_id_not_by_order(tmp_path):
     ]
 
 
-def test_channel_numbers_are_read_only_where_every_file_has_them(tmp_path):
+def ids(cases):
+    return [case["id"] for case in cases]
+
+
+def test_labels_tell_whether_numbers_are_channels_or_ids(tmp_path):
     amos = touch(tmp_path / "amos", "amos_0000.nii.gz", "amos_0001.nii.gz")
-    assert [case["id"] for case in pair_cases(amos, None)] == ["amos_0000", "amos_0001"]
-    assert [len(case["image"]) for case in pair_cases(amos, None, channels=2)] == [2]
+    assert ids(pair_cases(amos, amos)) == ids(pair_cases(amos, None)) == ["amos_0000", "amos_0001"]
+    lone = touch(tmp_path / "lone", "amos_0000.nii.gz")
+    assert ids(pair_cases(lone, lone)) == ids(pair_cases(lone, None)) == ["amos_0000"]
+    assert ids(pair_cases(amos / "amos_0000.nii.gz", amos)) == ["amos_0000"]
     nnunet = touch(tmp_path / "nnunet", "a_0000.nii.gz", "b_0000.nii.gz")
-    assert [case["id"] for case in pair_cases(nnunet, None)] == ["a", "b"]
-    whole = touch(tmp_path / "whole", "a.nii.gz", "b.nii.gz")
-    assert [case["id"] for case in pair_cases(whole, None, channels=2)] == ["a", "b"]
+    labels = touch(tmp_path / "labels", "a.nii.gz", "b.nii.gz")
+    assert ids(pair_cases(nnunet, labels)) == ["a", "b"]
+    assert pair_cases(nnunet, labels)[0]["image"] == str(nnunet / "a_0000.nii.gz")
+
+
+def test_several_channels_are_files_of_their_own_or_one_4d_file(tmp_path):
+    separate = touch(tmp_path / "separate", *(f"{case}_000{channel}.nii" for case in "ab" for channel in (0, 1)))
+    cases = pair_cases(separate, None, channels=2)
+    assert ids(cases) == ["a", "b"]
+    assert cases[1]["image"] == [str(separate / "b_0000.nii"), str(separate / "b_0001.nii")]
+    whole = touch(tmp_path / "whole", "a_0000.nii.gz", "a_0001.nii.gz")
+    assert ids(pair_cases(whole, whole, channels=2)) == ["a_0000", "a_0001"]
+    assert ids(pair_cases(touch(tmp_path / "plain", "a.nii", "b.nii"), None, channels=2)) == ["a", "b"]
+
+
+def test_missing_channel_is_named(tmp_path):
+    images = touch(tmp_path / "images", "a_0000.nii", "a_0001.nii", "b_0001.nii")
+    with pytest.raises(InputError, match=r"b: found b_0001.nii, expected 2 files, b_0000 to b_0001"):
+        pair_cases(images, None, channels=2)
 
 
 def test_unpaired_ids_are_named(tmp_path):
@@ -178,4 +208,10 @@ def test_training_and_validation_share_the_deterministic_part(boxes):
 
 def test_constant_volume_keeps_its_voxels():
     assert above_minimum(torch.full((1, 2, 2, 2), 7.0)).all()
-    assert above_minimum(torch.tensor([[0.0, 1.0]])).tolist() == [[False, True]]
+
+
+def test_every_channel_has_its_own_minimum():
+    image = torch.tensor([0.0, 1.0, 5.0, 5.0]).reshape(2, 1, 1, 2)
+    assert above_minimum(image).flatten().tolist() == [False, True, False, False]
+    padded = PadToSized(["image"], (1, 1, 4))({"image": image})["image"]
+    assert padded.flatten().tolist() == [0, 0, 1, 0, 5, 5, 5, 5]

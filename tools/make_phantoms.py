@@ -29,7 +29,7 @@ AIR_HU, GAS_HU, FAT_HU, SKIN_HU, MUSCLE_HU, RIB_HU = -1000.0, -900.0, -100.0, 20
 
 
 class Shape(NamedTuple):
-    """An ellipsoid in atlas coordinates: mm, RAS+ axes (x left, y anterior, z superior), origin mid-torso.
+    """An ellipsoid in atlas coordinates: mm, LAS+ axes (x left, y anterior, z superior), origin mid-torso.
 
     Args:
         name: what it depicts.
@@ -177,7 +177,9 @@ def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Im
     centre = rng.uniform((-15, -60, -400), (15, 60, 400))  # scanner coordinates of the middle of the volume, mm
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(size, spacing, strict=True)]
     affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = [c + a[0] for c, a in zip(centre, axes, strict=True)]
+    affine[:3, 3] = [a[0] for a in axes]
+    affine[0] *= -1  # the atlas counts x towards the patient's left, the scanner towards the right
+    affine[:3, 3] += centre
     axes = [(a - m) / b for a, m, b in zip(axes, shift, build, strict=True)]
 
     hu = np.full(size, AIR_HU)

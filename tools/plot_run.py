@@ -54,6 +54,8 @@ def draw_curve(logs: EventAccumulator) -> Figure:
     figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, dice_axes = figure.subplots(1, 2)
+    if "train/loss" not in logs.Tags()["scalars"]:
+        raise InputError("--run: found no losses in its logs, expected at least one iteration")
     losses = logs.Scalars("train/loss")
     width = min(SMOOTHED, len(losses))
     smooth = np.convolve([event.value for event in losses], np.full(width, 1 / width), mode="valid")

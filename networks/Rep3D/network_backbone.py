@@ -62,6 +62,9 @@ class REP3D(nn.Module):
         for name, values in (("depths", depths), ("feat_size", feat_size)):
             if len(values) != 4 or min(values) < 1:
                 raise ValueError(f"{name}: found {tuple(values)}, expected four positive numbers")
+        for name, value in (("in_chans", in_chans), ("out_chans", out_chans), ("hidden_size", hidden_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: found {value}, expected a positive number")
         self.in_chans = in_chans
         lrbm_options = {
             "beta": beta,
@@ -73,7 +76,7 @@ class REP3D(nn.Module):
 
         conv: dict[str, Any] = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         skips = [in_chans, *feat_size]  # the image and the four stages
-        widths = [*feat_size, hidden_size or 2 * feat_size[-1]]
+        widths = [*feat_size, 2 * feat_size[-1] if hidden_size is None else hidden_size]
         self.encoder1, self.encoder2, self.encoder3, self.encoder4, self.encoder5 = (
             UnetrBasicBlock(in_channels=skip, out_channels=width, stride=1, **conv)
             for skip, width in zip(skips, widths, strict=True)

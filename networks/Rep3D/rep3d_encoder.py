@@ -163,13 +163,13 @@ class rep3d_block(nn.Module):
         return self
 
 
-def _fold_while_loading(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _fold_while_loading(block: "rep3d_block", state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before a deployed block loads a training checkpoint, fold: kernel times mask, the mask's keys taken out."""
     lrbm_prefix = f"{prefix}lrbm."
+    kernel = state_dict.get(f"{prefix}dwconv.weight")
     trained = {key.removeprefix(lrbm_prefix): value for key, value in state_dict.items() if key.startswith(lrbm_prefix)}
-    if not isinstance(block, rep3d_block) or block.lrbm is not None or block.mask == "none" or not trained:
+    if block.lrbm is not None or block.mask == "none" or not trained or kernel is None:
         return
-    kernel = state_dict[f"{prefix}dwconv.weight"]
     lrbm = LRBM(**block.lrbm_options).to(kernel)
     lrbm.load_state_dict(trained)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from conftest import DESCRIPTION, write_nifti
 from torch import nn
 
 from engine.description import DatasetDescription
+from engine.metrics import dice_by_class
 from engine.nifti import read_labels, save_labels
 from engine.pictures import mask_slices, preview, save_png, three_planes
 from engine.prediction import Window, predict_probabilities
@@ -41,8 +42,8 @@ AFFINES = {
 def test_labels_come_back_to_where_they_were(tmp_path, affine):
     """Labels shown as intensities, sent through the pipeline and back, are the same but for the edges' voxels."""
     labels = np.zeros((24, 30, 16), np.uint8)
-    labels[4:12, 6:20, 3:12] = 1
-    labels[14:20, 6:20, 3:12] = 2
+    labels[2:10, 6:24, 1:8] = 1
+    labels[14:20, 3:14, 2:9] = 2
     write_nifti(tmp_path / "image.nii.gz", labels.astype(np.int16), affine)
     description = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [0, 2]}}, "test")
     args = argparse.Namespace(dataset=description, mode="test", output=tmp_path)
@@ -54,10 +55,7 @@ def test_labels_come_back_to_where_they_were(tmp_path, affine):
     case["pred"] = (-10 * distance).softmax(0)
     out = infer_post_transforms(args, transforms)(case)["pred"]
     assert out.shape == labels.shape
-    core = np.zeros_like(labels, bool)
-    core[6:10, 8:18, 5:10] = core[16:18, 8:18, 5:10] = core[:2] = core[-2:] = True
-    assert (out == labels)[core].all()
-    assert (out == labels).mean() > 0.9
+    assert dice_by_class(out, labels, 3).min() > 0.85  # any flip or shift by a voxel or two falls below
     written = nib.load(tmp_path / "case_seg.nii.gz")
     assert np.array_equal(written.affine, nib.load(source).affine)
     assert np.array_equal(np.asarray(written.dataobj), out)

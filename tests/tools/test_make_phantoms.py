@@ -107,9 +107,9 @@ def test_hounsfield_units_are_those_of_portal_venous_ct():
 def test_patient_is_the_right_way_round(phantoms):
     for _, labels in phantoms:
         centre = nib.affines.apply_affine(labels.affine, (np.array(labels.shape) - 1) / 2)
-        assert centroid(labels, LIVER)[0] < 0 < centroid(labels, SPLEEN)[0]
-        assert centroid(labels, RIGHT_KIDNEY)[0] < centroid(labels, POSTCAVA)[0] < centroid(labels, AORTA)[0]
-        assert centroid(labels, AORTA)[0] < centroid(labels, LEFT_KIDNEY)[0]
+        assert centroid(labels, SPLEEN)[0] < 0 < centroid(labels, LIVER)[0]  # +x is the patient's right
+        assert centroid(labels, AORTA)[0] < centroid(labels, POSTCAVA)[0] < centroid(labels, RIGHT_KIDNEY)[0]
+        assert centroid(labels, LEFT_KIDNEY)[0] < centroid(labels, AORTA)[0]
         assert centroid(labels, AORTA)[1] < centre[1] < centroid(labels, GALL_BLADDER)[1]
         assert centroid(labels, LEFT_KIDNEY)[2] < centroid(labels, SPLEEN)[2]
 
