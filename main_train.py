@@ -74,7 +74,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
     recipe.add_argument("--lr", type=positive, default=1e-4, help="peak learning rate")
     recipe.add_argument("--weight_decay", type=number(float, 0), default=0.08, help="weight decay")
-    recipe.add_argument("--lr_schedule", default="warmup_cosine", choices=("warmup_cosine", "constant"))
+    recipe.add_argument(
+        "--lr_schedule", default="warmup_cosine", choices=("warmup_cosine", "constant"), help="of the rate"
+    )
     recipe.add_argument("--warmup_iter", type=number(int, 0), help="iterations to the peak (a fiftieth of max_iter)")
     recipe.add_argument(
         "--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of validation windows"

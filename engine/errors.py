@@ -19,7 +19,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n")
 
 
-def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
     """Run a script's ``main``; its user's mistakes become lines on stderr and exit status 2."""
     try:
         main(args)

@@ -153,7 +153,7 @@ def test_state_dict_alone_predicts_the_same_with_flags(boxes, trained, tmp_path,
         assert np.array_equal(one, other)
 
 
-def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_path, predict):
+def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_path, predict, monkeypatch):
     common = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu", "--num_workers", "0")
     (boxes / "imagesTs").mkdir()
     (boxes / "imagesVal" / "box_8.nii.gz").rename(boxes / "imagesTs" / "test_1.nii.gz")
@@ -161,8 +161,8 @@ def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_pat
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["test_1_seg.nii.gz"]  # no labels, no Dice
     assert predict(*common, "--images", boxes / "imagesTr", "--output", tmp_path / "folder")[0] == 0
     assert (tmp_path / "folder" / "dice.csv").exists()
-    file = boxes / "imagesTr" / "box_1.nii.gz"
-    assert predict(*common, "--images", file, "--output", tmp_path / "file")[0] == 0
+    monkeypatch.chdir(boxes / "imagesTr")
+    assert predict(*common, "--images", "box_1.nii.gz", "--output", tmp_path / "file")[0] == 0
     assert {path.name for path in (tmp_path / "file").iterdir()} == {"box_1_seg.nii.gz", "dice.csv", "dice.json"}
 
 

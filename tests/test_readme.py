@@ -1,0 +1,77 @@
+"""What the README shows is what the scripts take."""
+
+import json
+import re
+import shlex
+
+import pytest
+from conftest import REPOSITORY
+
+import main_train
+import test_seg as predict_script
+from engine.description import DatasetDescription
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    return [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_every_command_is_one_that_the_project_has():
+    targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    parsers = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
+    seen = set()
+    for command in commands():
+        words = shlex.split(command, comments=True)
+        seen.add(words[1])
+        if words[0] == "make":
+            assert words[1] in targets
+        elif words[1] in parsers:
+            parsers[words[1]](words[2:])
+        else:
+            assert (REPOSITORY / words[1]).exists(), command
+    assert {"demo", "test", "main_train.py", "test_seg.py"} <= seen
+
+
+def test_json_is_a_description():
+    (text,) = blocks("json")
+    assert DatasetDescription.from_json(json.loads(text), "README.md").classes == (
+        "background",
+        "anterior",
+        "posterior",
+    )
+
+
+def test_python_runs():
+    (code,) = blocks("python")
+    names = {}
+    exec(code, names)
+    assert names["network"].rep3d.stages[0][0].lrbm is None
+
+
+def test_defaults_are_those_of_the_paper():
+    args = main_train.parse_args(["--root", "a", "--output", "b", "--dataset", "amos"])
+    recipe = {
+        "network": "REP3D",
+        "batch_size": 1,
+        "crop_sample": 2,
+        "roi_size": [96, 96, 96],
+        "lr": 1e-4,
+        "optim": "AdamW",
+        "weight_decay": 0.08,
+        "max_iter": 60000,
+        "eval_step": 500,
+        "cache_rate": 0.1,
+        "num_workers": 2,
+    }
+    assert {name: getattr(args, name) for name in recipe} == recipe
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
+def test_linked_files_exist(path):
+    assert (REPOSITORY / path).exists()
