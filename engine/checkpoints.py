@@ -104,7 +104,7 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
         return None
     try:
         config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
-        dict(**config.overrides)
+        dict(**config.overrides)  # a TypeError unless it holds arguments by name
         return config, DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(

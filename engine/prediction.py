@@ -50,9 +50,8 @@ def predict_probabilities(network: nn.Module, image: Tensor, window: Window) -> 
     volume = image[None].as_subclass(Tensor)
     minimum = volume.amin(dim=(2, 3, 4), keepdim=True)  # one a channel, which is what padding with 0 then stands for
     with torch.inference_mode():
-        logits = sliding_window_inference(
-            *(volume - minimum, window.roi_size, window.sw_batch_size, predictor, window.overlap)
-        )
+        shifted = volume - minimum
+        logits = sliding_window_inference(shifted, window.roi_size, window.sw_batch_size, predictor, window.overlap)
         assert isinstance(logits, Tensor)  # one output, no dictionary of them
         return logits[0].softmax(dim=0)
 
