@@ -1,0 +1,59 @@
+"""Weights and inputs drawn by state_dict key, and the official implementations' logits for them (goldens/).
+
+Each ``goldens/golden_<name>.npz`` holds, for the official code in float32 on a CPU in evaluation mode, ``logits`` (every
+fifth voxel along each axis) and ``mean``, population ``std`` and ``shape`` of the whole output; ``state_dict_keys.json``
+the official constructor arguments, input shape, and keys with their shapes.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).parent / "goldens"
+OFFICIAL = json.loads((FOLDER / "state_dict_keys.json").read_text())
+# Rms difference over std. Float32 differs from float64 by up to 2.8e-6, so a looser bound would hide defects.
+TOLERANCE, FFT_TOLERANCE = 5e-6, 1e-5
+
+
+def draw(key, shape):
+    """Standard normal values that depend on the key alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+
+
+def draw_weights(state_dict):
+    """Values for every floating tensor: scaled by fan-in, norms near one, everything else small; integers stay."""
+    return {key: _draw_tensor(key, value) if value.is_floating_point() else value for key, value in state_dict.items()}
+
+
+def _draw_tensor(key, value):
+    noise = draw(key, value.shape)
+    if key.endswith("running_var"):
+        return 1 + 0.1 * noise.abs()
+    if key.endswith("running_mean"):
+        return 0.1 * noise
+    if value.dim() >= 2:
+        return noise * (value.shape[0] / value.numel()) ** 0.5
+    return 1 + 0.1 * noise if key.endswith("weight") else 0.1 * noise
+
+
+def official_shapes(name):
+    """The official state_dict: {key: shape}."""
+    return {key: tuple(shape) for key, shape in OFFICIAL[name]["keys"].items()}
+
+
+def assert_reproduces(name, network, tolerance=TOLERANCE):
+    """Same keys and shapes as the official network, and the same logits for weights and input drawn by key."""
+    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == official_shapes(name)
+    network.load_state_dict(draw_weights(network.state_dict()))
+    with torch.no_grad():
+        logits = network.eval()(draw("input", OFFICIAL[name]["input"])).numpy()
+    golden = np.load(FOLDER / f"golden_{name}.npz")
+    assert logits.shape == tuple(golden["shape"])
+    std = float(golden["std"])
+    assert abs(logits.mean() - float(golden["mean"])) < tolerance * std
+    assert abs(logits.std() - std) < tolerance * std
+    difference = logits[..., ::5, ::5, ::5] - golden["logits"]
+    assert np.sqrt(np.mean(difference**2)) < tolerance * std
