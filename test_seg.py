@@ -33,8 +33,7 @@ from engine.nifti import read_labels
 from engine.pictures import preview, save_png
 from engine.prediction import Window, first_file, predict_probabilities
 from load_datasets_transforms import data_loader, data_transforms, find_description, infer_post_transforms
-from networks import NETWORKS
-from networks.Rep3D import REP3D
+from networks import NETWORKS, SegmentationNetwork
 
 FLAG = "--trained_weights"
 
@@ -81,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     (transforms,) = data_transforms(args)
     post_transforms = infer_post_transforms(args, transforms)
-    precision = choose_precision(args.amp, device, config.roi_size, network.size_divisor)
+    precision = choose_precision(args.amp, device, config.roi_size, network.input_sizes)
     window = Window(config.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
     table = DiceTable(description.classes[1:])
     sources = [{**case, "source": case["image"]} for case in cases]
@@ -101,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(cases)} predictions in {output}")
 
 
-def load_network(args: argparse.Namespace) -> tuple[REP3D, NetworkConfig, DatasetDescription]:
+def load_network(args: argparse.Namespace) -> tuple[SegmentationNetwork, NetworkConfig, DatasetDescription]:
     """The deployed network with its weights, in evaluation mode, and what it was trained for."""
     path = Path(args.trained_weights)
     content = load_checkpoint(path, FLAG)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.files import write_whole
-from networks import build_network
-from networks.Rep3D import REP3D
+from networks import SegmentationNetwork, build_network
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class NetworkConfig:
         sizes = len(description.channels), len(description.classes)
         return cls(args.network or "REP3D", *sizes, tuple(args.roi_size or (96, 96, 96)), flag_overrides(args))
 
-    def build(self, deploy: bool = False) -> REP3D:
+    def build(self, deploy: bool = False) -> SegmentationNetwork:
         """The network, randomly initialised; InputError where the arguments do not make one."""
         try:
             return build_network(

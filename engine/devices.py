@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.errors import InputError
+from networks.base import InputSizes
 
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 SMALLEST_BF16_SIDE = 3
@@ -32,7 +33,9 @@ def choose_device(gpu: str) -> torch.device:
     return torch.device("cuda", int(gpu))
 
 
-def choose_precision(amp: str, device: torch.device, roi_size: Sequence[int], size_divisor: int) -> torch.dtype | None:
+def choose_precision(
+    amp: str, device: torch.device, roi_size: Sequence[int], input_sizes: InputSizes
+) -> torch.dtype | None:
     """The autocast type of ``--amp``, None for float32.
 
     "auto" takes bf16 where it pays: on GPUs that compute in it (others take fp16) and on CPUs with AMX; two cores with
@@ -42,19 +45,21 @@ def choose_precision(amp: str, device: torch.device, roi_size: Sequence[int], si
         amp: one of ``AMP_CHOICES``.
         device: to compute on.
         roi_size: (D, H, W) of the crops, voxels.
-        size_divisor: voxels of the crop to one of the network's coarsest grid, along each axis.
+        input_sizes: the network's; their divisors tell its coarsest grid.
     Raises:
         InputError: bf16 on a CPU with a coarsest grid of fewer than 3 voxels along an axis, where oneDNN (3.12) returns
             wrong gradients, infinite ones among them.
     """
-    coarse = device.type == "cpu" and min(roi_size) // size_divisor < SMALLEST_BF16_SIDE
+    divisors = input_sizes.divisors
+    coarsest = (side // divisor for side, divisor in zip(roi_size, divisors, strict=True))
+    coarse = device.type == "cpu" and min(coarsest) < SMALLEST_BF16_SIDE
     if amp == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if amp == "auto":
         return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") and not coarse else None
     if amp == "bf16" and coarse:
-        found, least = " x ".join(map(str, roi_size)), SMALLEST_BF16_SIDE * size_divisor
-        raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected sides of {least} or more, or off")
+        found, least = (" x ".join(map(str, size)) for size in (roi_size, [SMALLEST_BF16_SIDE * d for d in divisors]))
+        raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected {least} or more, or off")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 

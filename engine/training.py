@@ -14,6 +14,7 @@ from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, sav
 from engine.description import DatasetDescription
 from engine.devices import choose_precision, place
 from engine.errors import InputError
+from engine.rep_optimizer import scale_updates
 
 # What decides the course of a run: a resumed run must have the same.
 COURSE = (
@@ -45,7 +46,7 @@ class TrainingState:
     ) -> None:
         self.args, self.config, self.description, self.cases = vars(args), config, description, list(cases)
         self.network = place(config.build(), device)
-        self.precision = choose_precision(args.amp, device, config.roi_size, self.network.size_divisor)
+        self.precision = choose_precision(args.amp, device, config.roi_size, self.network.input_sizes)
         self.optimizer = make_optimizer(args, self.network)
         # Passes values through unscaled unless gradients are in danger of underflow.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
@@ -104,12 +105,21 @@ class TrainingState:
 
 
 def make_optimizer(args: argparse.Namespace, network: nn.Module) -> Optimizer:
-    """The optimiser of ``--optim``; AdamW with the paper's betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99."""
-    parameters = network.parameters()
+    """The optimiser of ``--optim``; AdamW with the paper's betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99.
+
+    The updates of REPOPT's kernels are scaled; InputError for an optimiser that cannot.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if args.optim == "SGD":
-        return SGD(parameters, args.lr, momentum=0.99, nesterov=True, weight_decay=args.weight_decay)
-    kind = {"AdamW": AdamW, "Adam": Adam}[args.optim]
-    return kind(parameters, args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
+        optimizer: Optimizer = SGD(parameters, args.lr, momentum=0.99, nesterov=True, weight_decay=args.weight_decay)
+    else:
+        kind = {"AdamW": AdamW, "Adam": Adam}[args.optim]
+        optimizer = kind(parameters, args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
+    try:
+        scale_updates(optimizer, network)
+    except ValueError as error:
+        raise InputError(f"--optim: {error}") from error
+    return optimizer
 
 
 def learning_rate(args: argparse.Namespace, iteration: int) -> float:

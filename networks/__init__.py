@@ -5,12 +5,42 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from networks.base import InputSizes, SegmentationNetwork
+from networks.monai_networks import UNETR, MedNeXt, SwinUNETR, UNet3D, nnUNet
+from networks.nnFormer import nnFormer
 from networks.Rep3D import REP3D
+from networks.RepOptimizer import REPOPT
+from networks.RepUXNet import REPUXNET
+from networks.res_enc_unet import ResEncUNet
+from networks.STUNet import VARIANTS, STUNet
+from networks.TransBTS import TransBTS
+from networks.UNesT import UNesT
+from networks.UXNet_3D import UXNET
 
-NETWORKS: dict[str, Callable[..., REP3D]] = {
+__all__ = ["NETWORKS", "InputSizes", "SegmentationNetwork", "build_network"]
+
+NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "REP3D": partial(REP3D, mask="learned"),
     "REP3D_FIXED": partial(REP3D, mask="fixed"),
     "REP3D_NONE": partial(REP3D, mask="none"),
+    "3DUXNET": UXNET,
+    "3DUXNET_K21": partial(UXNET, ks=21),
+    "3DUXNET_LRBM": partial(UXNET, ks=21, mask="learned"),
+    "REPUXNET": REPUXNET,
+    "REPOPT": REPOPT,
+    "SwinUNETR": SwinUNETR,
+    "UNETR": UNETR,
+    "UNet3D": UNet3D,
+    "nnUNet": nnUNet,
+    "MedNeXt_S": partial(MedNeXt, size="S"),
+    "MedNeXt_B": partial(MedNeXt, size="B"),
+    "MedNeXt_M": partial(MedNeXt, size="M"),
+    "MedNeXt_L": partial(MedNeXt, size="L", kernel_size=5),  # as in Rep3D's comparison
+    "ResEncUNet": ResEncUNet,
+    "nnFormer": nnFormer,
+    "TransBTS": TransBTS,
+    "UNesT": UNesT,
+    **{f"STUNet_{size}": partial(STUNet, **variant) for size, variant in VARIANTS.items()},
 }
 
 
@@ -21,7 +51,7 @@ def build_network(
     roi_size: Sequence[int] = (96, 96, 96),
     deploy: bool = False,
     **overrides: Any,
-) -> REP3D:
+) -> SegmentationNetwork:
     """Build a network for training or, with ``deploy``, for prediction.
 
     Args:
@@ -38,11 +68,15 @@ def build_network(
     if name not in NETWORKS:
         raise ValueError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
     constructor = NETWORKS[name]
-    arguments = {"ks" if key == "kernel_size" else key: value for key, value in overrides.items()}
+    known = set(inspect.signature(constructor).parameters)
+    context = {"roi_size": tuple(roi_size), "deploy": deploy}
+    options = known - set(context) - {"in_chans", "out_chans"}
+    arguments = {"ks" if key == "kernel_size" and "ks" in known else key: value for key, value in overrides.items()}
     if len(arguments) < len(overrides):
         raise ValueError(f"{name}: found both kernel_size and ks, expected one of them")
-    known = inspect.signature(constructor).parameters
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(known)}")
-    REP3D.check_input_size(roi_size, "roi_size")
-    return constructor(in_chans=in_chans, out_chans=out_chans, deploy=deploy, **arguments)
+    if unknown := sorted(set(arguments) - options):
+        raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(sorted(options))}")
+    shared = {key: value for key, value in context.items() if key in known}
+    network = constructor(in_chans=in_chans, out_chans=out_chans, **shared, **arguments)
+    network.input_sizes.check(roi_size, "roi_size")
+    return network

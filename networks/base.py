@@ -1,9 +1,9 @@
-"""What every network here offers beside its forward: the inputs it takes, and the parameters that depend on the task."""
+"""What every network here offers beside its forward: the inputs it takes, the parameters that depend on the task."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -69,8 +69,8 @@ class SegmentationNetwork(nn.Module):
 
     in_chans: int
     input_sizes: InputSizes
-    stem_prefixes: ClassVar[tuple[str, ...]]  # weights whose second dimension follows in_chans
-    head_prefixes: ClassVar[tuple[str, ...]]  # parameters that follow out_chans
+    stem_prefixes: tuple[str, ...]  # weights whose second dimension follows in_chans
+    head_prefixes: tuple[str, ...]  # parameters that follow out_chans
     # In the official state_dict, but without a part in the output. They are frozen: a parameter that waits in vain for
     # a gradient stops DistributedDataParallel.
     unused_prefixes: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class SegmentationNetwork(nn.Module):
                 parameter.requires_grad_(False)
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
-        """Fold in place every block that has something to fold; see ``FoldableBlock``. A second call changes nothing."""
+        """Fold in place every block that has something to fold (``FoldableBlock``); a second call changes nothing."""
         for module in self.modules():
             if isinstance(module, FoldableBlock):
                 module.switch_to_deploy(fuse_norm)

@@ -1,19 +1,18 @@
-"""The Rep3D encoder: distance prior, receptive bias (LRBM), re-parameterised block, four stages.
+"""What the Rep3D encoder is made of: distance prior, receptive bias (LRBM), re-parameterised block.
 
 Source: Lee et al., "Spatially-Adaptive Gradient Re-parameterization for 3D Large Kernel Optimization", ICML 2026.
 """
 
-import itertools
-from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from networks.base import FoldableBlock
 from networks.large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
+from networks.large_kernel_unet import ChannelLayerNorm
 
 MaskMode = Literal["learned", "fixed", "none"]
 MASK_MODES: tuple[MaskMode, ...] = ("learned", "fixed", "none")
@@ -98,41 +97,37 @@ class LRBM(nn.Module):
             return (prior + self.generator(prior)).transpose(0, 1)  # (1, maps, ...) -> (maps, 1, ...)
 
 
-class rep3d_block(nn.Module):
-    """Depthwise large-kernel convolution with the kernel W * M, batch normalisation, GELU; no residual.
+class MaskedKernelBlock(FoldableBlock):
+    """A depthwise large-kernel convolution whose kernel is W * M; what surrounds it is the subclass's.
 
     W * M is formed in every forward from the parameters: both receive gradients and neither is changed. Deployed, the
-    stored kernel is the product and there is no mask. A deployed block also loads a training checkpoint, and folds it.
+    stored kernel is the product and there is no mask. A deployed block also loads a training checkpoint, and folds it;
+    a training block also loads a folded kernel, and divides it by its mask, so that the convolution stays the same.
 
     Args:
         dim: channels.
         ks: odd side of the kernel, voxels.
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
+        bias: learn an offset a channel.
         deploy: build the folded form.
         lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
-    Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
         ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
     """
 
-    def __init__(
-        self, dim: int, ks: int = 21, mask: MaskMode = "learned", deploy: bool = False, **lrbm_options: Any
-    ) -> None:
+    def __init__(self, dim: int, ks: int, mask: MaskMode, bias: bool, deploy: bool, **lrbm_options: Any) -> None:
         super().__init__()
         if mask not in MASK_MODES:
             raise ValueError(f"mask: found {mask!r}, expected one of {', '.join(MASK_MODES)}")
         self.mask = mask
         self.lrbm_options = {"channels": dim, "ks": ks, "learned": mask == "learned", **lrbm_options}
-        self.dwconv = LargeKernelConv3d(dim, ks, bias=False)
-        self.lrbm = None if mask == "none" else LRBM(**self.lrbm_options)
-        self.norm: nn.Module = nn.BatchNorm3d(dim)
-        self.act = nn.GELU()
-        self.register_load_state_dict_pre_hook(_fold_while_loading)
-        if deploy:
-            self.switch_to_deploy()
+        self.dwconv = LargeKernelConv3d(dim, ks, bias=bias)
+        self.lrbm = LRBM(**self.lrbm_options) if mask != "none" and not deploy else None
+        self.register_load_state_dict_pre_hook(_fold_or_unfold_while_loading)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(large_kernel_conv3d(x, self.get_equivalent_kernel(), self.dwconv.bias)))
+    def convolve(self, x: Tensor) -> Tensor:
+        """The depthwise convolution, (N, dim, D, H, W) -> (N, dim, D, H, W)."""
+        return large_kernel_conv3d(x, self.get_equivalent_kernel(), self.dwconv.bias)
 
     def get_equivalent_kernel(self) -> Tensor:
         """The kernel that convolves, W * M, shape (dim, 1, ks, ks, ks); differentiable, changes nothing."""
@@ -143,8 +138,8 @@ class rep3d_block(nn.Module):
         """Fold the mask into the kernel and drop the generator; a second call finds nothing left to fold.
 
         Args:
-            fuse_norm: fold the batch normalisation as well, into the kernel and a new bias. The fused block exists in
-                memory only: its state_dict has no normalisation and loads into no newly built network.
+            fuse_norm: fold a batch normalisation after the convolution as well, into the kernel and its bias. The fused
+                block exists in memory only: its state_dict has no normalisation and loads into no newly built network.
         Raises:
             RuntimeError: ``fuse_norm`` in training mode, where the normalisation still follows the batch.
         """
@@ -152,76 +147,70 @@ class rep3d_block(nn.Module):
             raise RuntimeError("fuse_norm needs evaluation mode: call .eval() first")
         self.dwconv.weight.copy_(self.get_equivalent_kernel())
         self.lrbm = None
-        if fuse_norm and isinstance(self.norm, _BatchNorm):  # SyncBatchNorm too
-            norm = self.norm
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
-                self.dwconv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
-            self.norm = nn.Identity()
+        if fuse_norm:
+            self.fold_norm()
         return self
 
-
-def _fold_while_loading(block: "rep3d_block", state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before a deployed block loads a training checkpoint, fold: kernel times mask, the mask's keys taken out."""
-    lrbm_prefix = f"{prefix}lrbm."
-    kernel = state_dict.get(f"{prefix}dwconv.weight")
-    trained = {key.removeprefix(lrbm_prefix): value for key, value in state_dict.items() if key.startswith(lrbm_prefix)}
-    if block.lrbm is not None or block.mask == "none" or not trained or kernel is None:
-        return
-    lrbm = LRBM(**block.lrbm_options).to(kernel)
-    lrbm.load_state_dict(trained)
-    with torch.no_grad():
-        state_dict[f"{prefix}dwconv.weight"] = kernel * lrbm()
-    for key in trained:
-        del state_dict[lrbm_prefix + key]
+    def fold_norm(self) -> None:
+        """Fold the normalisation into the convolution, where it is one that can be folded."""
 
 
-class ChannelLayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of (N, C, D, H, W), voxel by voxel; eps 1e-6 as in 3D UX-Net."""
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(channels, eps=eps)
-
-    def forward(self, input: Tensor) -> Tensor:
-        channels_last = input.permute(0, 2, 3, 4, 1)  # (N, C, D, H, W) -> (N, D, H, W, C)
-        normalised = F.layer_norm(channels_last, self.normalized_shape, self.weight, self.bias, self.eps)
-        return normalised.permute(0, 4, 1, 2, 3)
-
-
-class Rep3DEncoder(nn.Module):
-    """Four stages of rep3d_blocks at 1/2, 1/4, 1/8 and 1/16 of the input's resolution.
-
-    Stem: 7^3 convolution, stride 2. Between stages: channel LayerNorm, 2^3 convolution, stride 2. Each stage's output
-    leaves through a channel LayerNorm of its own.
+class rep3d_block(MaskedKernelBlock):
+    """Depthwise large-kernel convolution with the kernel W * M, batch normalisation, GELU; no residual.
 
     Args:
-        in_chans: input channels.
-        depths: blocks a stage.
-        dims: channels a stage.
-        block_options: arguments of ``rep3d_block``.
-    Shape: (N, in_chans, D, H, W) -> [(N, dims[i], D / 2^(i+1), H / 2^(i+1), W / 2^(i+1)) for each stage i].
+        dim: channels.
+        ks: odd side of the kernel, voxels.
+        mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
+        bias: learn an offset a channel, as RepUX-Net does.
+        deploy: build the folded form.
+        lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
+    Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
+    Raises:
+        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
     """
 
-    def __init__(self, in_chans: int, depths: Sequence[int], dims: Sequence[int], **block_options: Any) -> None:
-        super().__init__()
-        stem = nn.Sequential(
-            nn.Conv3d(in_chans, dims[0], kernel_size=7, stride=2, padding=3), ChannelLayerNorm(dims[0])
-        )
-        self.downsample_layers = nn.ModuleList([stem])
-        for narrow, wide in itertools.pairwise(dims):
-            down = nn.Conv3d(narrow, wide, kernel_size=2, stride=2)
-            self.downsample_layers.append(nn.Sequential(ChannelLayerNorm(narrow), down))
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(rep3d_block(dim, **block_options) for _ in range(depth)))
-            for dim, depth in zip(dims, depths, strict=True)
-        )
-        self.norms = nn.ModuleList(ChannelLayerNorm(dim) for dim in dims)
+    def __init__(
+        self,
+        dim: int,
+        ks: int = 21,
+        mask: MaskMode = "learned",
+        bias: bool = False,
+        deploy: bool = False,
+        **lrbm_options: Any,
+    ) -> None:
+        super().__init__(dim, ks, mask, bias, deploy, **lrbm_options)
+        self.norm: nn.Module = nn.BatchNorm3d(dim)
+        self.act = nn.GELU()
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for downsample, stage, norm in zip(self.downsample_layers, self.stages, self.norms, strict=True):
-            x = stage(downsample(x))
-            features.append(norm(x))
-        return features
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.convolve(x)))
+
+    def fold_norm(self) -> None:
+        norm = self.norm
+        if not isinstance(norm, _BatchNorm):  # fused already; SyncBatchNorm is one too
+            return
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.dwconv.weight, self.dwconv.bias = fuse_conv_bn_weights(
+            self.dwconv.weight, self.dwconv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        self.norm = nn.Identity()
+
+
+@torch.no_grad()
+def _fold_or_unfold_while_loading(
+    block: MaskedKernelBlock, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Turn the stored kernel, and the mask's keys, into the form of the block that loads them."""
+    key, lrbm_prefix = f"{prefix}dwconv.weight", f"{prefix}lrbm."
+    mask_keys = [name for name in state_dict if name.startswith(lrbm_prefix)]
+    if key not in state_dict or block.mask == "none":
+        return
+    if block.lrbm is None and mask_keys:
+        lrbm = LRBM(**block.lrbm_options).to(state_dict[key])
+        lrbm.load_state_dict({name.removeprefix(lrbm_prefix): state_dict.pop(name) for name in mask_keys})
+        state_dict[key] = state_dict[key] * lrbm()
+    elif block.lrbm is not None and not mask_keys:
+        state_dict[key] = state_dict[key] / block.lrbm().to(state_dict[key])
+        state_dict.update(block.lrbm.state_dict(prefix=lrbm_prefix))

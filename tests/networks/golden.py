@@ -1,8 +1,8 @@
 """Weights and inputs drawn by state_dict key, and the official implementations' logits for them (goldens/).
 
-Each ``goldens/golden_<name>.npz`` holds, for the official code in float32 on a CPU in evaluation mode, ``logits`` (every
-fifth voxel along each axis) and ``mean``, population ``std`` and ``shape`` of the whole output; ``state_dict_keys.json``
-the official constructor arguments, input shape, and keys with their shapes.
+Each ``goldens/golden_<name>.npz`` is of the official code in float32 on a CPU in evaluation mode and holds ``logits``
+(every fifth voxel along each axis) and ``mean``, population ``std`` and ``shape`` of the whole output;
+``state_dict_keys.json`` holds the official constructor arguments, input shape, and keys with their shapes.
 """
 
 import json

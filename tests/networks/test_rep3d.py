@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks import NETWORKS, build_network
 from networks.large_kernel_conv import large_kernel_conv3d
 from networks.Rep3D import LRBM, REP3D, compute_distance_prior, rep3d_block
 
@@ -24,6 +23,8 @@ learned_mask = pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_chan
 # Within each block's LRBM, at the default depth; only the per-channel reading has a bias before the normalisation.
 EARLIER_GENERATOR_LAYERS = {f".generator.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
 LAST_GENERATOR_LAYER = {".generator.3.weight", ".generator.3.bias"}
+
+MASK_AT_START = compute_distance_prior(5)
 
 
 @pytest.fixture(autouse=True)
@@ -344,10 +345,14 @@ def test_checkpoint_loads_into_a_deployed_network(mask, fold_first):
 
 
 @pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"], MASKS["fixed"]])
-def test_folded_checkpoint_is_refused_by_a_training_network(mask):
-    folded = tiny_rep3d(**mask, deploy=True).state_dict()
-    with pytest.raises(RuntimeError, match=r"Missing key.*lrbm\.prior"):
-        tiny_rep3d(**mask).load_state_dict(folded, strict=True)
+def test_folded_checkpoint_loads_into_a_training_network_and_convolves_the_same(mask):
+    deployed, network = randomise(tiny_rep3d(**mask, deploy=True)).eval(), tiny_rep3d(**mask).eval()
+    network.load_state_dict(deployed.state_dict(), strict=True)
+    block, plain = network.rep3d.stages[1][0], deployed.rep3d.stages[1][0]
+    assert torch.equal(block.lrbm(), MASK_AT_START.expand_as(block.lrbm()))
+    assert not torch.equal(block.dwconv.weight, plain.dwconv.weight)
+    x = torch.randn(1, 1, 32, 32, 16)
+    assert relative_error(network(x), deployed(x)) < 1e-6
 
 
 @every_mask
@@ -391,36 +396,3 @@ def test_ill_inputs_are_refused(shape, message):
 def test_ill_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_rep3d(**options)
-
-
-# build_network
-
-TINY = {"depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16)}
-
-
-@pytest.mark.parametrize(("name", "mask"), [("REP3D", "learned"), ("REP3D_FIXED", "fixed"), ("REP3D_NONE", "none")])
-def test_each_name_builds_its_mask(name, mask):
-    network = build_network(name, 2, 5, roi_size=(32, 32, 16), **TINY, kernel_size=9)
-    blocks = [module for module in network.modules() if isinstance(module, rep3d_block)]
-    assert {block.mask for block in blocks} == {mask}
-    assert {block.dwconv.weight.shape[2:] for block in blocks} == {(9, 9, 9)}
-    assert network(torch.zeros(1, 2, 32, 32, 16)).shape == (1, 5, 32, 32, 16)
-
-
-def test_deploy_builds_the_folded_network():
-    network = build_network("REP3D", 1, 3, deploy=True, **TINY, kernel_size=5)
-    assert network.state_dict().keys() == tiny_rep3d(deploy=True).state_dict().keys()
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("REP4D", {}, f"network: found 'REP4D', expected one of {', '.join(NETWORKS)}"),
-        ("REP3D", {"dropout": 0.5}, "REP3D: found argument dropout, expected some of .*feat_size"),
-        ("REP3D", {"roi_size": (96, 96, 90)}, "found 96 x 96 x 90"),
-        ("REP3D", {"kernel_size": 8}, "found 8, expected an odd"),
-    ],
-)
-def test_build_network_refuses_ill_arguments(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        build_network(name, 1, 3, **options)

@@ -1,0 +1,56 @@
+"""RepOptimizer: an optimiser that scales the updates of some parameters by constant masks, as parallel branches would.
+
+Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023. For SGD the gradient is
+multiplied by aL^2 + aS^2, and the course is exactly that of two branches, momentum and weight decay included. For AdamW
+gradient and update are multiplied by aL + aS: the first cancels but for eps, the second does not apply to the decay;
+the course is that of two branches as eps and weight decay go to zero.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from networks.RepOptimizer import repopt_block
+
+
+def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
+    """Let an optimiser scale its updates of every ``repopt_block``'s kernel in ``network``; others stay as they are.
+
+    Nothing is added to the optimiser's state.
+
+    Args:
+        optimizer: SGD or AdamW over the network's parameters.
+        network: on its device.
+    Raises:
+        ValueError: another optimiser, for which no equivalent of the branches is known.
+    """
+    blocks = [block for block in network.modules() if isinstance(block, repopt_block)]
+    if not blocks:
+        return
+    if not isinstance(optimizer, SGD | AdamW):
+        raise ValueError(f"found {type(optimizer).__name__}, expected AdamW or SGD to scale the updates of the kernels")
+    power = 2 if isinstance(optimizer, SGD) else 1
+    masks: dict[Tensor, Tensor] = {block.dwconv.weight: block.update_mask(power) for block in blocks}
+    before: dict[Tensor, Tensor] = {}
+    optimizer.register_step_pre_hook(lambda *_: _scale_gradients(masks, before))
+    if isinstance(optimizer, AdamW):
+        optimizer.register_step_post_hook(lambda *_: _scale_steps(optimizer, masks, before))
+
+
+@torch.no_grad()
+def _scale_gradients(masks: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
+    before.clear()
+    for kernel, mask in masks.items():
+        if kernel.grad is not None:
+            kernel.grad.mul_(mask)
+            before[kernel] = kernel.detach().clone()
+
+
+@torch.no_grad()
+def _scale_steps(optimizer: Optimizer, masks: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
+    for group in optimizer.param_groups:
+        for kernel in before.keys() & set(group["params"]):
+            # The decoupled decay comes first and is not scaled.
+            decayed = before[kernel] * (1 - group["lr"] * group["weight_decay"])
+            kernel.copy_(decayed + masks[kernel] * (kernel - decayed))
+    before.clear()

@@ -1,0 +1,98 @@
+"""Two large-kernel blocks that train alike: two branches under any optimiser, one kernel under a RepOptimizer.
+
+CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). A step of SGD then moves W by its
+gradient times aL^2 + aS^2 [on the small kernel's window], a step of Adam by its update times aL + aS [there]: the
+centre learns faster. A single kernel whose updates are scaled so (``engine.rep_optimizer``) takes the same course.
+
+Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, here in three dimensions.
+"""
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.large_kernel_conv import LargeKernelConv3d
+from networks.Rep3D.rep3d_encoder import rep3d_block
+
+
+class csla_block(rep3d_block):
+    """A large and a small depthwise kernel added with constant scales, batch normalisation, GELU.
+
+    Args:
+        dim: channels.
+        ks: odd side of the large kernel, voxels.
+        small_ks: odd side of the small kernel, voxels; at most ``ks``.
+        large_scale, small_scale: the constants aL and aS.
+        deploy: build the folded form, a plain block.
+    Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
+    Raises:
+        ValueError: an even side, a small kernel larger than the large one, a scale that is not positive.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ks: int = 21,
+        small_ks: int = 3,
+        large_scale: float = 1.0,
+        small_scale: float = 1.0,
+        deploy: bool = False,
+    ) -> None:
+        super().__init__(dim, ks, mask="none")
+        _check_branches(ks, small_ks, large_scale, small_scale)
+        self.large_scale, self.small_scale = large_scale, small_scale
+        self.margin = (ks - small_ks) // 2
+        self.small = None if deploy else LargeKernelConv3d(dim, small_ks, bias=False)
+
+    def get_equivalent_kernel(self) -> Tensor:
+        """The kernel that convolves, aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
+        if self.small is None:
+            return self.dwconv.weight
+        return self.large_scale * self.dwconv.weight + F.pad(self.small_scale * self.small.weight, (self.margin,) * 6)
+
+    @torch.no_grad()
+    def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
+        super().switch_to_deploy(fuse_norm)
+        self.small = None
+        return self
+
+
+class repopt_block(rep3d_block):
+    """A plain ``rep3d_block`` that starts from the kernel of a ``csla_block`` and knows how to scale its updates.
+
+    Args:
+        dim: channels.
+        ks: odd side of the kernel, voxels.
+        small_ks: odd side of the small kernel of the two-branch block that it stands for, voxels.
+        large_scale, small_scale: that block's constants aL and aS.
+    Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
+    Raises:
+        ValueError: as ``csla_block``.
+    """
+
+    def __init__(
+        self, dim: int, ks: int = 21, small_ks: int = 3, large_scale: float = 1.0, small_scale: float = 1.0
+    ) -> None:
+        super().__init__(dim, ks, mask="none")
+        self.ks, self.small_ks, self.large_scale, self.small_scale = ks, small_ks, large_scale, small_scale
+        with torch.no_grad():
+            self.dwconv.weight.copy_(csla_block(dim, ks, small_ks, large_scale, small_scale).get_equivalent_kernel())
+
+    def update_mask(self, power: int) -> Tensor:
+        """aL^power everywhere plus aS^power on the small kernel's window, shape (ks, ks, ks).
+
+        Args:
+            power: 2 for the gradient under SGD, 1 for the update under Adam.
+        """
+        window = self.dwconv.weight.new_full((self.small_ks,) * 3, self.small_scale**power)
+        return self.large_scale**power + F.pad(window, ((self.ks - self.small_ks) // 2,) * 6)
+
+
+def _check_branches(ks: int, small_ks: int, large_scale: float, small_scale: float) -> None:
+    if small_ks > ks:
+        raise ValueError(f"small_ks: found {small_ks}, expected at most ks, {ks}")
+    for name, scale in (("large_scale", large_scale), ("small_scale", small_scale)):
+        if scale <= 0:
+            raise ValueError(f"{name}: found {scale}, expected a positive number")

@@ -1,0 +1,64 @@
+"""REPOPT: the plain large-kernel network under constant-scale gradient re-parameterisation.
+
+Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, applied to the plain
+encoder of Rep3D as in its ablation.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from networks.large_kernel_unet import LargeKernelUNet
+from networks.RepOptimizer.csla_block import csla_block, repopt_block
+
+
+class REPOPT(LargeKernelUNet):
+    """Rep3D's network without mask; the updates of its large kernels are scaled by constants instead.
+
+    65.83 M parameters, those of the plain network and with its state_dict keys. ``engine.training.make_optimizer``
+    scales the updates; an optimiser made otherwise trains the plain network.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        depths: blocks in each of the four stages.
+        feat_size: channels of the four stages; the head is ``feat_size[0]`` wide.
+        ks: odd side of the depthwise kernels, voxels.
+        small_ks: odd side of the window that learns faster, voxels.
+        large_scale, small_scale: constants of the large and of the small kernel.
+        branches: build the small kernels too (CSLA) and train with any optimiser, to the same effect.
+        hidden_size: channels of the bottleneck; by default twice the last stage's (768 in the paper).
+        norm_name: MONAI normalisation of skips and decoder.
+        res_block: residual skip and decoder blocks.
+        deploy: build without the small kernels, where there are ``branches``.
+    Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
+    Raises:
+        ValueError: an ill argument, or an input with other channels or sides.
+    """
+
+    encoder_name = "rep3d"
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        feat_size: Sequence[int] = (48, 96, 192, 384),
+        ks: int = 21,
+        small_ks: int = 3,
+        large_scale: float = 1.0,
+        small_scale: float = 1.0,
+        branches: bool = False,
+        hidden_size: int | None = None,
+        norm_name: str = "instance",
+        res_block: bool = True,
+        deploy: bool = False,
+    ) -> None:
+        scales: dict[str, Any] = {
+            "ks": ks,
+            "small_ks": small_ks,
+            "large_scale": large_scale,
+            "small_scale": small_scale,
+        }
+        make_block = partial(csla_block, deploy=deploy, **scales) if branches else partial(repopt_block, **scales)
+        super().__init__(in_chans, out_chans, depths, feat_size, make_block, hidden_size, norm_name, res_block)

@@ -1,0 +1,45 @@
+"""The block of 3D UX-Net, on a kernel that may carry Rep3D's mask.
+
+Source: Lee et al., "3D UX-Net", ICLR 2023, and the block of its published code, which is simpler than its figure.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.large_kernel_unet import ChannelLayerNorm
+from networks.Rep3D.rep3d_encoder import MaskedKernelBlock, MaskMode
+
+EXPANSION = 4
+LAYER_SCALE = 1e-6
+
+
+class ux_block(MaskedKernelBlock):
+    """Depthwise convolution, channel LayerNorm, depthwise expansion and reduction with GELU, layer scale, residual.
+
+    Args:
+        dim: channels.
+        ks: odd side of the kernel, voxels.
+        mask: "none" as published, or a mode of the mask that multiplies the kernel ("learned" is the LRBM).
+        deploy: build the folded form.
+        lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
+    Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
+    Raises:
+        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
+    """
+
+    def __init__(
+        self, dim: int, ks: int = 7, mask: MaskMode = "none", deploy: bool = False, **lrbm_options: Any
+    ) -> None:
+        super().__init__(dim, ks, mask, bias=True, deploy=deploy, **lrbm_options)
+        self.norm = ChannelLayerNorm(dim)
+        # "Pointwise" only in name: the published code groups these convolutions by channel.
+        self.pwconv1 = nn.Conv3d(dim, EXPANSION * dim, kernel_size=1, groups=dim)
+        self.pwconv2 = nn.Conv3d(EXPANSION * dim, dim, kernel_size=1, groups=dim)
+        self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = self.pwconv2(F.gelu(self.pwconv1(self.norm(self.convolve(x)))))
+        return x + self.gamma[:, None, None, None] * update

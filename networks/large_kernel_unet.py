@@ -1,0 +1,153 @@
+"""The shape that 3D UX-Net, RepUX-Net and Rep3D share: a four-stage encoder of large kernels, skips, a convolutional
+decoder. The systems differ in the block of their encoder.
+
+Source: Lee et al., "3D UX-Net", ICLR 2023; the decoder is that of UNETR (Hatamizadeh et al., WACV 2022).
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+from torch import Tensor, nn
+
+from networks.base import InputSizes, SegmentationNetwork
+
+# The weights of a UNETR-like network's full-resolution skip that see the image.
+ENCODER1_STEM = ("encoder1.layer.conv1.", "encoder1.layer.conv3.")
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of (N, C, D, H, W), voxel by voxel; eps 1e-6 as in 3D UX-Net."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        channels_last = input.permute(0, 2, 3, 4, 1)  # (N, C, D, H, W) -> (N, D, H, W, C)
+        normalised = F.layer_norm(channels_last, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normalised.permute(0, 4, 1, 2, 3)
+
+
+class LargeKernelEncoder(nn.Module):
+    """Four stages of blocks at 1/2, 1/4, 1/8 and 1/16 of the input's resolution.
+
+    Stem: 7^3 convolution, stride 2, channel LayerNorm. Between stages: channel LayerNorm, 2^3 convolution, stride 2.
+    Each stage's output leaves through a channel LayerNorm of its own.
+
+    Args:
+        in_chans: input channels.
+        depths: blocks a stage.
+        dims: channels a stage.
+        make_block: makes one block from its number of channels.
+    Shape: (N, in_chans, D, H, W) -> [(N, dims[i], D / 2^(i+1), H / 2^(i+1), W / 2^(i+1)) for each stage i].
+    """
+
+    def __init__(
+        self, in_chans: int, depths: Sequence[int], dims: Sequence[int], make_block: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__()
+        stem = nn.Sequential(
+            nn.Conv3d(in_chans, dims[0], kernel_size=7, stride=2, padding=3), ChannelLayerNorm(dims[0])
+        )
+        self.downsample_layers = nn.ModuleList([stem])
+        for narrow, wide in itertools.pairwise(dims):
+            down = nn.Conv3d(narrow, wide, kernel_size=2, stride=2)
+            self.downsample_layers.append(nn.Sequential(ChannelLayerNorm(narrow), down))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(make_block(dim) for _ in range(depth))) for dim, depth in zip(dims, depths, strict=True)
+        )
+        for stage, dim in enumerate(dims):
+            self.add_module(f"norm{stage}", ChannelLayerNorm(dim))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for stage, (downsample, blocks) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = blocks(downsample(x))
+            features.append(self.get_submodule(f"norm{stage}")(x))
+        return features
+
+
+class LargeKernelUNet(SegmentationNetwork):
+    """A large-kernel encoder, residual skip blocks on the image and its stages, four up-sampling blocks, 1^3 head.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        depths: blocks in each of the four stages.
+        feat_size: channels of the four stages; the head is ``feat_size[0]`` wide.
+        make_block: makes one block of the encoder from its number of channels.
+        hidden_size: channels of the bottleneck; by default twice the last stage's.
+        norm_name: MONAI normalisation of skips and decoder.
+        res_block: residual skip and decoder blocks.
+    Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
+    Raises:
+        ValueError: an ill argument, or an input with other channels or sides.
+    """
+
+    encoder_name: str  # the encoder's name in the state_dict
+    head_prefixes = ("out.",)
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        depths: Sequence[int],
+        feat_size: Sequence[int],
+        make_block: Callable[[int], nn.Module],
+        hidden_size: int | None,
+        norm_name: str,
+        res_block: bool,
+    ) -> None:
+        super().__init__()
+        for name, values in (("depths", depths), ("feat_size", feat_size)):
+            if len(values) != 4 or min(values) < 1:
+                raise ValueError(f"{name}: found {tuple(values)}, expected four positive numbers")
+        for name, value in (("in_chans", in_chans), ("out_chans", out_chans), ("hidden_size", hidden_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: found {value}, expected a positive number")
+        self.in_chans = in_chans
+        self.input_sizes = InputSizes(16)  # stem and three down-samplings, each by 2
+        # The image enters the encoder's first convolution and the full-resolution skip.
+        self.stem_prefixes = (f"{self.encoder_name}.downsample_layers.0.0.", *ENCODER1_STEM)
+        self.add_module(self.encoder_name, LargeKernelEncoder(in_chans, depths, feat_size, make_block))
+
+        conv: dict[str, Any] = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
+        skips = [in_chans, *feat_size]  # the image and the four stages
+        widths = [*feat_size, 2 * feat_size[-1] if hidden_size is None else hidden_size]
+        self.encoder1, self.encoder2, self.encoder3, self.encoder4, self.encoder5 = (
+            UnetrBasicBlock(in_channels=skip, out_channels=width, stride=1, **conv)
+            for skip, width in zip(skips, widths, strict=True)
+        )
+        self.decoder5, self.decoder4, self.decoder3, self.decoder2 = (
+            UnetrUpBlock(in_channels=widths[i], out_channels=widths[i - 1], upsample_kernel_size=2, **conv)
+            for i in (4, 3, 2, 1)
+        )
+        self.decoder1 = UnetrBasicBlock(in_channels=widths[0], out_channels=widths[0], stride=1, **conv)
+        self.out = UnetOutBlock(spatial_dims=3, in_channels=widths[0], out_channels=out_chans)
+
+    @property
+    def encoder(self) -> LargeKernelEncoder:
+        """The encoder, whatever its name in the state_dict."""
+        encoder = self.get_submodule(self.encoder_name)
+        assert isinstance(encoder, LargeKernelEncoder)
+        return encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        stages = self.encoder(x)
+        skip1, skip2, skip3, skip4 = (
+            self.encoder1(x),
+            *(
+                encoder(stage)
+                for encoder, stage in zip((self.encoder2, self.encoder3, self.encoder4), stages[:3], strict=True)
+            ),
+        )
+        up = self.encoder5(stages[3])
+        up = self.decoder5(up, skip4)
+        up = self.decoder4(up, skip3)
+        up = self.decoder3(up, skip2)
+        up = self.decoder2(up, skip1)
+        return self.out(self.decoder1(up))

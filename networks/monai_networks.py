@@ -1,0 +1,260 @@
+"""Baselines that MONAI provides, with the arguments of the papers that compare them and this project's interface.
+
+State_dict keys are MONAI's.
+"""
+
+from collections.abc import Sequence
+
+from monai.networks.blocks.mednext_block import MedNeXtDownBlock
+from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
+from torch import Tensor, nn
+
+from networks.base import InputSizes, SegmentationNetwork
+from networks.large_kernel_unet import ENCODER1_STEM
+
+
+class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
+    """Swin transformer encoder, convolutional decoder (Hatamizadeh et al., BrainLes 2021); 62.19 M parameters.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        feature_size: channels of the first stage, divisible by 12.
+        depths: blocks a stage.
+        num_heads: attention heads a stage.
+        window_size: side of the attention windows, in patches of 2^3 voxels at the first stage.
+        dropout_path_rate: stochastic depth.
+        use_checkpoint: recompute activations in the backward pass.
+        use_v2: residual convolution before each stage (72.76 M; not the papers' network).
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
+    """
+
+    stem_prefixes = ("swinViT.patch_embed.proj.weight", *ENCODER1_STEM)
+    head_prefixes = ("out.",)
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        feature_size: int = 48,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        dropout_path_rate: float = 0.0,
+        use_checkpoint: bool = False,
+        use_v2: bool = False,
+    ) -> None:
+        super().__init__(
+            in_chans,
+            out_chans,
+            feature_size=feature_size,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            dropout_path_rate=dropout_path_rate,
+            use_checkpoint=use_checkpoint,
+            use_v2=use_v2,
+        )
+        self.in_chans = in_chans
+        self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return super().forward(x)
+
+
+class UNETR(SegmentationNetwork, unetr.UNETR):
+    """Vision transformer encoder, convolutional decoder (Hatamizadeh et al., WACV 2022); 92.80 M parameters.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        roi_size: (D, H, W) of the only inputs it will take, voxels.
+        feature_size: channels at full resolution.
+        hidden_size: width of the tokens.
+        mlp_dim: width of the transformer's hidden layers.
+        num_heads: attention heads.
+        proj_type: patch embedding, "perceptron" as in the paper or "conv".
+        dropout_rate: in the transformer.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W), of ``roi_size``; its sides are divisible by 16.
+    Raises:
+        ValueError: another ``roi_size``.
+    """
+
+    stem_prefixes = (
+        "vit.patch_embedding.patch_embeddings.1.weight",
+        "vit.patch_embedding.patch_embeddings.weight",
+        *ENCODER1_STEM,
+    )
+    head_prefixes = ("out.",)
+    # MONAI makes them in every block for a cross attention that UNETR has not; older checkpoints lack them.
+    unused_prefixes = tuple(f"vit.blocks.{block}.norm_cross_attn." for block in range(12))
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        roi_size: Sequence[int] = (96, 96, 96),
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        proj_type: str = "perceptron",
+        dropout_rate: float = 0.0,
+    ) -> None:
+        sizes = InputSizes(16, least_coarse=1, built_for=tuple(roi_size))
+        super().__init__(
+            in_chans,
+            out_chans,
+            img_size=tuple(roi_size),
+            feature_size=feature_size,
+            hidden_size=hidden_size,
+            mlp_dim=mlp_dim,
+            num_heads=num_heads,
+            proj_type=proj_type,
+            dropout_rate=dropout_rate,
+        )
+        self.in_chans = in_chans
+        self.input_sizes = sizes
+        self.freeze_unused()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return super().forward(x)
+
+
+class UNet3D(SegmentationNetwork, unet.UNet):
+    """Residual 3D U-Net of five levels (Çiçek et al., MICCAI 2016; Kerfoot et al., 2018); 4.81 M parameters.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        channels: of the five levels.
+        num_res_units: residual units a level.
+        dropout: after every convolution.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
+    Raises:
+        ValueError: not five ``channels``.
+    """
+
+    stem_prefixes = ("model.0.conv.unit0.conv.weight", "model.0.residual.weight")
+    head_prefixes = ("model.2.",)
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        num_res_units: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        if len(channels) != 5:
+            raise ValueError(f"channels: found {tuple(channels)}, expected five")
+        strides = (2, 2, 2, 2)
+        super().__init__(3, in_chans, out_chans, channels, strides, num_res_units=num_res_units, dropout=dropout)
+        self.in_chans = in_chans
+        self.input_sizes = InputSizes(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return super().forward(x)
+
+
+class nnUNet(SegmentationNetwork, dynunet.DynUNet):
+    """The plain network of nnU-Net's full-resolution plan (Isensee et al., 2021), six levels; 31.19 M parameters.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        filters: channels of the six levels.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
+    Raises:
+        ValueError: not six ``filters``.
+    """
+
+    # DynUNet lists its blocks a second time under the skips that join them.
+    stem_prefixes = ("input_block.conv1.conv.weight", "skip_layers.downsample.conv1.conv.weight")
+    head_prefixes = ("output_block.",)
+
+    def __init__(
+        self, in_chans: int = 1, out_chans: int = 16, filters: Sequence[int] = (32, 64, 128, 256, 320, 320)
+    ) -> None:
+        if len(filters) != 6:
+            raise ValueError(f"filters: found {tuple(filters)}, expected six")
+        strides = (1, 2, 2, 2, 2, 2)
+        super().__init__(3, in_chans, out_chans, (3,) * 6, strides, upsample_kernel_size=strides[1:], filters=filters)
+        self.in_chans = in_chans
+        self.input_sizes = InputSizes(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return super().forward(x)
+
+
+MEDNEXT_RATIOS = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
+MEDNEXT_BLOCKS = {"S": (2, 2, 2, 2, 2), "B": (2, 2, 2, 2, 2), "M": (3, 4, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
+MEDNEXT_CHANNELS = 32
+
+
+class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
+    """ConvNeXt-like U-Net (Roy et al., MICCAI 2023) in its published sizes; L with kernel 5 has 62.99 M parameters.
+
+    MONAI builds the down-sampling block after stage i with the expansion ratio of that stage; the published network has
+    the next stage's there, and so has this one.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        size: "S", "B", "M" or "L".
+        kernel_size: side of the depthwise kernels, 3 or 5 voxels.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
+    Raises:
+        ValueError: another ``size`` or ``kernel_size``.
+    """
+
+    stem_prefixes = ("stem.weight",)
+    head_prefixes = ("out_0.",)
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        size: str = "S",
+        kernel_size: int = 3,
+    ) -> None:
+        if size not in MEDNEXT_RATIOS:
+            raise ValueError(f"size: found {size!r}, expected one of {', '.join(MEDNEXT_RATIOS)}")
+        if kernel_size not in (3, 5):
+            raise ValueError(f"kernel_size: found {kernel_size}, expected 3 or 5")
+        ratios, blocks = MEDNEXT_RATIOS[size], MEDNEXT_BLOCKS[size]
+        super().__init__(
+            init_filters=MEDNEXT_CHANNELS,
+            in_channels=in_chans,
+            out_channels=out_chans,
+            encoder_expansion_ratio=ratios[:4],
+            decoder_expansion_ratio=ratios[3::-1],
+            bottleneck_expansion_ratio=ratios[4],
+            kernel_size=kernel_size,
+            use_residual_connection=True,
+            blocks_down=blocks[:4],
+            blocks_bottleneck=blocks[4],
+            blocks_up=blocks[3::-1],
+        )
+        self.down_blocks = nn.ModuleList(
+            MedNeXtDownBlock(
+                MEDNEXT_CHANNELS * 2**stage,
+                MEDNEXT_CHANNELS * 2 ** (stage + 1),
+                ratios[stage + 1],
+                kernel_size,
+                use_residual_connection=True,
+            )
+            for stage in range(4)
+        )
+        self.in_chans = in_chans
+        self.input_sizes = InputSizes(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        logits = super().forward(x)
+        assert isinstance(logits, Tensor)  # one resolution: no deep supervision
+        return logits

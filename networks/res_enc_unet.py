@@ -1,0 +1,70 @@
+"""The residual-encoder network of nnU-Net, from the optional package dynamic-network-architectures."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from networks.base import InputSizes, SegmentationNetwork
+
+
+class ResEncUNet(SegmentationNetwork):
+    """Residual-encoder U-Net (Isensee et al., "nnU-Net Revisited", MICCAI 2024); six stages, 102.4 M parameters.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        feat_size: channels a stage; their number is that of the stages.
+        n_blocks: residual blocks of the encoder's stages.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 2 ** (stages - 1), not all equal to it.
+    Raises:
+        ValueError: the package is not installed, or ``feat_size`` and ``n_blocks`` differ in length.
+    """
+
+    # The decoder holds the encoder too, and the state_dict both.
+    stem_prefixes = ("encoder.stem.convs.0.", "decoder.encoder.stem.convs.0.")
+    head_prefixes = ("decoder.seg_layers.",)
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        feat_size: Sequence[int] = (32, 64, 128, 256, 320, 320),
+        n_blocks: Sequence[int] = (1, 3, 4, 6, 6, 6),
+    ) -> None:
+        try:
+            from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+        except ImportError as error:
+            raise ValueError(
+                "found no package dynamic-network-architectures, expected it installed: "
+                "pip install --no-deps -r requirements-optional.txt"
+            ) from error
+        if len(n_blocks) != len(feat_size):
+            raise ValueError(f"n_blocks: found {len(n_blocks)}, expected one of each of the {len(feat_size)} stages")
+        super().__init__()
+        stages = len(feat_size)
+        unet = ResidualEncoderUNet(
+            input_channels=in_chans,
+            n_stages=stages,
+            features_per_stage=tuple(feat_size),
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=(1, *[2] * (stages - 1)),
+            n_blocks_per_stage=tuple(n_blocks),
+            num_classes=out_chans,
+            n_conv_per_stage_decoder=(1,) * (stages - 1),
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+        )
+        self.encoder, self.decoder = unet.encoder, unet.decoder
+        self.in_chans = in_chans
+        self.input_sizes = InputSizes(2 ** (stages - 1))
+        # The heads of the coarser stages serve deep supervision only.
+        self.unused_prefixes = tuple(f"decoder.seg_layers.{stage}." for stage in range(stages - 2))
+        self.freeze_unused()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        return self.decoder(self.encoder(x))

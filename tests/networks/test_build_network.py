@@ -1,0 +1,98 @@
+"""build_network: names, arguments, and the form that predicts."""
+
+import sys
+
+import pytest
+import torch
+
+from networks import NETWORKS, build_network
+from networks.Rep3D import rep3d_block
+from networks.RepOptimizer import csla_block
+from networks.UXNet_3D import ux_block
+
+TINY = {"depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16)}
+FOLDING = ["REP3D", "REP3D_FIXED", "REP3D_NONE", "3DUXNET", "3DUXNET_LRBM", "REPUXNET", "REPOPT"]
+
+
+@pytest.mark.parametrize(("name", "mask"), [("REP3D", "learned"), ("REP3D_FIXED", "fixed"), ("REP3D_NONE", "none")])
+def test_each_name_builds_its_mask(name, mask):
+    network = build_network(name, 2, 5, roi_size=(32, 32, 16), **TINY, kernel_size=9)
+    blocks = [module for module in network.modules() if isinstance(module, rep3d_block)]
+    assert {block.mask for block in blocks} == {mask}
+    assert {block.dwconv.weight.shape[2:] for block in blocks} == {(9, 9, 9)}
+    assert network(torch.zeros(1, 2, 32, 32, 16)).shape == (1, 5, 32, 32, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "mask"), [("3DUXNET", 7, "none"), ("3DUXNET_K21", 21, "none"), ("3DUXNET_LRBM", 21, "learned")]
+)
+def test_each_3d_uxnet_has_its_kernel_and_mask(name, kernel, mask):
+    blocks = [module for module in build_network(name, 1, 2, **TINY).modules() if isinstance(module, ux_block)]
+    assert {(block.dwconv.kernel_size, block.mask) for block in blocks} == {((kernel,) * 3, mask)}
+
+
+def test_repux_prior_falls_with_alpha():
+    network = build_network("REPUXNET", 1, 2, **TINY, alpha=2.0)
+    assert network.encoder.stages[0][0].lrbm.prior[10, 10, 12] == pytest.approx(2 / (2 + 2))
+
+
+@pytest.mark.parametrize("name", FOLDING)
+def test_a_training_checkpoint_predicts_the_same_in_the_deployed_network(name):
+    torch.manual_seed(0)
+    arguments = {"roi_size": (32, 32, 16), **TINY, "kernel_size": 5}
+    network = build_network(name, 1, 3, **arguments)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    deployed = build_network(name, 1, 3, deploy=True, **arguments)
+    deployed.load_state_dict(network.state_dict())
+    x = torch.randn(1, 1, 32, 32, 16)
+    torch.testing.assert_close(deployed.eval()(x), network.eval()(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.switch_to_deploy()(x), deployed(x), rtol=1e-4, atol=1e-5)
+    assert network.state_dict().keys() == deployed.state_dict().keys()
+
+
+def test_a_network_without_anything_to_fold_deploys_as_it_is():
+    network = build_network("UNet3D", 1, 3, deploy=True)
+    keys = network.state_dict().keys()
+    assert network.switch_to_deploy(fuse_norm=True).state_dict().keys() == keys
+
+
+def test_csla_folds_into_the_plain_network():
+    torch.manual_seed(0)
+    arguments = {"roi_size": (32, 32, 16), **TINY, "kernel_size": 5, "branches": True, "small_scale": 0.5}
+    network = build_network("REPOPT", 1, 3, **arguments).eval()
+    assert any(isinstance(module, csla_block) for module in network.modules())
+    x = torch.randn(1, 1, 32, 32, 16)
+    expected = network(x)
+    plain = build_network("REP3D_NONE", 1, 3, (32, 32, 16), **TINY, kernel_size=5).eval()
+    plain.load_state_dict(network.switch_to_deploy().state_dict())
+    torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("REP4D", {}, f"network: found 'REP4D', expected one of {', '.join(NETWORKS)}"),
+        ("REP3D", {"dropout": 0.5}, "REP3D: found argument dropout, expected some of .*feat_size"),
+        ("REP3D", {"roi_size": (96, 96, 90)}, "found 96 x 96 x 90"),
+        ("REP3D", {"kernel_size": 8}, "found 8, expected an odd"),
+        ("REP3D", {"kernel_size": 7, "ks": 7}, "REP3D: found both kernel_size and ks"),
+        ("UNETR", {"kernel_size": 7}, "UNETR: found argument kernel_size, expected some of dropout_rate, feature_size"),
+        ("MedNeXt_S", {"kernel_size": 7}, "kernel_size: found 7, expected 3 or 5"),
+        ("MedNeXt_S", {"size": "XL"}, "size: found 'XL', expected one of S, B, M, L"),
+        ("REPOPT", {"kernel_size": 3, "small_ks": 5}, "small_ks: found 5, expected at most ks, 3"),
+        ("REPOPT", {"small_scale": 0.0}, "small_scale: found 0.0, expected a positive number"),
+        ("UNet3D", {"channels": (8, 16)}, r"channels: found \(8, 16\), expected five"),
+        ("nnUNet", {"filters": (8, 16)}, r"filters: found \(8, 16\), expected six"),
+        ("ResEncUNet", {"n_blocks": (1, 1)}, "n_blocks: found 2, expected one of each of the 6 stages"),
+    ],
+)
+def test_build_network_refuses_ill_arguments(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(name, 1, 3, **options)
+
+
+def test_a_missing_optional_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dynamic_network_architectures.architectures.unet", None)
+    with pytest.raises(ValueError, match=r"found no package dynamic-network-architectures.*pip install"):
+        build_network("ResEncUNet", 1, 3)

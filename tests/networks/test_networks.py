@@ -1,0 +1,168 @@
+"""Every name of NETWORKS: run forward and backward at its smallest input, counted, compared with the official code."""
+
+import pytest
+import torch
+from golden import FFT_TOLERANCE, TOLERANCE, assert_reproduces
+from torch import nn
+
+from networks import NETWORKS, InputSizes, build_network
+from networks.Rep3D import LRBM
+
+# The smallest input that each takes, of those with more than one voxel or token where single ones would hide a gradient
+SMALLEST = {
+    **dict.fromkeys(("REP3D", "REP3D_FIXED", "REP3D_NONE", "REPUXNET", "REPOPT"), (16, 16, 32)),
+    **dict.fromkeys(("3DUXNET", "3DUXNET_K21", "3DUXNET_LRBM", "UNet3D", "UNETR"), (16, 16, 32)),
+    **dict.fromkeys(("MedNeXt_S", "MedNeXt_B", "MedNeXt_M", "MedNeXt_L"), (16, 16, 32)),
+    **dict.fromkeys(("SwinUNETR", "nnUNet", "ResEncUNet", "UNesT"), (32, 32, 64)),
+    **dict.fromkeys(("STUNet_S", "STUNet_B", "STUNet_L", "STUNet_H"), (32, 32, 64)),
+    "nnFormer": (32, 64, 64),
+    "TransBTS": (8, 8, 16),
+}
+# Too large to be stepped in a test.
+META_ONLY = {"STUNet_H"}
+# At random these leave out whole blocks, and with them their gradients.
+STOCHASTIC_DEPTH = {"nnFormer", "UNesT"}
+
+# name, classes, millions of parameters at 96^3 and one channel: the papers' and specifications' counts
+COUNTS = [
+    ("REP3D", 16, 65.98),
+    ("REP3D_FIXED", 16, 65.83),
+    ("REP3D_NONE", 16, 65.83),
+    ("3DUXNET", 16, 53.0066),
+    ("3DUXNET_K21", 16, 65.848),
+    ("3DUXNET_LRBM", 16, 66.00),
+    ("REPUXNET", 16, 65.828),
+    ("REPOPT", 16, 65.83),
+    ("SwinUNETR", 16, 62.1874),
+    ("UNETR", 16, 92.8025),
+    ("UNet3D", 4, 4.8085),
+    ("nnUNet", 16, 31.1899),
+    ("MedNeXt_S", 4, 5.550980),
+    ("MedNeXt_B", 4, 10.526372),
+    ("MedNeXt_M", 4, 17.549028),
+    ("MedNeXt_L", 4, 62.992964),
+    ("ResEncUNet", 4, 102.35),
+    ("nnFormer", 16, 149.333),
+    ("TransBTS", 16, 31.5775),
+    ("UNesT", 16, 87.2013),
+    ("STUNet_S", 14, 14.55),
+    ("STUNet_B", 14, 58.17),
+    ("STUNet_L", 14, 440.12),
+    ("STUNet_H", 4, 1457.025),
+]
+# They compute with their tensors while they are built.
+NOT_ON_META = {"SwinUNETR", "nnFormer", "UNesT", "MedNeXt_S", "MedNeXt_B", "MedNeXt_M", "MedNeXt_L"}
+
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def build_smallest(name, **overrides):
+    return build_network(name, 1, 3, SMALLEST[name], **overrides)
+
+
+@every_network
+def test_forward_and_backward_at_the_smallest_input(name):
+    torch.manual_seed(0)
+    if name in META_ONLY:
+        with torch.device("meta"):
+            assert build_smallest(name)(torch.zeros(1, 1, *SMALLEST[name])).shape == (1, 3, *SMALLEST[name])
+        return
+    network = build_smallest(name, **({"drop_path_rate": 0.0} if name in STOCHASTIC_DEPTH else {}))
+    for mask in (module for module in network.modules() if isinstance(module, LRBM) and module.generator is not None):
+        nn.init.normal_(mask.generator[-1].weight, std=0.01)  # at its start, zero, it hides the layers before it
+    logits = network(torch.randn(1, 1, *SMALLEST[name]))
+    assert logits.shape == (1, 3, *SMALLEST[name])
+    (logits * torch.randn_like(logits)).sum().backward()
+    unused = {key for key, _ in network.named_parameters() if key.startswith(network.unused_prefixes)}
+    assert {key for key, parameter in network.named_parameters() if not parameter.requires_grad} == unused
+    assert {key for key, parameter in network.named_parameters() if parameter.grad is None} == unused
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert all(parameter.grad.isfinite().all() for parameter in trained)
+    dead = [k for k, p in network.named_parameters() if p.requires_grad and p.dim() > 1 and not p.grad.any()]
+    assert dead == []
+
+
+@pytest.mark.parametrize(("name", "classes", "millions"), COUNTS, ids=[name for name, *_ in COUNTS])
+def test_parameter_count(name, classes, millions):
+    with torch.device("cpu" if name in NOT_ON_META else "meta"):
+        network = build_network(name, 1, classes)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_every_network_is_counted():
+    assert [name for name, *_ in COUNTS] == list(NETWORKS) == sorted(SMALLEST, key=list(NETWORKS).index)
+
+
+@every_network
+def test_stem_and_head_are_what_depends_on_channels_and_classes(name):
+    def shapes(in_chans, out_chans):
+        with torch.device("cpu" if name in NOT_ON_META else "meta"):
+            network = build_network(name, in_chans, out_chans, SMALLEST[name])
+        return network, {key: value.shape for key, value in network.state_dict().items()}
+
+    network, base = shapes(1, 3)
+    wider = {key for key, shape in shapes(2, 3)[1].items() if shape != base[key]}
+    assert wider == {key for key, shape in base.items() if key.startswith(network.stem_prefixes) and len(shape) > 1}
+    more = {key for key, shape in shapes(1, 4)[1].items() if shape != base[key]}
+    assert more <= {key for key in base if key.startswith(network.head_prefixes)}
+    assert more
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("REP3D", (96, 96, 90), "roi_size: found 96 x 96 x 90, expected three sides divisible by 16"),
+        ("REP3D", (16, 16, 16), "found 16 x 16 x 16.*at least one of them twice that or more"),
+        ("3DUXNET", (96, 96), "found 96 x 96,"),
+        ("SwinUNETR", (96, 96, 80), "three sides divisible by 32"),
+        ("UNETR", (96, 96, 88), "three sides divisible by 16"),
+        ("nnFormer", (96, 96, 80), "sides divisible by 16, 32, 32"),
+        ("TransBTS", (96, 96, 90), "three sides divisible by 8"),
+        ("UNesT", (96, 96, 80), "three sides divisible by 32"),
+        ("STUNet_S", (96, 96, 80), "three sides divisible by 32"),
+        ("MedNeXt_S", (96, 96, 90), "three sides divisible by 16"),
+        ("UNet3D", (-16, 16, -16), "three sides divisible by 16"),
+    ],
+)
+def test_sizes_that_a_network_cannot_take(name, size, expected):
+    with pytest.raises(ValueError, match=expected):
+        build_network(name, 1, 3, size)
+
+
+@pytest.mark.parametrize("name", ["UNETR", "nnFormer", "TransBTS", "UNesT"])
+def test_networks_tied_to_their_construction_size_refuse_another(name):
+    network = build_smallest(name)
+    with pytest.raises(ValueError, match=r"input size: found 96 x 96 x 96, expected .*, the size the network"):
+        network(torch.zeros(1, 1, 96, 96, 96))
+
+
+@every_network
+def test_other_channels_are_refused(name):
+    with torch.device("cpu" if name in NOT_ON_META else "meta"):
+        network, image = build_smallest(name), torch.zeros(1, 2, *SMALLEST[name])
+    with pytest.raises(ValueError, match=r"input: found shape \(1, 2, .*expected \(N, 1, D, H, W\)"):
+        network(image)
+
+
+def test_input_sizes_of_one_divisor_an_axis():
+    sizes = InputSizes((1, 32, 32), least_coarse=1)
+    sizes.check((7, 32, 64))
+    with pytest.raises(ValueError, match="crop: found 7 x 32 x 48, expected sides divisible by 1, 32, 32"):
+        sizes.check((7, 32, 48), "crop")
+
+
+# The official implementations; those of nnFormer, TransBTS, UNesT and STU-Net are in their own test files
+
+
+def test_3d_uxnet_reproduces_the_official_logits():
+    assert_reproduces("3DUXNET", build_network("3DUXNET", 1, 16), FFT_TOLERANCE)
+
+
+def test_repuxnet_reproduces_the_official_logits():
+    assert_reproduces("REPUXNET", build_network("REPUXNET", 1, 16, deploy=True), FFT_TOLERANCE)
+
+
+@pytest.mark.parametrize(("size", "kernel_size"), [("S", 3), ("B", 3), ("L", 5)])
+def test_mednext_reproduces_the_official_logits(size, kernel_size):
+    network = build_network(f"MedNeXt_{size}", 1, 4, kernel_size=kernel_size)
+    assert_reproduces(f"MedNeXt_{size}_k{kernel_size}", network, TOLERANCE)
