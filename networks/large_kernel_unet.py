@@ -8,27 +8,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from networks.base import InputSizes, SegmentationNetwork
+from networks.layers import ChannelLayerNorm
 
 # The weights of a UNETR-like network's full-resolution skip that see the image.
 ENCODER1_STEM = ("encoder1.layer.conv1.", "encoder1.layer.conv3.")
-
-
-class ChannelLayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of (N, C, D, H, W), voxel by voxel; eps 1e-6 as in 3D UX-Net."""
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(channels, eps=eps)
-
-    def forward(self, input: Tensor) -> Tensor:
-        channels_last = input.permute(0, 2, 3, 4, 1)  # (N, C, D, H, W) -> (N, D, H, W, C)
-        normalised = F.layer_norm(channels_last, self.normalized_shape, self.weight, self.bias, self.eps)
-        return normalised.permute(0, 4, 1, 2, 3)
 
 
 class LargeKernelEncoder(nn.Module):

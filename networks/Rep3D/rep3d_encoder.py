@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from networks.base import FoldableBlock
 from networks.large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
-from networks.large_kernel_unet import ChannelLayerNorm
+from networks.layers import ChannelLayerNorm
 
 MaskMode = Literal["learned", "fixed", "none"]
 MASK_MODES: tuple[MaskMode, ...] = ("learned", "fixed", "none")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.large_kernel_unet import ChannelLayerNorm
+from networks.layers import ChannelLayerNorm
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock, MaskMode
 
 EXPANSION = 4

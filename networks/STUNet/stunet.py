@@ -1,0 +1,177 @@
+"""STU-Net: plain residual U-Net, scaled in depth and width.
+
+Source: Huang et al., "STU-Net: Scalable and Transferable Medical Image Segmentation Models Empowered by Large-Scale
+Supervised Pre-training", arXiv:2304.06716.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.base import InputSizes, SegmentationNetwork
+
+# The published sizes: 14.55 M, 58.17 M and 440.12 M parameters with 14 classes, 1457.03 M with four.
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: {"feat_size": tuple(width * factor for factor in (1, 2, 4, 8, 16, 16)), "depths": depth}
+    for name, width, depth in (("S", 16, 1), ("B", 32, 1), ("L", 64, 2), ("H", 96, 3))
+}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^3 convolutions, each with affine instance norm, and a shortcut; LeakyReLU between them and after the sum.
+
+    Args:
+        in_chans: input channels.
+        out_chans: output channels.
+        stride: (D, H, W) stride of the first convolution and of the shortcut.
+        project: a 1^3 convolution as shortcut instead of the identity.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D / stride[0], H / stride[1], W / stride[2]).
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, stride: Sequence[int] = (1, 1, 1), project: bool = False) -> None:
+        super().__init__()
+        step = (stride[0], stride[1], stride[2])
+        self.conv1 = nn.Conv3d(in_chans, out_chans, kernel_size=3, stride=step, padding=1)
+        self.norm1 = nn.InstanceNorm3d(out_chans, affine=True)
+        self.conv2 = nn.Conv3d(out_chans, out_chans, kernel_size=3, padding=1)
+        self.norm2 = nn.InstanceNorm3d(out_chans, affine=True)
+        self.conv3 = nn.Conv3d(in_chans, out_chans, kernel_size=1, stride=step) if project else None
+        self.act = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.conv3 is None else self.conv3(x)
+        x = self.act(self.norm1(self.conv1(x)))
+        return self.act(self.norm2(self.conv2(x)) + shortcut)
+
+
+class Upsample(nn.Module):
+    """1^3 convolution to the skip's width, then nearest interpolation.
+
+    The specification has them the other way round; they commute, and in this order the convolution runs over fewer
+    voxels.
+
+    Args:
+        in_chans: input channels.
+        out_chans: output channels.
+        stride: (D, H, W) factors.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D * stride[0], H * stride[1], W * stride[2]).
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_chans, out_chans, kernel_size=1)
+        self.stride = tuple(float(step) for step in stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.conv(x), scale_factor=self.stride, mode="nearest")
+
+
+class STUNet(SegmentationNetwork):
+    """Segmentation network: six residual stages, five up-sampling stages, a 1^3 head on each of the latter.
+
+    14.55 M parameters by default, with 14 classes; ``VARIANTS`` holds the arguments of all four published sizes.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        feat_size: channels of the six stages, finest first.
+        depths: residual blocks in each of the six stages, finest first, or in all; a decoder stage has as many as the
+            encoder stage of its resolution.
+        strides: (D, H, W) strides between the six stages, finest first, as in nnU-Net's plan.
+        deep_supervision: in training mode return the logits of every decoder stage, as a list. Without it the heads
+            of the coarser stages are frozen.
+    Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); with ``deep_supervision`` and in training mode five
+        of them, finest first, the next ones smaller by ``strides[0]``, then ``strides[1]``, and so on. D, H and W are
+        divisible by the product of their strides, and at least one of them is not that product itself.
+    Raises:
+        ValueError: an ill argument, or an input with other channels or sides.
+    Source: arXiv:2304.06716; specs/baselines.md, section B6.
+    """
+
+    stem_prefixes = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
+    head_prefixes = ("seg_outputs.",)
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        feat_size: Sequence[int] = (16, 32, 64, 128, 256, 256),
+        depths: Sequence[int] | int = 1,
+        strides: Sequence[Sequence[int]] = ((2, 2, 2),) * 5,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        depths = (depths,) * 6 if isinstance(depths, int) else depths
+        _check_arguments(in_chans, out_chans, feat_size, depths, strides)
+        self.in_chans = in_chans
+        depth, height, width = (math.prod(steps) for steps in zip(*strides, strict=True))
+        # The coarsest instance normalisation needs more than one voxel.
+        self.input_sizes = InputSizes(depth if depth == height == width else (depth, height, width), least_coarse=2)
+        self.deep_supervision = deep_supervision
+
+        widths = itertools.pairwise((in_chans, *feat_size))
+        self.conv_blocks_context = nn.ModuleList(
+            _make_stage(narrow, wide, blocks, stride)
+            for (narrow, wide), blocks, stride in zip(widths, depths, ((1, 1, 1), *strides), strict=True)
+        )
+        # The decoder runs from the second coarsest stage to the finest.
+        widths = itertools.pairwise(feat_size[::-1])
+        self.upsample_layers = nn.ModuleList(
+            Upsample(wide, narrow, stride) for (wide, narrow), stride in zip(widths, strides[::-1], strict=True)
+        )
+        self.conv_blocks_localization = nn.ModuleList(
+            _make_stage(2 * dim, dim, blocks) for dim, blocks in zip(feat_size[-2::-1], depths[-2::-1], strict=True)
+        )
+        self.seg_outputs = nn.ModuleList(nn.Conv3d(dim, out_chans, kernel_size=1) for dim in feat_size[-2::-1])
+        self.apply(_init_convolution)
+        if not deep_supervision:
+            self.unused_prefixes = tuple(f"seg_outputs.{i}." for i in range(len(self.seg_outputs) - 1))
+        self.freeze_unused()
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        self.check_input(x)
+        skips = []
+        for stage in self.conv_blocks_context:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        supervised = self.deep_supervision and self.training
+        logits: list[Tensor] = []
+        for upsample, stage, head in zip(
+            self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, strict=True
+        ):
+            x = stage(torch.cat((upsample(x), skips.pop()), dim=1))
+            if supervised or not skips:
+                logits.insert(0, head(x))
+        return logits if supervised else logits[0]
+
+
+def _check_arguments(
+    in_chans: int, out_chans: int, feat_size: Sequence[int], depths: Sequence[int], strides: Sequence[Sequence[int]]
+) -> None:
+    for name, value in (("in_chans", in_chans), ("out_chans", out_chans)):
+        if value < 1:
+            raise ValueError(f"{name}: found {value}, expected a positive number")
+    for name, values in (("feat_size", feat_size), ("depths", depths)):
+        if len(values) != 6 or min(values) < 1:
+            raise ValueError(f"{name}: found {tuple(values)}, expected six positive numbers")
+    if len(strides) != 5 or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
+        raise ValueError(f"strides: found {tuple(strides)}, expected five triples (D, H, W) of positive numbers")
+
+
+def _make_stage(in_chans: int, out_chans: int, depth: int, stride: Sequence[int] = (1, 1, 1)) -> nn.Sequential:
+    """``depth`` residual blocks; the first changes the channels and the resolution."""
+    first = ResidualBlock(in_chans, out_chans, stride, project=True)
+    return nn.Sequential(first, *(ResidualBlock(out_chans, out_chans) for _ in range(depth - 1)))
+
+
+def _init_convolution(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,164 @@
+"""The encoder of UNesT: three levels of transformer layers, each attending within non-overlapping blocks of voxels.
+
+Source: Zhang et al., "Nested Hierarchical Transformer", AAAI 2022 (NesT); in 3D Yu et al., "UNesT", Medical Image
+Analysis 2023. Names, shapes and numbers are those of the official code.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from monai.networks.layers.drop_path import DropPath
+from torch import Tensor, nn
+
+from networks.layers import ChannelLayerNorm
+
+PATCH = 4  # voxels, side and stride of the embedding
+BLOCKS = (4, 2, 1)  # along each axis, level by level: a block keeps its size in tokens, so it doubles in voxels
+
+
+class BlockAttention(nn.Module):
+    """Multi-head self-attention among the tokens of each block.
+
+    Args:
+        dim: channels.
+        num_heads: heads, a divisor of ``dim``.
+    Shape: (N, blocks, tokens, dim) -> (N, blocks, tokens, dim).
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Fused attention kernels take four dimensions, so the blocks join the batch.
+        split = "n blocks tokens (three heads c) -> three (n blocks) heads tokens c"
+        query, key, value = rearrange(self.qkv(x), split, three=3, heads=self.num_heads)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        # Parity: heads are split head-major but merged with the head fastest. Official weights rely on it.
+        return self.proj(rearrange(attended, "(n blocks) heads tokens c -> n blocks tokens (c heads)", n=len(x)))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-normalised block attention and MLP of ratio 4, each a residual branch under stochastic depth.
+
+    Args:
+        dim: channels.
+        num_heads: heads, a divisor of ``dim``.
+        drop_path: probability with which a training sample skips a branch.
+    Shape: (N, blocks, tokens, dim) -> (N, blocks, tokens, dim).
+    """
+
+    def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = BlockAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(dim, 4 * dim))
+        self.mlp.add_module("act", nn.GELU())
+        self.mlp.add_module("fc2", nn.Linear(4 * dim, dim))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class NestLevel(nn.Module):
+    """Down-sampling (all levels but the first), then transformer layers on the map cut into a grid of blocks.
+
+    Args:
+        in_dim: channels of the incoming map, None in the first level, which takes it as it is.
+        dim: channels of the level.
+        num_heads: heads, a divisor of ``dim``.
+        drop_paths: one layer for each of these stochastic depth rates.
+        blocks: blocks along each axis.
+        edges: sides (D, H, W) of a block, tokens.
+    Shape: (N, in_dim, D, H, W) -> (N, dim, D / 2, H / 2, W / 2), or the same size in the first level.
+    """
+
+    def __init__(
+        self,
+        in_dim: int | None,
+        dim: int,
+        num_heads: int,
+        drop_paths: Sequence[float],
+        blocks: int,
+        edges: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        depth, height, width = edges
+        self.grid = {"gd": blocks, "gh": blocks, "gw": blocks}
+        self.edges = {"d": depth, "h": height, "w": width}
+        self.pos_embed = nn.Parameter(torch.zeros(1, blocks**3, depth * height * width, dim))
+        self.pool = nn.Sequential()
+        if in_dim is not None:
+            self.pool.add_module("conv", nn.Conv3d(in_dim, dim, kernel_size=3, padding=1))
+            self.pool.add_module("norm", ChannelLayerNorm(dim, eps=1e-6))
+            self.pool.add_module("pool", nn.MaxPool3d(kernel_size=3, stride=2, padding=1))
+        self.transformer_encoder = nn.Sequential(*(TransformerLayer(dim, num_heads, rate) for rate in drop_paths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        voxels, tokens = "n c (gd d) (gh h) (gw w)", "n (gd gh gw) (d h w) c"
+        x = rearrange(self.pool(x), f"{voxels} -> {tokens}", **self.grid)
+        x = self.transformer_encoder(x + self.pos_embed)
+        return rearrange(x, f"{tokens} -> {voxels}", **self.grid, **self.edges)
+
+
+class NestEncoder(nn.Module):
+    """Patch embedding and three levels at 1/4, 1/8 and 1/16 of the input's resolution, of 4^3, 2^3 and one block.
+
+    Args:
+        in_chans: input channels.
+        roi_size: sides (D, H, W) of the input, voxels; each divisible by 16.
+        embed_dim: channels a level.
+        depths: transformer layers a level.
+        num_heads: heads a level, divisors of ``embed_dim``.
+        drop_path_rate: stochastic depth of the last layer, from 0 in the first in equal steps.
+    Shape: (N, in_chans, *roi_size) -> four maps, the embedding and the levels' outputs, of embed_dim[0], then
+        embed_dim[i] channels; and the last of them normalised.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        roi_size: Sequence[int],
+        embed_dim: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.add_module("proj", nn.Conv3d(in_chans, embed_dim[0], kernel_size=PATCH, stride=PATCH))
+        depth, height, width = (side // (PATCH * BLOCKS[0]) for side in roi_size)
+        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+        self.levels = nn.ModuleList(
+            NestLevel(in_dim, dim, heads, [next(rates) for _ in range(layers)], blocks, (depth, height, width))
+            for in_dim, dim, heads, layers, blocks in zip(
+                (None, *embed_dim[:-1]), embed_dim, num_heads, depths, BLOCKS, strict=True
+            )
+        )
+        self.norm = ChannelLayerNorm(embed_dim[-1], eps=1e-6)
+        self.apply(_init_weights)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps = [self.patch_embed(x)]
+        for level in self.levels:
+            maps.append(level(maps[-1]))
+        return maps, self.norm(maps[-1])
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normal of std 0.02 for weights and position embeddings, zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, NestLevel):
+        nn.init.trunc_normal_(module.pos_embed, std=0.02)

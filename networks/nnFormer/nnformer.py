@@ -1,0 +1,229 @@
+"""nnFormer: encoder and decoder of shifted-window transformers between convolutions.
+
+Source: Zhou et al., "nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer", IEEE TIP 2023; state_dict
+and numerics are those of the official code's "synapse" variant in the copy that 3D UX-Net (ICLR 2023) ran at 96^3.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from networks.base import InputSizes, SegmentationNetwork
+from networks.layers import ChannelLayerNorm
+from networks.nnFormer.window_attention import Grid, WindowBlock, named, triple
+
+EPS = 1e-5  # of the layer normalisations here, as in the blocks, where it is PyTorch's default
+
+
+class _Stage(NamedTuple):
+    """What encoder and decoder share at one resolution."""
+
+    grid: Grid
+    dim: int
+    depth: int
+    heads: int
+    window: int
+
+    def make_blocks(self, drop_paths: Sequence[float], cross_first: bool = False) -> nn.Sequential:
+        """One block for each rate of stochastic depth; every second has shifted windows."""
+        return nn.Sequential(
+            *(
+                WindowBlock(self.grid, self.dim, self.heads, self.window, i % 2 == 1, cross_first and i == 0, rate)
+                for i, rate in enumerate(drop_paths)
+            )
+        )
+
+
+def _drop_path_rates(stages: Sequence[_Stage], last: float) -> list[list[float]]:
+    """Rates of stochastic depth for each stage's blocks, rising linearly from 0 at the first block to the last."""
+    rates = iter(np.linspace(0, last, sum(stage.depth for stage in stages)).tolist())
+    return [list(itertools.islice(rates, stage.depth)) for stage in stages]
+
+
+def _make_patch_embedding(in_chans: int, dim: int, patch_size: Grid) -> nn.Sequential:
+    """(N, in_chans, D, H, W) -> (N, dim, D / patch_size[0], H / patch_size[1], W / patch_size[2])."""
+    # A side of 4 is reached in two strides of 2, a side of 2 in the first stage alone.
+    first = triple(min(side, 2) for side in patch_size)
+    second = triple(side // stride for side, stride in zip(patch_size, first, strict=True))
+
+    def conv(chans: int, width: int, stride: Grid = (1, 1, 1)) -> nn.Conv3d:
+        return nn.Conv3d(chans, width, kernel_size=3, stride=stride, padding=1)
+
+    half = dim // 2
+    return named(
+        proj1=named(
+            conv1=conv(in_chans, half, first),
+            act1=nn.GELU(),
+            norm1=ChannelLayerNorm(half, EPS),
+            conv2=conv(half, half),
+            act2=nn.GELU(),
+            norm2=ChannelLayerNorm(half, EPS),
+        ),
+        proj2=named(
+            conv1=conv(half, dim, second), act1=nn.GELU(), norm1=ChannelLayerNorm(dim, EPS), conv2=conv(dim, dim)
+        ),
+        norm=ChannelLayerNorm(dim, EPS),
+    )
+
+
+class _EncoderLayer(nn.Module):
+    """Blocks, then a down-sampling that doubles the channels; the last layer has no down-sampling."""
+
+    def __init__(self, stage: _Stage, drop_paths: Sequence[float], last: bool) -> None:
+        super().__init__()
+        self.blocks = stage.make_blocks(drop_paths)
+        self.downsample: nn.Module = nn.Identity()
+        if not last:
+            reduction = nn.Conv3d(stage.dim, 2 * stage.dim, kernel_size=3, stride=2, padding=1)
+            self.downsample = named(act=nn.GELU(), norm=ChannelLayerNorm(stage.dim, EPS), reduction=reduction)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x)
+        return x, self.downsample(x)
+
+
+class _Encoder(nn.Module):
+    """(N, in_chans, D, H, W) -> a normalised map for each stage, finest first."""
+
+    def __init__(self, in_chans: int, patch_size: Grid, stages: Sequence[_Stage], drop_path_rate: float) -> None:
+        super().__init__()
+        self.patch_embed = _make_patch_embedding(in_chans, stages[0].dim, patch_size)
+        self.layers = nn.ModuleList(
+            _EncoderLayer(stage, rates, last=stage is stages[-1])
+            for stage, rates in zip(stages, _drop_path_rates(stages, drop_path_rate), strict=True)
+        )
+        for i, stage in enumerate(stages):
+            self.add_module(f"norm{i}", ChannelLayerNorm(stage.dim, EPS))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.patch_embed(x)
+        maps = []
+        for i, layer in enumerate(self.layers):
+            output, x = layer(x)
+            maps.append(self.get_submodule(f"norm{i}")(output))
+        return maps
+
+
+class _DecoderLayer(nn.Module):
+    """Up-sampling that halves the channels, a block that attends to the skip map, then blocks as in the encoder."""
+
+    def __init__(self, stage: _Stage, drop_paths: Sequence[float]) -> None:
+        super().__init__()
+        up = nn.ConvTranspose3d(2 * stage.dim, stage.dim, kernel_size=2, stride=2)
+        self.Upsample = named(norm=ChannelLayerNorm(2 * stage.dim, EPS), up=up)
+        self.blocks = stage.make_blocks(drop_paths, cross_first=True)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        merge, *blocks = self.blocks
+        x = merge(self.Upsample(x), skip)
+        for block in blocks:
+            x = block(x)
+        return x
+
+
+class _Decoder(nn.Module):
+    """The encoder's maps -> a map for each stage but the deepest, finest first."""
+
+    def __init__(self, stages: Sequence[_Stage], drop_path_rate: float) -> None:
+        super().__init__()
+        upwards = stages[::-1]  # in the order they run: stochastic depth grows towards the finest
+        layers = [
+            _DecoderLayer(stage, rates)
+            for stage, rates in zip(upwards, _drop_path_rates(upwards, drop_path_rate), strict=True)
+        ]
+        self.layers = nn.ModuleList(reversed(layers))  # official keys count from the finest
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        *skips, x = maps
+        outputs = []
+        for layer, skip in zip(reversed(self.layers), reversed(skips), strict=True):
+            x = layer(x, skip)
+            outputs.append(x)
+        return outputs[::-1]
+
+
+class nnFormer(SegmentationNetwork):
+    """Segmentation network: shifted-window transformers in a U-shape, skips merged by cross attention.
+
+    149.33 M parameters for one channel and 16 classes. Parity with the official code, so that its weights keep their
+    meaning: the relative-position index gives different offsets the same entry of the bias table (the factor of the
+    slowest axis is 3 w - 1, a unique index needs (2 w - 1)^2), and most entries are never read.
+
+    Args:
+        in_chans: input channels.
+        out_chans: classes, background included.
+        roi_size: (D, H, W) of the inputs, voxels; the windows and their masks are laid out for it.
+        embed_dim: channels of the first stage, doubled from stage to stage.
+        depths: blocks in each of the four stages; the decoder repeats those of the first three.
+        num_heads: attention heads in each stage.
+        patch_size: (D, H, W) of the voxels behind a token of the first stage, 1, 2 or 4 each; (4, 4, 4) is the
+            official "tumor" variant.
+        window_sizes: side of each stage's cubic windows, tokens; a window larger than its grid's smallest side shrinks
+            to it and is not shifted.
+        drop_path_rate: stochastic depth of the last block, in the encoder and in the decoder; the first has none.
+        deep_supervision: heads on all three decoder stages. In training mode forward then returns the list of their
+            logits, finest first, at 1, 1/2 and 1/4 of the input's resolution; in evaluation mode the finest alone.
+    Shape: (N, in_chans, *roi_size) -> logits (N, out_chans, *roi_size); the sides of ``roi_size`` are divisible by
+        those of ``patch_size`` times 8.
+    Raises:
+        ValueError: an ill argument, or an input with other channels or sides.
+    """
+
+    stem_prefixes = ("model_down.patch_embed.proj1.conv1.weight",)
+    head_prefixes = ("final.",)
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 16,
+        roi_size: Sequence[int] = (96, 96, 96),
+        embed_dim: int = 192,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (6, 12, 24, 48),
+        patch_size: Sequence[int] = (2, 4, 4),
+        window_sizes: Sequence[int] = (4, 4, 8, 4),
+        drop_path_rate: float = 0.2,
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_chans", in_chans), ("out_chans", out_chans)):
+            if value < 1:
+                raise ValueError(f"{name}: found {value}, expected a positive number")
+        for name, values in (("depths", depths), ("num_heads", num_heads), ("window_sizes", window_sizes)):
+            if len(values) != 4 or min(values) < 1:
+                raise ValueError(f"{name}: found {tuple(values)}, expected four positive numbers")
+        if embed_dim < 2 or embed_dim % 2:
+            raise ValueError(f"embed_dim: found {embed_dim}, expected an even positive number")
+        if len(patch_size) != 3 or not set(patch_size) <= {1, 2, 4}:
+            raise ValueError(f"patch_size: found {tuple(patch_size)}, expected three of 1, 2 and 4")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate: found {drop_path_rate}, expected at least 0 and less than 1")
+        dims = tuple(embed_dim * 2**i for i in range(4))
+        if any(dim % heads for dim, heads in zip(dims, num_heads, strict=True)):
+            raise ValueError(f"num_heads: found {tuple(num_heads)}, expected divisors of the channels {dims}")
+
+        patch = triple(patch_size)
+        self.in_chans = in_chans
+        self.deep_supervision = deep_supervision
+        # Three down-samplings by 2 follow the patch embedding.
+        self.input_sizes = InputSizes(triple(8 * side for side in patch), least_coarse=1, built_for=tuple(roi_size))
+        stages = [
+            _Stage(triple(side // (length * 2**i) for side, length in zip(roi_size, patch, strict=True)), *numbers)
+            for i, numbers in enumerate(zip(dims, depths, num_heads, window_sizes, strict=True))
+        ]
+        self.model_down = _Encoder(in_chans, patch, stages, drop_path_rate)
+        self.decoder = _Decoder(stages[:-1], drop_path_rate)
+        self.final = nn.ModuleList(
+            named(up=nn.ConvTranspose3d(dim, out_chans, kernel_size=patch, stride=patch))
+            for dim in dims[: 3 if deep_supervision else 1]
+        )
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        self.check_input(x)
+        maps = self.decoder(self.model_down(x))
+        if self.deep_supervision and self.training:
+            return [head(features) for head, features in zip(self.final, maps, strict=True)]
+        return self.final[0](maps[0])
