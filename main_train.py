@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine.arguments import boolean, number, odd, positive
-from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, weights_of
+from engine.checkpoints import NetworkConfig, load_checkpoint
 from engine.data_check import check_cases
 from engine.devices import AMP_CHOICES, choose_device, make_autocast
 from engine.errors import InputError, OneLineParser, run
@@ -40,6 +40,7 @@ from engine.prediction import Window
 from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
 from engine.training import TrainingState, learning_rate
 from engine.validation import validate
+from engine.weights import load_weights
 from load_datasets_transforms import data_loader, data_transforms, find_description
 from networks import NETWORKS
 
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     network = parser.add_argument_group("network")
     network.add_argument("--network", default="REP3D", choices=NETWORKS, help="architecture")
-    network.add_argument("--feat_size", nargs=4, type=number(int, 1), help="channels of the stages (network's own)")
+    network.add_argument("--feat_size", nargs="+", type=number(int, 1), help="channels of the stages (network's own)")
     network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels (network's own)")
     network.add_argument("--pretrain", type=boolean, default=False, help="start from --pretrained_weights")
     network.add_argument("--pretrained_weights", help="checkpoint or state dict to start from: weights only")
@@ -119,7 +120,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
     if args.pretrain:
         weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
-        load_weights(state.network, weights_of(load_checkpoint(weights, flag), weights, flag), weights, flag)
+        report = load_weights(state.network, load_checkpoint(weights, flag), f"{flag}: {weights}")
+        print(f"{flag}: {report}")
 
     check_cases([*training_cases, *validation_cases], description, args.num_workers)
     parameters = sum(parameter.numel() for parameter in state.network.parameters())

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine.arguments import number, odd
-from engine.checkpoints import NetworkConfig, config_of, flag_overrides, load_checkpoint, load_weights, weights_of
+from engine.checkpoints import NetworkConfig, config_of, flag_overrides, load_checkpoint
 from engine.data_check import check_cases
 from engine.description import DatasetDescription
 from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast, place
@@ -32,6 +32,7 @@ from engine.metrics import DiceTable, dice_by_class
 from engine.nifti import read_labels
 from engine.pictures import preview, save_png
 from engine.prediction import Window, first_file, predict_probabilities
+from engine.weights import load_weights
 from load_datasets_transforms import data_loader, data_transforms, find_description, infer_post_transforms
 from networks import NETWORKS, SegmentationNetwork
 
@@ -55,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     network = parser.add_argument_group("network")
     network.add_argument(FLAG, required=True, help="checkpoint or bare state dict")
     network.add_argument("--network", choices=NETWORKS, help="architecture (the checkpoint's, or REP3D)")
-    network.add_argument("--feat_size", nargs=4, type=number(int, 1), help="channels of the stages, for a state dict")
+    network.add_argument("--feat_size", nargs="+", type=number(int, 1), help="channels of the stages, for a state dict")
     network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels, for a state dict")
 
     window = parser.add_argument_group("sliding window")
@@ -73,15 +74,15 @@ def main(args: argparse.Namespace) -> None:
     device = choose_device(args.gpu)
     output = Path(args.output)
     make_output_folder(output)
-    network, config, description = load_network(args)
+    network, roi_size, description = load_network(args)
     args.dataset = description
     (cases,) = data_loader(args)
     check_cases(cases, description, args.num_workers)
 
     (transforms,) = data_transforms(args)
     post_transforms = infer_post_transforms(args, transforms)
-    precision = choose_precision(args.amp, device, config.roi_size, network.input_sizes)
-    window = Window(config.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
+    precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
+    window = Window(roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
     table = DiceTable(description.classes[1:])
     sources = [{**case, "source": case["image"]} for case in cases]
     network = place(network, device)
@@ -100,19 +101,23 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(cases)} predictions in {output}")
 
 
-def load_network(args: argparse.Namespace) -> tuple[SegmentationNetwork, NetworkConfig, DatasetDescription]:
-    """The deployed network with its weights, in evaluation mode, and what it was trained for."""
+def load_network(args: argparse.Namespace) -> tuple[SegmentationNetwork, tuple[int, ...], DatasetDescription]:
+    """The deployed network with its weights in evaluation mode, its window (D, H, W), and what it was trained for."""
     path = Path(args.trained_weights)
     content = load_checkpoint(path, FLAG)
-    weights = weights_of(content, path, FLAG)
     saved = config_of(content, path, FLAG)
     if saved is None:
         config, description = describe_state_dict(args)
     else:
         config, description = with_flags(args, *saved)
     network = config.build(deploy=True)
-    load_weights(network, weights, path, FLAG)
-    return network.eval(), config, description
+    load_weights(network, content, f"{FLAG}: {path}", strict=True)
+    roi_size = tuple(args.roi_size or config.roi_size)
+    try:
+        network.input_sizes.check(roi_size, "--roi_size")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return network.eval(), roi_size, description
 
 
 def describe_state_dict(args: argparse.Namespace) -> tuple[NetworkConfig, DatasetDescription]:
@@ -136,9 +141,7 @@ def with_flags(
                 f"{config.out_chans} as in {args.trained_weights}"
             )
     overrides = {**config.overrides, **flag_overrides(args)}
-    roi_size = tuple(args.roi_size or config.roi_size)
-    network = args.network or config.network
-    return replace(config, network=network, roi_size=roi_size, overrides=overrides), description
+    return replace(config, network=args.network or config.network, overrides=overrides), description
 
 
 if __name__ == "__main__":

@@ -7,13 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.files import write_whole
 from networks import SegmentationNetwork, build_network
+
+# Numbers only, which nnU-Net keeps beside its weights; by the name they had in NumPy 1 and by the one they have now.
+MAKE_SCALAR = np.float64().__reduce__()[0]
+NUMPY_SCALARS: list[Any] = [
+    *((MAKE_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         InputError: no such file, damaged, or one that needs pickle code execution.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of old pickle protocols
+        with warnings.catch_warnings(action="ignore"), safe_globals(NUMPY_SCALARS):  # warned of old pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -89,14 +97,6 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     return content
 
 
-def weights_of(content: dict[str, Any], path: Path, flag: str) -> dict[str, Tensor]:
-    """The weights of a checkpoint or of a bare state dict; InputError where there are none."""
-    weights = content.get("model", content)
-    if not weights or not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{flag}: {path} holds no weights, expected them under 'model' or as a bare state dict")
-    return weights
-
-
 def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkConfig, DatasetDescription] | None:
     """What network a checkpoint holds and what it was trained for; None for a bare state dict."""
     if "config" not in content:
@@ -108,19 +108,4 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{flag}: {path} does not describe its network, expected a checkpoint of main_train"
-        ) from error
-
-
-def load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, flag: str) -> None:
-    """Load every weight strictly; InputError with the counts that tell another network or class count."""
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        own = network.state_dict()
-        shared = [key for key in weights if key in own]
-        resized = [key for key in shared if own[key].shape != weights[key].shape]
-        example = f", such as {resized[0]} {tuple(weights[resized[0]].shape)}" if resized else ""
-        raise InputError(
-            f"{flag}: {path} does not fit the network: found {len(weights)} tensors, {len(shared)} of them known and "
-            f"{len(resized)} of other shape{example}; expected the {len(own)} of this architecture and class count"
         ) from error

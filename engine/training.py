@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from engine.checkpoints import NetworkConfig, load_checkpoint, load_weights, save_checkpoint, weights_of
+from engine.checkpoints import NetworkConfig, load_checkpoint, save_checkpoint
 from engine.description import DatasetDescription
 from engine.devices import choose_precision, place
 from engine.errors import InputError
 from engine.rep_optimizer import scale_updates
+from engine.weights import load_weights
 
 # What decides the course of a run: a resumed run must have the same.
 COURSE = (
@@ -97,7 +98,7 @@ class TrainingState:
             raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")
         if content["cases"] != self.cases:
             raise InputError("--root: found other training cases, expected those of the run to resume")
-        load_weights(self.network, weights_of(content, path, flag), path, flag)
+        load_weights(self.network, content, f"{flag}: {path}", strict=True)
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.iteration = content["iteration"]

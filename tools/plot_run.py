@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.checkpoints import config_of, load_checkpoint, load_weights, weights_of
+from engine.checkpoints import config_of, load_checkpoint
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder
 from engine.pictures import learned_masks, mask_slices, save_png
+from engine.weights import load_weights
 
 SMOOTHED = 20  # iterations that the drawn loss is a running mean of
 
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     if described is None:
         raise InputError(f"--run: {path} is a bare state dict, expected a checkpoint of main_train.py")
     network = described[0].build()
-    load_weights(network, weights_of(content, path, "--run"), path, "--run")
+    load_weights(network, content, f"--run: {path}", strict=True)
     if masks := learned_masks(network):
         save_png(mask_slices(masks), output / "masks.png")
 
