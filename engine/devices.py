@@ -59,7 +59,7 @@ def choose_precision(
         return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") and not coarse else None
     if amp == "bf16" and coarse:
         found, least = (" x ".join(map(str, size)) for size in (roi_size, [SMALLEST_BF16_SIDE * d for d in divisors]))
-        raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected {least} or more, or off")
+        raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected at least {least}, or off")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 

@@ -11,6 +11,7 @@ from engine.devices import choose_device, choose_precision, make_autocast, place
 from engine.errors import InputError
 from engine.files import write_whole
 from engine.training import learning_rate, make_optimizer
+from networks import InputSizes, build_network
 
 
 def recipe(**changes):
@@ -82,22 +83,48 @@ def test_device_numbers_beyond_the_machine_are_refused(monkeypatch):
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("off", torch.float32)])
 def test_autocast_computes_in_the_precision_asked_for(amp, dtype):
     device = torch.device("cpu")
-    with make_autocast(device, choose_precision(amp, device, (96, 96, 96), 16))():
+    with make_autocast(device, choose_precision(amp, device, (96, 96, 96), InputSizes(16)))():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 @pytest.mark.parametrize(("amx", "side", "expected"), [(True, 48, torch.bfloat16), (True, 32, None), (False, 48, None)])
 def test_auto_precision_of_a_cpu_follows_its_instructions_and_the_coarsest_grid(monkeypatch, amx, side, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    assert choose_precision("auto", torch.device("cpu"), (96, side, 96), 16) is expected
+    assert choose_precision("auto", torch.device("cpu"), (96, side, 96), InputSizes(16)) is expected
 
 
 def test_bf16_on_grids_that_a_cpu_gets_wrong_is_refused():
-    with pytest.raises(InputError, match=r"--amp: found bf16 .* expected sides of 48"):
-        choose_precision("bf16", torch.device("cpu"), (96, 32, 96), 16)
-    assert choose_precision("bf16", torch.device("cuda"), (96, 32, 96), 16) is torch.bfloat16
+    with pytest.raises(InputError, match=r"--amp: found bf16 .* expected at least 48 x 48 x 48, or off"):
+        choose_precision("bf16", torch.device("cpu"), (96, 32, 96), InputSizes(16))
+    assert choose_precision("bf16", torch.device("cuda"), (96, 32, 96), InputSizes(16)) is torch.bfloat16
 
 
 def test_cpu_networks_are_placed_channels_last():
     network = place(nn.Conv3d(4, 4, 3), torch.device("cpu"))
     assert network.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_rep_optimizer_scales_the_updates_of_its_network_only():
+    """With a gradient of one everywhere a step of SGD moves each weight by what its mask says."""
+    torch.manual_seed(0)
+    moved = {}
+    for name in ("REPOPT", "REP3D_NONE"):
+        network = build_network(name, 1, 2, feat_size=(4, 4, 4, 4), depths=(1, 1, 1, 1), kernel_size=7)
+        kernel = network.encoder.stages[0][0].dwconv.weight
+        before = kernel.detach().clone()
+        optimizer = make_optimizer(recipe(optim="SGD", lr=0.1, weight_decay=0), network)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moved[name] = (before - kernel.detach())[0, 0]
+    ratio = moved["REPOPT"] / moved["REP3D_NONE"]
+    expected = torch.ones(7, 7, 7)
+    expected[2:5, 2:5, 2:5] = 2
+    torch.testing.assert_close(ratio, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_frozen_parameters_are_left_to_no_optimiser():
+    network = build_network("TransBTS", 1, 2, (16, 16, 16), embed_dim=8, num_layers=1, mlp_dim=8)
+    (group,) = make_optimizer(recipe(), network).param_groups
+    assert len(group["params"]) == sum(parameter.requires_grad for parameter in network.parameters())
+    assert len(group["params"]) < len(list(network.parameters()))
