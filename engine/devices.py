@@ -1,5 +1,6 @@
 """The device a run is on, and the precision of its autocast."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -64,9 +65,13 @@ def choose_precision(
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move a network to its device, on a CPU with channels last: the faster layout for its 3D convolutions."""
-    layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-    return network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    """Move a network to its device; on a CPU the kernels of its 3D convolutions go channels last, the faster layout."""
+    network.to(device)
+    if device.type == "cpu":
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
+            if tensor.dim() == 5:  # Module.to(memory_format=...) takes 4D tensors for images and fails
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last_3d)
+    return network
 
 
 def make_autocast(device: torch.device, precision: torch.dtype | None) -> Callable[[], torch.autocast]:

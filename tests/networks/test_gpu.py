@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from test_networks import SMALLEST
 
-from networks import build_network
+from engine.rep_optimizer import scale_updates
+from networks import NETWORKS, build_network
 from networks.large_kernel_conv import large_kernel_conv3d
 
 pytestmark = [
@@ -35,3 +37,25 @@ def test_network_trains_under_autocast(dtype):
         loss = network(torch.randn(2, 1, 32, 32, 32, device="cuda")).float().square().mean()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("STUNet_L", "STUNet_H")])
+def test_every_network_agrees_with_the_cpu(name):
+    torch.manual_seed(0)
+    network = build_network(name, 1, 3, SMALLEST[name]).eval()
+    x = torch.randn(1, 1, *SMALLEST[name])
+    with torch.no_grad():
+        expected = network(x)
+        found = network.cuda()(x.cuda()).cpu()
+    assert (found - expected).square().mean().sqrt() < 1e-2 * expected.std()  # TF32 convolutions
+
+
+def test_rep_optimizer_steps_on_the_device():
+    network = build_network("REPOPT", 1, 3, feat_size=(8, 8, 8, 8), kernel_size=7).cuda()
+    optimizer = torch.optim.AdamW(network.parameters())
+    scale_updates(optimizer, network)
+    kernel = network.encoder.stages[0][0].dwconv.weight
+    before = kernel.detach().clone()
+    network(torch.randn(1, 1, 32, 32, 32, device="cuda")).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(kernel, before)

@@ -1,0 +1,292 @@
+"""What the networks cost: parameters, multiply-adds, time and peak memory of a training step; one row a network.
+
+    python -m tools.summary --json summary.json
+    python -m tools.summary --networks REP3D SwinUNETR --roi_size 128 128 128 --gpu 0
+    python -m tools.summary --no_step
+
+Counted, on tensors without data: parameters as trained and as deployed (``build_network(..., deploy=True)``), and the
+multiply-adds of the deployed network's forward. Those are the multiply-adds of convolutions and matrix products,
+attention's included, and no others. A convolution has one for each output voxel, tap and channel pair that it joins,
+taps on zero padding included, as the direct algorithm would on a padded image, whatever algorithm runs.
+
+Measured: forward, DiceCE loss, backward and AdamW update on random data, the median of ``--steps`` after one that warms
+up. The peak memory includes that one. On a GPU it is what PyTorch had allocated for tensors; on a CPU (Linux only) the
+resident memory of a process that did nothing else, with Python and the libraries, about 0.5 GB. GB are 10^9 bytes.
+
+Each network is measured in a process of its own. One that cannot fit, or runs out of memory, has a row that says so.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import monai
+import torch
+from monai.losses import DiceCELoss
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from benchmarks.large_kernel_conv import describe_machine
+from engine.arguments import number, odd
+from engine.checkpoints import NetworkConfig
+from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast, place
+from engine.errors import InputError, OneLineParser, run
+from engine.files import write_text
+from engine.training import make_optimizer
+from networks import NETWORKS, SegmentationNetwork, large_kernel_conv
+
+NOT_ON_META = {"SwinUNETR"}  # reads values of tensors while it is built
+RECIPE = {"optim": "AdamW", "lr": 1e-4, "weight_decay": 0.08}  # main_train's defaults
+BYTES_A_PARAMETER = 4 * 4  # weight, gradient and AdamW's two moments, float32
+USABLE_SHARE = 0.9  # of the memory that is free; the rest is left to other processes
+OUT_OF_MEMORY = "out of memory"
+ALLOCATION_FAILURES = ("can't allocate memory", "bad_alloc")  # in RuntimeErrors of PyTorch's CPU allocator
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step to measure, on an input (batch_size, in_chans, D, H, W) of the config's ``roi_size``."""
+
+    config: NetworkConfig
+    batch_size: int
+    device: torch.device
+    precision: torch.dtype | None  # of autocast, None for float32
+    repeats: int  # timed
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser(
+        "summary", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    what = parser.add_argument_group("networks and input")
+    what.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NAME", help="rows")
+    what.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels (networks' own)")
+    what.add_argument("--in_chans", type=number(int, 1), default=1, help="input channels")
+    what.add_argument("--out_chans", type=number(int, 2), default=16, help="classes, background included")
+    what.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="input, voxels")
+    what.add_argument("--batch_size", type=number(int, 1), default=1, help="samples of the input")
+
+    step = parser.add_argument_group("step")
+    step.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
+    step.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    step.add_argument("--steps", type=number(int, 1), default=3, help="timed training steps, of which the median")
+    step.add_argument("--no_step", action="store_true", help="count only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Count, measure, print the table, write the JSON."""
+    if args.json and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):
+        raise InputError(f"--json: {args.json} cannot be written, expected a file in a folder that is there")
+    with redirect_stdout(sys.stderr):  # the table alone goes to stdout
+        device = choose_device(args.gpu)
+    overrides = {} if args.kernel_size is None else {"kernel_size": args.kernel_size}
+    rows, steps = [], []
+    for name in tqdm(args.networks, "counting"):
+        config = NetworkConfig(name, args.in_chans, args.out_chans, tuple(args.roi_size), overrides)
+        network = build_on_meta(config)
+        rows.append(count(network, config, args.batch_size))
+        if not args.no_step:
+            precision = find_precision(args.amp, device, network, config)
+            steps.append(Step(config, args.batch_size, device, precision, args.steps))
+    # Every mistake has been found by now: what follows may take long.
+    bar = tqdm(steps, "measuring", disable=args.no_step)
+    for step, row in zip(bar, rows, strict=False):  # no steps at all with --no_step
+        bar.set_postfix_str(row["network"])
+        row.update(measure(step, row["parameters"]))
+
+    machine = describe_machine(device)
+    results = {
+        "versions": {"torch": machine.pop("torch"), "monai": monai.__version__},
+        **machine,
+        "input": [args.batch_size, args.in_chans, *args.roi_size],
+        "classes": args.out_chans,
+        "steps": 0 if args.no_step else args.steps,
+        "rows": rows,
+    }
+    print(report(results))
+    if args.json:
+        write_text(args.json, json.dumps(results, indent=2) + "\n")
+
+
+def build_on_meta(config: NetworkConfig, deploy: bool = False) -> SegmentationNetwork:
+    """The network without data, in evaluation mode; InputError where its arguments do not make one."""
+    with torch.device("cpu" if config.network in NOT_ON_META else "meta"):
+        return config.build(deploy).to("meta").eval()
+
+
+def count(network: nn.Module, config: NetworkConfig, batch_size: int) -> dict[str, Any]:
+    """Name, parameters as trained and as deployed, and multiply-adds of the deployed forward."""
+    deployed = build_on_meta(config, deploy=True)
+    return {
+        "network": config.network,
+        "parameters": count_parameters(network),
+        "deployed_parameters": count_parameters(deployed),
+        "multiply_adds": count_multiply_adds(deployed, (batch_size, config.in_chans, *config.roi_size)),
+    }
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-adds of one forward: of convolutions, each counted as direct and with all its taps, and matrix products.
+
+    Args:
+        network: on the meta device.
+        shape: (N, C, D, H, W) of the input.
+    """
+    counter = FlopCounterMode(display=False)
+    # Without this a large kernel would go by FFT, or lose the taps that a small grid leaves on padding.
+    whole_and_direct = patch.multiple(
+        large_kernel_conv, choose_method=lambda *_: "direct", _crop_to_reach=lambda weight, _: weight
+    )
+    with whole_and_direct, counter, torch.no_grad():
+        network(torch.zeros(tuple(shape), device="meta"))
+    return counter.get_total_flops() // 2  # it takes a multiply-add for two operations
+
+
+def find_precision(
+    amp: str, device: torch.device, network: SegmentationNetwork, config: NetworkConfig
+) -> torch.dtype | None:
+    """The autocast type of ``--amp``; InputError naming the network where it cannot run in it."""
+    try:
+        return choose_precision(amp, device, config.roi_size, network.input_sizes)
+    except InputError as mistake:
+        raise InputError(f"--networks {config.network}: {mistake}") from mistake
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a step may take: most of what is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _proc_bytes("meminfo", "MemAvailable")
+    return int(USABLE_SHARE * free)
+
+
+def measure(step: Step, parameters: int) -> dict[str, Any]:
+    """Median seconds and peak bytes of a step in a process of its own; None, and the reason, where there are none."""
+    autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
+    unmeasured = {"autocast": autocast, "step_seconds": None, "peak_bytes": None}
+    memory, needed = available_memory(step.device), BYTES_A_PARAMETER * parameters
+    if needed > memory:
+        reason = f"weights, gradients and AdamW state take {needed / 1e9:.1f} GB, {memory / 1e9:.1f} GB are available"
+        return {**unmeasured, "reason": f"{OUT_OF_MEMORY}: {reason}"}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the new process, as in main_train
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send_measured, args=(step, memory, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        measured = receiver.recv()
+    except EOFError:  # it ended without an answer
+        measured = None
+    process.join()  # the next one finds its memory free
+    if measured is None:
+        killed = process.exitcode == -signal.SIGKILL
+        measured = {"reason": f"{OUT_OF_MEMORY}: killed" if killed else f"failed: exit status {process.exitcode}"}
+    return {**unmeasured, **measured}
+
+
+def _send_measured(step: Step, memory: int, sender: Connection) -> None:
+    """What the new process does."""
+    if step.device.type == "cpu":  # an allocation that fails, rather than a machine without memory
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    try:
+        sender.send(run_step(step))
+    except (MemoryError, RuntimeError) as error:
+        told = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not told and not any(text in str(error) for text in ALLOCATION_FAILURES):
+            raise
+        sender.send({"reason": f"{OUT_OF_MEMORY}: {str(error).partition(chr(10))[0]}"})
+
+
+def run_step(step: Step) -> dict[str, Any]:
+    """Run the step once and then ``repeats`` times in this process; median seconds, and peak bytes of the process."""
+    torch.manual_seed(0)
+    device, config = step.device, step.config
+    network = place(config.build(), device).train()
+    optimizer = make_optimizer(argparse.Namespace(**RECIPE), network)
+    scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)
+    criterion, autocast = DiceCELoss(to_onehot_y=True, softmax=True), make_autocast(device, step.precision)
+    image = torch.randn(step.batch_size, config.in_chans, *config.roi_size, device=device)
+    label = torch.randint(config.out_chans, (step.batch_size, 1, *config.roi_size), device=device, dtype=torch.uint8)
+
+    def train_step() -> None:
+        with autocast():
+            logits = network(image)
+        loss = criterion(logits.float(), label)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    seconds = []
+    for _ in range(1 + step.repeats):
+        start = time.perf_counter()
+        train_step()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _proc_bytes("self/status", "VmHWM")
+    return {"step_seconds": median(seconds[1:]), "peak_bytes": peak, "reason": None}
+
+
+def _proc_bytes(file: str, key: str) -> int:
+    """A size that Linux tells; unlike getrusage's, a process's peak there leaves out that of its parent."""
+    path = Path("/proc", file)
+    if not path.exists():
+        raise InputError(f"--gpu: found no {path}, expected Linux to measure on a CPU, or --no_step")
+    return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(f"{key}:"))
+
+
+def report(results: dict[str, Any]) -> str:
+    """The input and the machine in a line, and the table in Markdown."""
+    header = ["network", "parameters, M", "deployed, M", "multiply-adds, G"]
+    line = f"Input {' x '.join(map(str, results['input']))}, {results['classes']} classes; "
+    if results["steps"]:
+        header += ["step, s", "peak memory, GB"]
+        autocast = " or ".join(sorted({row["autocast"] for row in results["rows"]}))
+        line += f"step: median of {results['steps']}, autocast {autocast}, {results['device']}, "
+        line += f"{results['threads']} CPU threads; "
+    line += f"torch {results['versions']['torch']}, {results['date']}"
+    return f"{line}\n\n{format_table(header, [cells(row) for row in results['rows']])}"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row's values in the table's units."""
+    millions = [f"{row[key] / 1e6:.2f}" for key in ("parameters", "deployed_parameters")]
+    counted = [row["network"], *millions, f"{row['multiply_adds'] / 1e9:.2f}"]
+    if "reason" not in row:
+        return counted
+    if row["reason"] is not None:
+        return [*counted, row["reason"].partition(":")[0], "-"]
+    return [*counted, f"{row['step_seconds']:.3g}", f"{row['peak_bytes'] / 1e9:.2f}"]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; the first column is aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (header, rule, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
