@@ -58,6 +58,7 @@ class ResEncUNet(SegmentationNetwork):
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"inplace": True},
         )
+        unet.apply(unet.initialize)
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.in_chans = in_chans
         self.input_sizes = InputSizes(2 ** (stages - 1))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.arguments import number
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder, write_text
 from networks import NETWORKS
@@ -32,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", required=True, help="the dataset folder")
     parser.add_argument("--output", required=True, help="folder for runs and predictions")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="names (all)")
-    parser.add_argument("--max_iter", type=int, default=20, help="iterations")
+    parser.add_argument("--max_iter", type=number(int, 1), default=20, help="iterations")
     parser.add_argument("--gpu", default="cpu", help="CUDA device number, or cpu")
     return parser.parse_args(argv)
 
@@ -43,10 +44,11 @@ def main(args: argparse.Namespace) -> None:
     make_output_folder(output)
     data = output / "data"
     choose_cases(Path(args.root), data)
-    rows = {}
+    results = output / "results.json"
+    rows = json.loads(results.read_text()) if results.exists() else {}  # other networks' rows stay
     for name in tqdm(args.networks):
         rows[name] = try_network(name, data, output / name, args)
-        write_text(output / "results.json", json.dumps(rows, indent=2) + "\n")
+        write_text(results, json.dumps(rows, indent=2) + "\n")
     print("| network | training, s | prediction, s | mean Dice | |\n|---|---|---|---|---|")
     for name, row in rows.items():
         cells = (
@@ -80,6 +82,7 @@ def try_network(name: str, data: Path, folder: Path, args: argparse.Namespace) -
     weights = str(folder / "run" / "best_metric_model.pth")
     predict = ["test_seg.py", *common, "--output", str(folder / "predictions"), "--trained_weights", weights]
     row: dict[str, float | str] = {}
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
     for column, command in (("train_s", train), ("predict_s", predict)):
         started = time.perf_counter()
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
