@@ -110,7 +110,7 @@ def load_network(args: argparse.Namespace) -> tuple[SegmentationNetwork, tuple[i
         config, description = describe_state_dict(args)
     else:
         config, description = with_flags(args, *saved)
-    network = config.build(deploy=True)
+    network = config.build(deploy=True, source=f"{FLAG}: {path}" if saved else None)
     load_weights(network, content, f"{FLAG}: {path}", strict=True)
     roi_size = tuple(args.roi_size or config.roi_size)
     try:
@@ -140,8 +140,9 @@ def with_flags(
                 f"--dataset: found {sizes[0]} channels and {sizes[1]} classes, expected {config.in_chans} and "
                 f"{config.out_chans} as in {args.trained_weights}"
             )
-    overrides = {**config.overrides, **flag_overrides(args)}
-    return replace(config, network=args.network or config.network, overrides=overrides), description
+    if args.network not in (None, config.network):  # whose arguments are its own
+        config = replace(config, network=args.network, overrides={})
+    return replace(config, overrides={**config.overrides, **flag_overrides(args)}), description
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checkpoints: plain dictionaries of tensors and plain values, the weights under "model"."""
 
 import argparse
+import operator
 import pickle
 import warnings
 from dataclasses import asdict, dataclass
@@ -48,14 +49,26 @@ class NetworkConfig:
         sizes = len(description.channels), len(description.classes)
         return cls(args.network or "REP3D", *sizes, tuple(args.roi_size or (96, 96, 96)), flag_overrides(args))
 
-    def build(self, deploy: bool = False) -> SegmentationNetwork:
-        """The network, randomly initialised; InputError where the arguments do not make one."""
+    def build(self, deploy: bool = False, source: str | None = None) -> SegmentationNetwork:
+        """The network, randomly initialised.
+
+        Args:
+            deploy: the folded form.
+            source: where the arguments come from, for messages; by default the flags.
+        Raises:
+            InputError: the arguments do not make a network, or one that does not fit in memory.
+        """
+        source = source or f"--network {self.network}"
         try:
             return build_network(
                 self.network, self.in_chans, self.out_chans, self.roi_size, deploy=deploy, **self.overrides
             )
-        except ValueError as error:
-            raise InputError(f"--network {self.network}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{source}: {str(error).removeprefix(f'{self.network}: ')}") from error
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            raise InputError(f"{source}: the network does not fit in memory, expected a smaller one") from error
 
     def to_plain(self) -> dict[str, Any]:
         """A dictionary of plain values."""
@@ -104,6 +117,10 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
     try:
         config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
         dict(**config.overrides)  # a TypeError unless it holds arguments by name
+        if not isinstance(config.network, str):
+            raise TypeError(config.network)
+        for number in (config.in_chans, config.out_chans, *config.roi_size):
+            operator.index(number)  # a TypeError unless it is whole
         return config, DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
 
 from engine.errors import InputError
 from networks import SegmentationNetwork
+from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
 WRAPPERS = ("model", "state_dict", "network_weights")  # where main_train, most others, and nnU-Net keep the weights
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and wrapping modules
@@ -21,7 +23,7 @@ class LoadReport:
     Args:
         loaded: tensors that the network took over.
         skipped: names of the file's tensors that it did not.
-        missing: names of the network's tensors that keep their initial values.
+        missing: names of the network's tensors that keep their initial values and were expected in the file.
         changes: what had to be changed, a sentence each.
     """
 
@@ -44,7 +46,7 @@ def load_weights(
     """Load the weights of a checkpoint, or a bare state dict, into a network.
 
     Wrapping dictionaries (``WRAPPERS``) and the prefixes of wrapped networks (``PREFIXES``) are taken off. Parameters
-    that are officially unused may be missing.
+    that are officially unused may be missing, and tensors under a network's ``ignored_prefixes`` are skipped.
 
     Args:
         network: receives the weights.
@@ -58,31 +60,50 @@ def load_weights(
             outside stem and head; with ``strict`` any that does not fit. The network may be half loaded by then.
     """
     weights = _take_off_prefixes(weights_of(content, source), network)
+    _fill_aliases(network, weights)
     own = network.state_dict()
-    unused = {key: value for key, value in own.items() if key.startswith(network.unused_prefixes)}
-    filled = {**unused, **weights}
-    changes: tuple[str, ...] = ()
-    if not strict:
-        _check_match(network, weights, source)
-        filled, changes = _fit_shapes(network, filled)
+    wanted = {key: value for key, value in weights.items() if not key.startswith(network.ignored_prefixes)}
+    folded: set[str] = set()
+    changes: list[str] = []
     try:
-        result = network.load_state_dict(filled, strict=strict)
+        if not strict:
+            _check_match(network, wanted, source)
+            folded = _fold_other_masks(network, wanted, changes)
+            wanted = _fit_shapes(network, wanted, changes)
+        unused = {key: value for key, value in own.items() if key.startswith(network.unused_prefixes)}
+        result = network.load_state_dict({**unused, **wanted}, strict=strict)
     except RuntimeError as error:
         raise InputError(f"{source} does not fit the network: {_describe(network, weights)}") from error
-    skipped = {key for key in weights if key not in filled} | set(result.unexpected_keys)
-    missing = {key for key in result.missing_keys if key not in unused}
-    untouched = len(missing) + len(unused.keys() - weights.keys())
-    return LoadReport(len(own) - untouched, tuple(sorted(skipped)), tuple(sorted(missing)), changes)
+    skipped = (weights.keys() - wanted.keys() - folded) | set(result.unexpected_keys)
+    loaded = (own.keys() & wanted.keys()) - set(result.unexpected_keys)
+    return LoadReport(len(loaded), tuple(sorted(skipped)), tuple(sorted(result.missing_keys)), tuple(changes))
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The weights of a checkpoint or of a bare state dict; InputError where there are none."""
-    while inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
-        content = inner
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if (weights := _find_weights(content)) is None:
         names = ", ".join(WRAPPERS)
         raise InputError(f"{source} holds no weights, expected them under one of {names} or as a bare state dict")
-    return dict(content)
+    return weights
+
+
+def _find_weights(content: object) -> dict[str, Tensor] | None:
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        return dict(content)
+    found = (_find_weights(content.get(key)) for key in WRAPPERS)
+    return next((weights for weights in found if weights is not None), None)
+
+
+def _fill_aliases(network: SegmentationNetwork, weights: dict[str, Tensor]) -> None:
+    """A module that hangs in two places has two names, of which a file may hold one."""
+    names: dict[int, list[str]] = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    for aliases in names.values():
+        if present := next((name for name in aliases if name in weights), None):
+            weights.update({name: weights[present] for name in aliases if name not in weights})
 
 
 def _take_off_prefixes(weights: dict[str, Tensor], network: SegmentationNetwork) -> dict[str, Tensor]:
@@ -104,22 +125,43 @@ def _check_match(network: SegmentationNetwork, weights: dict[str, Tensor], sourc
         )
 
 
-def _fit_shapes(network: SegmentationNetwork, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _fold_other_masks(network: SegmentationNetwork, weights: dict[str, Tensor], changes: list[str]) -> set[str]:
+    """Where file and network differ in their masks, start from the kernels that convolved; the masks' names."""
+    before = set(weights)
+    blocks = {name: block for name, block in network.named_modules() if isinstance(block, MaskedKernelBlock)}
+    others = [name for name, block in blocks.items() if block.has_other_mask(weights, f"{name}.")]
+    for name in others:
+        blocks[name].fold_stored_mask(weights, f"{name}.")
+    if others:
+        changes.append(f"other masks, {len(others)} of them folded into their kernels")
+    return before - weights.keys()
+
+
+def _fit_shapes(network: SegmentationNetwork, weights: dict[str, Tensor], changes: list[str]) -> dict[str, Tensor]:
     """Average and repeat the stem, leave out the head, where the network has other channels or classes."""
     own = network.state_dict()
     differing = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
-    fitted, changes = dict(weights), []
+    fitted = dict(weights)
     for key in differing:
         if key.startswith(network.unused_prefixes):
-            fitted[key] = own[key]
+            del fitted[key]
         elif key.startswith(network.stem_prefixes) and _differs_in_channels(weights[key], own[key], network.in_chans):
             fitted[key] = _average_and_repeat(weights[key], own[key].shape[1], network.in_chans)
             changes.append(f"other channels, {key} averaged and repeated")
-    if heads := [key for key in differing if key.startswith(network.head_prefixes)]:
+    heads = [(weights[key], own[key]) for key in differing if key.startswith(network.head_prefixes)]
+    if heads and (classes := _other_class_count(heads, network.out_chans)):
         fitted = {key: value for key, value in fitted.items() if not key.startswith(network.head_prefixes)}
-        example = f"{heads[0]} {tuple(weights[heads[0]].shape)}, expected {tuple(own[heads[0]].shape)}"
-        changes.append(f"other classes, the head starts anew: found {example}")
-    return fitted, tuple(changes)
+        changes.append(f"other classes, the head starts anew: found {classes}, expected {network.out_chans}")
+    return fitted
+
+
+def _other_class_count(heads: list[tuple[Tensor, Tensor]], out_chans: int) -> int | None:
+    """How many classes the first tensors of pairs are for; None where pairs differ in something else as well."""
+    pairs = {
+        pair for found, expected in heads for pair in zip_longest(found.shape, expected.shape) if pair[0] != pair[1]
+    }
+    (found, expected), *others = pairs
+    return found if not others and expected == out_chans else None
 
 
 def _differs_in_channels(weight: Tensor, expected: Tensor, in_chans: int) -> bool:
@@ -141,6 +183,6 @@ def _describe(network: SegmentationNetwork, weights: dict[str, Tensor]) -> str:
     resized = [key for key in shared if own[key].shape != weights[key].shape]
     example = f", such as {resized[0]} {tuple(weights[resized[0]].shape)}" if resized else ""
     return (
-        f"found {len(weights)} tensors, {len(shared)} of them known and {len(resized)} of other shape{example}; "
-        f"expected the {len(own)} of this architecture and class count"
+        f"found {len(weights)} tensors, {len(shared)} of them known and {len(resized)} of other shape{example}, "
+        f"{len(own) - len(shared)} missing; expected the {len(own)} of this architecture and class count"
     )

@@ -8,6 +8,20 @@ from typing import Self
 from torch import Tensor, nn
 
 
+def check_positive(**arguments: int) -> None:
+    """Raise ValueError where an argument is no positive number."""
+    for name, value in arguments.items():
+        if value < 1:
+            raise ValueError(f"{name}: found {value}, expected a positive number")
+
+
+def check_all_positive(count: int, **arguments: Sequence[int]) -> None:
+    """Raise ValueError where an argument is not ``count`` positive numbers."""
+    for name, values in arguments.items():
+        if len(values) != count or min(values) < 1:
+            raise ValueError(f"{name}: found {tuple(values)}, expected {count} positive numbers")
+
+
 @dataclass(frozen=True)
 class InputSizes:
     """The sizes (D, H, W), voxels, of the inputs that a network takes.
@@ -68,12 +82,14 @@ class SegmentationNetwork(nn.Module):
     """
 
     in_chans: int
+    out_chans: int
     input_sizes: InputSizes
     stem_prefixes: tuple[str, ...]  # weights whose second dimension follows in_chans
     head_prefixes: tuple[str, ...]  # parameters that follow out_chans
     # In the official state_dict, but without a part in the output. They are frozen: a parameter that waits in vain for
     # a gradient stops DistributedDataParallel.
     unused_prefixes: tuple[str, ...] = ()
+    ignored_prefixes: tuple[str, ...] = ()  # of official checkpoints, for which the network has no parameters
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError where ``x`` is no (N, in_chans, D, H, W) of a size that the network takes."""

@@ -12,7 +12,7 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.layers import ChannelLayerNorm
 
 # The weights of a UNETR-like network's full-resolution skip that see the image.
@@ -90,13 +90,10 @@ class LargeKernelUNet(SegmentationNetwork):
         res_block: bool,
     ) -> None:
         super().__init__()
-        for name, values in (("depths", depths), ("feat_size", feat_size)):
-            if len(values) != 4 or min(values) < 1:
-                raise ValueError(f"{name}: found {tuple(values)}, expected four positive numbers")
-        for name, value in (("in_chans", in_chans), ("out_chans", out_chans), ("hidden_size", hidden_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: found {value}, expected a positive number")
-        self.in_chans = in_chans
+        check_all_positive(4, depths=depths, feat_size=feat_size)
+        hidden_size = 2 * feat_size[-1] if hidden_size is None else hidden_size
+        check_positive(in_chans=in_chans, out_chans=out_chans, hidden_size=hidden_size)
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(16)  # stem and three down-samplings, each by 2
         # The image enters the encoder's first convolution and the full-resolution skip.
         self.stem_prefixes = (f"{self.encoder_name}.downsample_layers.0.0.", *ENCODER1_STEM)
@@ -104,7 +101,7 @@ class LargeKernelUNet(SegmentationNetwork):
 
         conv: dict[str, Any] = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
         skips = [in_chans, *feat_size]  # the image and the four stages
-        widths = [*feat_size, 2 * feat_size[-1] if hidden_size is None else hidden_size]
+        widths = [*feat_size, hidden_size]
         self.encoder1, self.encoder2, self.encoder3, self.encoder4, self.encoder5 = (
             UnetrBasicBlock(in_channels=skip, out_channels=width, stride=1, **conv)
             for skip, width in zip(skips, widths, strict=True)
@@ -125,17 +122,9 @@ class LargeKernelUNet(SegmentationNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        stages = self.encoder(x)
-        skip1, skip2, skip3, skip4 = (
-            self.encoder1(x),
-            *(
-                encoder(stage)
-                for encoder, stage in zip((self.encoder2, self.encoder3, self.encoder4), stages[:3], strict=True)
-            ),
-        )
-        up = self.encoder5(stages[3])
-        up = self.decoder5(up, skip4)
-        up = self.decoder4(up, skip3)
-        up = self.decoder3(up, skip2)
-        up = self.decoder2(up, skip1)
+        stage1, stage2, stage3, stage4 = self.encoder(x)
+        up = self.decoder5(self.encoder5(stage4), self.encoder4(stage3))
+        up = self.decoder4(up, self.encoder3(stage2))
+        up = self.decoder3(up, self.encoder2(stage1))
+        up = self.decoder2(up, self.encoder1(x))
         return self.out(self.decoder1(up))

@@ -9,7 +9,7 @@ from monai.networks.blocks.mednext_block import MedNeXtDownBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.large_kernel_unet import ENCODER1_STEM
 
 
@@ -27,6 +27,8 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         use_checkpoint: recompute activations in the backward pass.
         use_v2: residual convolution before each stage (72.76 M; not the papers' network).
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
+    Raises:
+        ValueError: an ill argument.
     """
 
     stem_prefixes = ("swinViT.patch_embed.proj.weight", *ENCODER1_STEM)
@@ -44,6 +46,8 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         use_checkpoint: bool = False,
         use_v2: bool = False,
     ) -> None:
+        check_positive(in_chans=in_chans, out_chans=out_chans, feature_size=feature_size, window_size=window_size)
+        check_all_positive(4, depths=depths, num_heads=num_heads)
         super().__init__(
             in_chans,
             out_chans,
@@ -55,7 +59,7 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
             use_checkpoint=use_checkpoint,
             use_v2=use_v2,
         )
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
         dropout_rate: in the transformer.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W), of ``roi_size``; its sides are divisible by 16.
     Raises:
-        ValueError: another ``roi_size``.
+        ValueError: an ill argument, or another ``roi_size``.
     """
 
     stem_prefixes = (
@@ -102,6 +106,8 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
         proj_type: str = "perceptron",
         dropout_rate: float = 0.0,
     ) -> None:
+        check_positive(in_chans=in_chans, out_chans=out_chans, feature_size=feature_size)
+        check_positive(hidden_size=hidden_size, mlp_dim=mlp_dim, num_heads=num_heads)
         sizes = InputSizes(16, least_coarse=1, built_for=tuple(roi_size))
         super().__init__(
             in_chans,
@@ -114,7 +120,7 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
             proj_type=proj_type,
             dropout_rate=dropout_rate,
         )
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = sizes
         self.freeze_unused()
 
@@ -134,7 +140,7 @@ class UNet3D(SegmentationNetwork, unet.UNet):
         dropout: after every convolution.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
     Raises:
-        ValueError: not five ``channels``.
+        ValueError: an ill argument.
     """
 
     stem_prefixes = ("model.0.conv.unit0.conv.weight", "model.0.residual.weight")
@@ -148,11 +154,11 @@ class UNet3D(SegmentationNetwork, unet.UNet):
         num_res_units: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        if len(channels) != 5:
-            raise ValueError(f"channels: found {tuple(channels)}, expected five")
+        check_positive(in_chans=in_chans, out_chans=out_chans, num_res_units=num_res_units)
+        check_all_positive(5, channels=channels)
         strides = (2, 2, 2, 2)
         super().__init__(3, in_chans, out_chans, channels, strides, num_res_units=num_res_units, dropout=dropout)
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
         filters: channels of the six levels.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
     Raises:
-        ValueError: not six ``filters``.
+        ValueError: an ill argument.
     """
 
     # DynUNet lists its blocks a second time under the skips that join them.
@@ -179,11 +185,11 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
     def __init__(
         self, in_chans: int = 1, out_chans: int = 16, filters: Sequence[int] = (32, 64, 128, 256, 320, 320)
     ) -> None:
-        if len(filters) != 6:
-            raise ValueError(f"filters: found {tuple(filters)}, expected six")
+        check_positive(in_chans=in_chans, out_chans=out_chans)
+        check_all_positive(6, filters=filters)
         strides = (1, 2, 2, 2, 2, 2)
         super().__init__(3, in_chans, out_chans, (3,) * 6, strides, upsample_kernel_size=strides[1:], filters=filters)
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +215,7 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         kernel_size: side of the depthwise kernels, 3 or 5 voxels.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
     Raises:
-        ValueError: another ``size`` or ``kernel_size``.
+        ValueError: an ill argument.
     """
 
     stem_prefixes = ("stem.weight",)
@@ -226,6 +232,7 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
             raise ValueError(f"size: found {size!r}, expected one of {', '.join(MEDNEXT_RATIOS)}")
         if kernel_size not in (3, 5):
             raise ValueError(f"kernel_size: found {kernel_size}, expected 3 or 5")
+        check_positive(in_chans=in_chans, out_chans=out_chans)
         ratios, blocks = MEDNEXT_RATIOS[size], MEDNEXT_BLOCKS[size]
         super().__init__(
             init_filters=MEDNEXT_CHANNELS,
@@ -250,7 +257,7 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
             )
             for stage in range(4)
         )
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(16)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 
 
 class ResEncUNet(SegmentationNetwork):
@@ -13,11 +13,11 @@ class ResEncUNet(SegmentationNetwork):
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        feat_size: channels a stage; their number is that of the stages.
-        n_blocks: residual blocks of the encoder's stages.
+        feat_size: channels of the stages.
+        n_blocks: residual blocks of the encoder's stages; their number is that of the stages.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 2 ** (stages - 1), not all equal to it.
     Raises:
-        ValueError: the package is not installed, or ``feat_size`` and ``n_blocks`` differ in length.
+        ValueError: the package is not installed, or an ill argument.
     """
 
     # The decoder holds the encoder too, and the state_dict both.
@@ -35,13 +35,13 @@ class ResEncUNet(SegmentationNetwork):
             from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
         except ImportError as error:
             raise ValueError(
-                "found no package dynamic-network-architectures, expected it installed: "
+                f"found no package dynamic-network-architectures ({error}), expected it installed: "
                 "pip install --no-deps -r requirements-optional.txt"
             ) from error
-        if len(n_blocks) != len(feat_size):
-            raise ValueError(f"n_blocks: found {len(n_blocks)}, expected one of each of the {len(feat_size)} stages")
+        stages = len(n_blocks)
+        check_positive(in_chans=in_chans, out_chans=out_chans, n_blocks=stages)
+        check_all_positive(stages, feat_size=feat_size, n_blocks=n_blocks)
         super().__init__()
-        stages = len(feat_size)
         unet = ResidualEncoderUNet(
             input_channels=in_chans,
             n_stages=stages,
@@ -60,7 +60,7 @@ class ResEncUNet(SegmentationNetwork):
         )
         unet.apply(unet.initialize)
         self.encoder, self.decoder = unet.encoder, unet.decoder
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(2 ** (stages - 1))
         # The heads of the coarser stages serve deep supervision only.
         self.unused_prefixes = tuple(f"decoder.seg_layers.{stage}." for stage in range(stages - 2))

@@ -279,6 +279,36 @@ def test_bad_checkpoint(boxes, tmp_path, train, predict, write, part):
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *pretrain)), "--pretrained_weights", path, part)
 
 
+BAD_CONFIGS = [
+    ("network", ["REP3D"]),
+    ("network", "REP4D"),
+    ("in_chans", "1"),
+    ("out_chans", 3.0),
+    ("roi_size", ["a", "b", "c"]),
+    ("overrides", {"feat_size": "abcd"}),
+    ("overrides", {"feat_size": None}),
+    ("overrides", {"kernel_size": "5"}),
+    ("overrides", {"deploy": True}),
+    ("overrides", {"norm_name": "group"}),
+    ("overrides", {"dropout": 1}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_CONFIGS)
+def test_a_checkpoint_that_describes_no_network(boxes, tmp_path, trained, predict, key, value):
+    content = torch.load(trained / "best_metric_model.pth", weights_only=True)
+    content["config"][key] = value
+    path = tmp_path / "strange.pth"
+    torch.save(content, path)
+    common = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu")
+    assert_one_line(predict(*common, "--trained_weights", path), "--trained_weights", path)
+
+
+@pytest.mark.parametrize("flags", [("--kernel_size", "9999"), ("--feat_size", "4", "4", "4", "100000000")])
+def test_a_network_that_does_not_fit_in_memory(boxes, tmp_path, train, flags):
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *flags)), "--network REP3D", "fit in memory")
+
+
 def test_prediction_refuses_what_the_checkpoint_contradicts(boxes, tmp_path, trained, predict):
     weights = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu")
     common = ("--root", boxes, "--output", tmp_path / "out", *weights)

@@ -31,7 +31,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import monai
 import torch
@@ -47,7 +46,8 @@ from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_au
 from engine.errors import InputError, OneLineParser, run
 from engine.files import write_text
 from engine.training import make_optimizer
-from networks import NETWORKS, SegmentationNetwork, large_kernel_conv
+from networks import NETWORKS, SegmentationNetwork
+from networks.res_enc_unet import ResEncUNet
 
 NOT_ON_META = {"SwinUNETR"}  # reads values of tensors while it is built
 RECIPE = {"optim": "AdamW", "lr": 1e-4, "weight_decay": 0.08}  # main_train's defaults
@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "summary", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     what = parser.add_argument_group("networks and input")
-    what.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NAME", help="rows")
+    what.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help="rows (all)")
     what.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels (networks' own)")
     what.add_argument("--in_chans", type=number(int, 1), default=1, help="input channels")
     what.add_argument("--out_chans", type=number(int, 2), default=16, help="classes, background included")
@@ -96,20 +96,11 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--json: {args.json} cannot be written, expected a file in a folder that is there")
     with redirect_stdout(sys.stderr):  # the table alone goes to stdout
         device = choose_device(args.gpu)
-    overrides = {} if args.kernel_size is None else {"kernel_size": args.kernel_size}
-    rows, steps = [], []
-    for name in tqdm(args.networks, "counting"):
-        config = NetworkConfig(name, args.in_chans, args.out_chans, tuple(args.roi_size), overrides)
-        network = build_on_meta(config)
-        rows.append(count(network, config, args.batch_size))
-        if not args.no_step:
-            precision = find_precision(args.amp, device, network, config)
-            steps.append(Step(config, args.batch_size, device, precision, args.steps))
+    counted = [count(name, args, device) for name in tqdm(args.networks or available_networks(), "counting")]
     # Every mistake has been found by now: what follows may take long.
-    bar = tqdm(steps, "measuring", disable=args.no_step)
-    for step, row in zip(bar, rows, strict=False):  # no steps at all with --no_step
-        bar.set_postfix_str(row["network"])
-        row.update(measure(step, row["parameters"]))
+    for row, step in tqdm(counted, "measuring", disable=args.no_step):
+        if step is not None:
+            row.update(measure(step, row["parameters"]))
 
     machine = describe_machine(device)
     results = {
@@ -118,11 +109,22 @@ def main(args: argparse.Namespace) -> None:
         "input": [args.batch_size, args.in_chans, *args.roi_size],
         "classes": args.out_chans,
         "steps": 0 if args.no_step else args.steps,
-        "rows": rows,
+        "rows": [row for row, _ in counted],
     }
     print(report(results))
     if args.json:
         write_text(args.json, json.dumps(results, indent=2) + "\n")
+
+
+def available_networks() -> list[str]:
+    """All of them, without ResEncUNet where its package is not installed."""
+    try:
+        with torch.device("meta"):
+            ResEncUNet(feat_size=(1, 1), n_blocks=(1, 1))
+    except ValueError as error:
+        print(f"ResEncUNet is left out: {error}", file=sys.stderr)
+        return [name for name in NETWORKS if name != "ResEncUNet"]
+    return list(NETWORKS)
 
 
 def build_on_meta(config: NetworkConfig, deploy: bool = False) -> SegmentationNetwork:
@@ -131,15 +133,20 @@ def build_on_meta(config: NetworkConfig, deploy: bool = False) -> SegmentationNe
         return config.build(deploy).to("meta").eval()
 
 
-def count(network: nn.Module, config: NetworkConfig, batch_size: int) -> dict[str, Any]:
-    """Name, parameters as trained and as deployed, and multiply-adds of the deployed forward."""
-    deployed = build_on_meta(config, deploy=True)
-    return {
-        "network": config.network,
+def count(name: str, args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], Step | None]:
+    """A row with the network's parameters and the deployed one's multiply-adds, and the step to measure, if any."""
+    overrides = {} if args.kernel_size is None else {"kernel_size": args.kernel_size}
+    config = NetworkConfig(name, args.in_chans, args.out_chans, tuple(args.roi_size), overrides)
+    network, deployed = build_on_meta(config), build_on_meta(config, deploy=True)
+    row = {
+        "network": name,
         "parameters": count_parameters(network),
         "deployed_parameters": count_parameters(deployed),
-        "multiply_adds": count_multiply_adds(deployed, (batch_size, config.in_chans, *config.roi_size)),
+        "multiply_adds": count_multiply_adds(deployed, (args.batch_size, args.in_chans, *args.roi_size)),
     }
+    if args.no_step:
+        return row, None
+    return row, Step(config, args.batch_size, device, find_precision(args.amp, device, network, config), args.steps)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -154,11 +161,7 @@ def count_multiply_adds(network: nn.Module, shape: Sequence[int]) -> int:
         shape: (N, C, D, H, W) of the input.
     """
     counter = FlopCounterMode(display=False)
-    # Without this a large kernel would go by FFT, or lose the taps that a small grid leaves on padding.
-    whole_and_direct = patch.multiple(
-        large_kernel_conv, choose_method=lambda *_: "direct", _crop_to_reach=lambda weight, _: weight
-    )
-    with whole_and_direct, counter, torch.no_grad():
+    with counter, torch.no_grad():
         network(torch.zeros(tuple(shape), device="meta"))
     return counter.get_total_flops() // 2  # it takes a multiply-add for two operations
 
@@ -207,7 +210,9 @@ def measure(step: Step, parameters: int) -> dict[str, Any]:
 def _send_measured(step: Step, memory: int, sender: Connection) -> None:
     """What the new process does."""
     if step.device.type == "cpu":  # an allocation that fails, rather than a machine without memory
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     try:
         sender.send(run_step(step))
     except (MemoryError, RuntimeError) as error:

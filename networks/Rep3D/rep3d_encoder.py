@@ -3,6 +3,7 @@
 Source: Lee et al., "Spatially-Adaptive Gradient Re-parameterization for 3D Large Kernel Optimization", ICML 2026.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import torch
@@ -154,6 +155,22 @@ class MaskedKernelBlock(FoldableBlock):
     def fold_norm(self) -> None:
         """Fold the normalisation into the convolution, where it is one that can be folded."""
 
+    @torch.no_grad()
+    def fold_stored_mask(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Multiply this block's kernel in a state_dict by the mask stored with it, whose keys are taken out."""
+        kind = _stored_mask(state_dict, prefix)
+        if kind == "none":
+            return
+        key, lrbm_prefix = f"{prefix}dwconv.weight", f"{prefix}lrbm."
+        names = [name for name in state_dict if name.startswith(lrbm_prefix)]
+        lrbm = LRBM(**{**self.lrbm_options, "learned": kind == "learned"}).to(state_dict[key])
+        lrbm.load_state_dict({name.removeprefix(lrbm_prefix): state_dict.pop(name) for name in names})
+        state_dict[key] = state_dict[key] * lrbm()
+
+    def has_other_mask(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+        """Whether a state_dict stores this block's kernel with a mask of another kind than the block's."""
+        return _stored_mask(state_dict, prefix) not in ("none", self.mask)
+
 
 class rep3d_block(MaskedKernelBlock):
     """Depthwise large-kernel convolution with the kernel W * M, batch normalisation, GELU; no residual.
@@ -202,15 +219,21 @@ class rep3d_block(MaskedKernelBlock):
 def _fold_or_unfold_while_loading(
     block: MaskedKernelBlock, state_dict: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Turn the stored kernel, and the mask's keys, into the form of the block that loads them."""
-    key, lrbm_prefix = f"{prefix}dwconv.weight", f"{prefix}lrbm."
-    mask_keys = [name for name in state_dict if name.startswith(lrbm_prefix)]
-    if key not in state_dict or block.mask == "none":
+    """Turn a kernel stored with this block's kind of mask, or without any, into the form of the block."""
+    key = f"{prefix}dwconv.weight"
+    if key not in state_dict or state_dict[key].shape != block.dwconv.weight.shape:
         return
-    if block.lrbm is None and mask_keys:
-        lrbm = LRBM(**block.lrbm_options).to(state_dict[key])
-        lrbm.load_state_dict({name.removeprefix(lrbm_prefix): state_dict.pop(name) for name in mask_keys})
-        state_dict[key] = state_dict[key] * lrbm()
-    elif block.lrbm is not None and not mask_keys:
+    kind = _stored_mask(state_dict, prefix)
+    if kind == block.mask and block.lrbm is None:
+        block.fold_stored_mask(state_dict, prefix)
+    elif kind == "none" and block.lrbm is not None:
         state_dict[key] = state_dict[key] / block.lrbm().to(state_dict[key])
-        state_dict.update(block.lrbm.state_dict(prefix=lrbm_prefix))
+        state_dict.update(block.lrbm.state_dict(prefix=f"{prefix}lrbm."))
+
+
+def _stored_mask(state_dict: Mapping[str, Tensor], prefix: str) -> MaskMode:
+    """What mask a state_dict holds beside a kernel."""
+    names = [name for name in state_dict if name.startswith(f"{prefix}lrbm.")]
+    if not names:
+        return "none"
+    return "learned" if any(name.startswith(f"{prefix}lrbm.generator.") for name in names) else "fixed"

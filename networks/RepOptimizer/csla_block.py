@@ -7,7 +7,7 @@ centre learns faster. A single kernel whose updates are scaled so (``engine.rep_
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, here in three dimensions.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class csla_block(rep3d_block):
         ks: odd side of the large kernel, voxels.
         small_ks: odd side of the small kernel, voxels; at most ``ks``.
         large_scale, small_scale: the constants aL and aS.
-        deploy: build the folded form, a plain block.
+        deploy: build the folded form, a plain block; it loads training checkpoints, too.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
         ValueError: an even side, a small kernel larger than the large one, a scale that is not positive.
@@ -45,12 +45,15 @@ class csla_block(rep3d_block):
         self.large_scale, self.small_scale = large_scale, small_scale
         self.margin = (ks - small_ks) // 2
         self.small = None if deploy else LargeKernelConv3d(dim, small_ks, bias=False)
+        self.register_load_state_dict_pre_hook(_fold_branches_while_loading)
 
     def get_equivalent_kernel(self) -> Tensor:
         """The kernel that convolves, aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
-        if self.small is None:
-            return self.dwconv.weight
-        return self.large_scale * self.dwconv.weight + F.pad(self.small_scale * self.small.weight, (self.margin,) * 6)
+        return self.dwconv.weight if self.small is None else self.add_branches(self.dwconv.weight, self.small.weight)
+
+    def add_branches(self, large: Tensor, small: Tensor) -> Tensor:
+        """aL ``large`` + pad(aS ``small``)."""
+        return self.large_scale * large + F.pad(self.small_scale * small, (self.margin,) * 6)
 
     @torch.no_grad()
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
@@ -90,9 +93,16 @@ class repopt_block(rep3d_block):
         return self.large_scale**power + F.pad(window, ((self.ks - self.small_ks) // 2,) * 6)
 
 
+def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before a deployed block loads a training checkpoint, add the branches up."""
+    large, small = f"{prefix}dwconv.weight", f"{prefix}small.weight"
+    if block.small is None and large in state_dict and small in state_dict:
+        state_dict[large] = block.add_branches(state_dict[large], state_dict.pop(small))
+
+
 def _check_branches(ks: int, small_ks: int, large_scale: float, small_scale: float) -> None:
     if small_ks > ks:
         raise ValueError(f"small_ks: found {small_ks}, expected at most ks, {ks}")
     for name, scale in (("large_scale", large_scale), ("small_scale", small_scale)):
-        if scale <= 0:
+        if not scale > 0:  # NaN neither
             raise ValueError(f"{name}: found {scale}, expected a positive number")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 
 # The published sizes: 14.55 M, 58.17 M and 440.12 M parameters with 14 classes, 1457.03 M with four.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ class STUNet(SegmentationNetwork):
         super().__init__()
         depths = (depths,) * 6 if isinstance(depths, int) else depths
         _check_arguments(in_chans, out_chans, feat_size, depths, strides)
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         depth, height, width = (math.prod(steps) for steps in zip(*strides, strict=True))
         # The coarsest instance normalisation needs more than one voxel.
         self.input_sizes = InputSizes(depth if depth == height == width else (depth, height, width), least_coarse=2)
@@ -154,12 +154,8 @@ class STUNet(SegmentationNetwork):
 def _check_arguments(
     in_chans: int, out_chans: int, feat_size: Sequence[int], depths: Sequence[int], strides: Sequence[Sequence[int]]
 ) -> None:
-    for name, value in (("in_chans", in_chans), ("out_chans", out_chans)):
-        if value < 1:
-            raise ValueError(f"{name}: found {value}, expected a positive number")
-    for name, values in (("feat_size", feat_size), ("depths", depths)):
-        if len(values) != 6 or min(values) < 1:
-            raise ValueError(f"{name}: found {tuple(values)}, expected six positive numbers")
+    check_positive(in_chans=in_chans, out_chans=out_chans)
+    check_all_positive(6, feat_size=feat_size, depths=depths)
     if len(strides) != 5 or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
         raise ValueError(f"strides: found {tuple(strides)}, expected five triples (D, H, W) of positive numbers")
 

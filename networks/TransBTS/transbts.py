@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_positive
 
 GROUPS = 8  # of every group normalisation
 BLOCKS = (1, 2, 2, 4)  # residual blocks in each of the encoder's levels
@@ -207,12 +207,12 @@ class TransBTS(SegmentationNetwork):
         official_keys: bool = True,
     ) -> None:
         super().__init__()
-        _check_positive(in_chans=in_chans, out_chans=out_chans, num_heads=num_heads)
-        _check_positive(num_layers=num_layers, mlp_dim=mlp_dim)
+        check_positive(in_chans=in_chans, out_chans=out_chans, num_heads=num_heads)
+        check_positive(num_layers=num_layers, mlp_dim=mlp_dim)
         _check_multiple("base_channels", base_channels, GROUPS)
         _check_multiple("embed_dim", embed_dim, num_heads)
         _check_rate(dropout=dropout, stem_dropout=stem_dropout)
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(8, least_coarse=2, built_for=tuple(roi_size))
         widths = [base_channels * 2**level for level in range(len(BLOCKS))]
         coarse = widths[-1]
@@ -249,12 +249,6 @@ class TransBTS(SegmentationNetwork):
         tokens = grid.flatten(2).transpose(1, 2)  # (N, C, D, H, W) -> (N, D * H * W, C)
         tokens = self.transformer(self.position_dropout(self.position_encoding(tokens)))
         return tokens.transpose(1, 2).reshape(grid.shape)
-
-
-def _check_positive(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name}: found {value}, expected a positive number")
 
 
 def _check_multiple(name: str, value: int, factor: int) -> None:

@@ -9,7 +9,7 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock, get_conv_layer
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.large_kernel_unet import ENCODER1_STEM
 from networks.UNesT.nest import NestEncoder
 
@@ -53,13 +53,13 @@ class UNesT(SegmentationNetwork):
         drop_path_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        for name, value in (("in_chans", in_chans), ("out_chans", out_chans), ("feature_size", feature_size)):
-            if value < 1:
-                raise ValueError(f"{name}: found {value}, expected a positive number")
-        _check_levels(embed_dim, depths, num_heads)
+        check_positive(in_chans=in_chans, out_chans=out_chans, feature_size=feature_size)
+        check_all_positive(3, embed_dim=embed_dim, depths=depths, num_heads=num_heads)
+        if any(dim % heads for dim, heads in zip(embed_dim, num_heads, strict=True)):
+            raise ValueError(f"num_heads: found {tuple(num_heads)}, expected divisors of embed_dim {tuple(embed_dim)}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: found {drop_path_rate}, expected a number from 0 to below 1")
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         # Five halvings, the last of them followed by an instance normalisation, which needs more than one voxel.
         self.input_sizes = InputSizes(32, least_coarse=2, built_for=tuple(roi_size))
         self.nestViT = NestEncoder(in_chans, roi_size, embed_dim, depths, num_heads, drop_path_rate)
@@ -88,14 +88,6 @@ class UNesT(SegmentationNetwork):
         up = self.decoder2(up, self.encoder2(embedding))
         up = self.decoder1(up, self.encoder1(x))
         return self.out(up)
-
-
-def _check_levels(embed_dim: Sequence[int], depths: Sequence[int], num_heads: Sequence[int]) -> None:
-    for name, values in (("embed_dim", embed_dim), ("depths", depths), ("num_heads", num_heads)):
-        if len(values) != 3 or min(values) < 1:
-            raise ValueError(f"{name}: found {tuple(values)}, expected three positive numbers")
-    if any(dim % heads for dim, heads in zip(embed_dim, num_heads, strict=True)):
-        raise ValueError(f"num_heads: found {tuple(num_heads)}, expected divisors of embed_dim {tuple(embed_dim)}")
 
 
 def _make_upsampling(in_channels: int, out_channels: int) -> nn.Sequential:

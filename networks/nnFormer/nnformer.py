@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork
+from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.layers import ChannelLayerNorm
 from networks.nnFormer.window_attention import Grid, WindowBlock, named, triple
 
@@ -189,12 +189,8 @@ class nnFormer(SegmentationNetwork):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("in_chans", in_chans), ("out_chans", out_chans)):
-            if value < 1:
-                raise ValueError(f"{name}: found {value}, expected a positive number")
-        for name, values in (("depths", depths), ("num_heads", num_heads), ("window_sizes", window_sizes)):
-            if len(values) != 4 or min(values) < 1:
-                raise ValueError(f"{name}: found {tuple(values)}, expected four positive numbers")
+        check_positive(in_chans=in_chans, out_chans=out_chans)
+        check_all_positive(4, depths=depths, num_heads=num_heads, window_sizes=window_sizes)
         if embed_dim < 2 or embed_dim % 2:
             raise ValueError(f"embed_dim: found {embed_dim}, expected an even positive number")
         if len(patch_size) != 3 or not set(patch_size) <= {1, 2, 4}:
@@ -206,8 +202,9 @@ class nnFormer(SegmentationNetwork):
             raise ValueError(f"num_heads: found {tuple(num_heads)}, expected divisors of the channels {dims}")
 
         patch = triple(patch_size)
-        self.in_chans = in_chans
+        self.in_chans, self.out_chans = in_chans, out_chans
         self.deep_supervision = deep_supervision
+        self.ignored_prefixes = () if deep_supervision else ("final.1.", "final.2.")
         # Three down-samplings by 2 follow the patch embedding.
         self.input_sizes = InputSizes(triple(8 * side for side in patch), least_coarse=1, built_for=tuple(roi_size))
         stages = [

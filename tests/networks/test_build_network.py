@@ -11,7 +11,10 @@ from networks.RepOptimizer import csla_block
 from networks.UXNet_3D import ux_block
 
 TINY = {"depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16)}
-FOLDING = ["REP3D", "REP3D_FIXED", "REP3D_NONE", "3DUXNET", "3DUXNET_LRBM", "REPUXNET", "REPOPT"]
+FOLDING = [
+    *((name, {}) for name in ("REP3D", "REP3D_FIXED", "REP3D_NONE", "3DUXNET", "3DUXNET_LRBM", "REPUXNET", "REPOPT")),
+    ("REPOPT", {"branches": True, "large_scale": 0.5}),
+]
 
 
 @pytest.mark.parametrize(("name", "mask"), [("REP3D", "learned"), ("REP3D_FIXED", "fixed"), ("REP3D_NONE", "none")])
@@ -36,10 +39,10 @@ def test_repux_prior_falls_with_alpha():
     assert network.encoder.stages[0][0].lrbm.prior[10, 10, 12] == pytest.approx(2 / (2 + 2))
 
 
-@pytest.mark.parametrize("name", FOLDING)
-def test_a_training_checkpoint_predicts_the_same_in_the_deployed_network(name):
+@pytest.mark.parametrize(("name", "options"), FOLDING)
+def test_a_training_checkpoint_predicts_the_same_in_the_deployed_network(name, options):
     torch.manual_seed(0)
-    arguments = {"roi_size": (32, 32, 16), **TINY, "kernel_size": 5}
+    arguments = {"roi_size": (32, 32, 16), **TINY, "kernel_size": 5, **options}
     network = build_network(name, 1, 3, **arguments)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -82,9 +85,15 @@ def test_csla_folds_into_the_plain_network():
         ("MedNeXt_S", {"size": "XL"}, "size: found 'XL', expected one of S, B, M, L"),
         ("REPOPT", {"kernel_size": 3, "small_ks": 5}, "small_ks: found 5, expected at most ks, 3"),
         ("REPOPT", {"small_scale": 0.0}, "small_scale: found 0.0, expected a positive number"),
-        ("UNet3D", {"channels": (8, 16)}, r"channels: found \(8, 16\), expected five"),
-        ("nnUNet", {"filters": (8, 16)}, r"filters: found \(8, 16\), expected six"),
-        ("ResEncUNet", {"n_blocks": (1, 1)}, "n_blocks: found 2, expected one of each of the 6 stages"),
+        ("REPOPT", {"large_scale": float("nan")}, "large_scale: found nan, expected a positive number"),
+        ("UNet3D", {"channels": (8, 16)}, r"channels: found \(8, 16\), expected 5 positive numbers"),
+        ("UNet3D", {"num_res_units": 0}, "num_res_units: found 0, expected a positive number"),
+        ("nnUNet", {"filters": (8, 16)}, r"filters: found \(8, 16\), expected 6 positive numbers"),
+        ("ResEncUNet", {"feat_size": (8, 16)}, r"feat_size: found \(8, 16\), expected 6 positive numbers"),
+        ("ResEncUNet", {"n_blocks": ()}, "n_blocks: found 0, expected a positive number"),
+        ("SwinUNETR", {"window_size": 0}, "window_size: found 0, expected a positive number"),
+        ("SwinUNETR", {"depths": (2, 2)}, r"depths: found \(2, 2\), expected 4 positive numbers"),
+        ("UNETR", {"hidden_size": 0}, "hidden_size: found 0, expected a positive number"),
     ],
 )
 def test_build_network_refuses_ill_arguments(name, options, message):
@@ -96,3 +105,20 @@ def test_a_missing_optional_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "dynamic_network_architectures.architectures.unet", None)
     with pytest.raises(ValueError, match=r"found no package dynamic-network-architectures.*pip install"):
         build_network("ResEncUNet", 1, 3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("counts", [(0, 3), (1, 0), (-1, 3)])
+def test_no_channels_or_classes_are_refused(name, counts):
+    with pytest.raises(ValueError, match=r"_chans: found (0|-1), expected a positive number"):
+        build_network(name, *counts)
+
+
+def test_resenc_unet_starts_as_nnunet_starts_it():
+    """Kaiming normal with slope 0.01 and zero biases; each residual branch starts at zero."""
+    torch.manual_seed(0)
+    network = build_network("ResEncUNet", 1, 3, (32, 32, 32), feat_size=(32, 32, 32), n_blocks=(1, 1, 1))
+    branch = network.encoder.stages[1].blocks[0].conv2
+    assert branch.conv.weight.std().item() == pytest.approx((2 / (1 + 0.01**2) / (32 * 27)) ** 0.5, rel=0.05)
+    assert not branch.conv.bias.any()
+    assert not branch.norm.weight.any()

@@ -8,6 +8,7 @@ from torch import nn
 from engine.devices import place
 from networks import NETWORKS, InputSizes, build_network
 from networks.Rep3D import LRBM
+from tools.summary import NOT_ON_META
 
 # The smallest input that each takes, of those with more than one voxel or token where single ones would hide a gradient
 SMALLEST = {
@@ -51,8 +52,6 @@ COUNTS = [
     ("STUNet_L", 14, 440.12),
     ("STUNet_H", 4, 1457.025),
 ]
-# Reads values of tensors while it is built.
-NOT_ON_META = {"SwinUNETR"}
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -82,6 +81,18 @@ def test_forward_and_backward_at_the_smallest_input(name):
     assert all(parameter.grad.isfinite().all() for parameter in trained)
     dead = [k for k, p in network.named_parameters() if p.requires_grad and p.dim() > 1 and not p.grad.any()]
     assert dead == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("UNETR", (16, 16, 16)), ("nnFormer", (16, 32, 32))], ids=["UNETR", "nnFormer"]
+)
+def test_a_single_token_on_the_coarsest_grid(name, size):
+    """The smallest of all, where attention among one token leaves nothing for its queries to learn."""
+    network = build_network(name, 1, 3, size)
+    logits = network(torch.randn(1, 1, *size))
+    logits.square().mean().backward()
+    assert logits.shape == (1, 3, *size)
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize(("name", "classes", "millions"), COUNTS, ids=[name for name, *_ in COUNTS])

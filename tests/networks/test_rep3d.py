@@ -383,7 +383,7 @@ def test_ill_inputs_are_refused(shape, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feat_size": (4, 8, 12)}, r"feat_size: found \(4, 8, 12\), expected four"),
+        ({"feat_size": (4, 8, 12)}, r"feat_size: found \(4, 8, 12\), expected 4"),
         ({"depths": (1, 1, 1, 1, 1)}, "depths: found"),
         ({"depths": (1, 0, 1, 1)}, "depths: found"),
         ({"ks": 4}, "found 4, expected an odd"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.checkpoints import NetworkConfig
 from engine.errors import run
-from networks import NETWORKS, large_kernel_conv
+from networks import NETWORKS
 from networks.UNesT.nest import BlockAttention
 from tools import summary
 
@@ -80,13 +80,11 @@ def rep3d_multiply_adds(side, chans, classes, feat_size, kernel_size):
     return total + residual(0, widths[0], widths[0]) + widths[0] * classes * voxels[0]
 
 
-@pytest.mark.parametrize("method", ["direct", "fft"])
 @pytest.mark.parametrize(
     ("side", "feat_size", "kernel_size"),
     [(32, (2, 4, 6, 8), 21), (96, (48, 96, 192, 384), 21), (64, (4, 8, 12, 16), 5)],
 )
-def test_multiply_adds_of_rep3d_whatever_path_it_takes(monkeypatch, method, side, feat_size, kernel_size):
-    monkeypatch.setattr(large_kernel_conv, "choose_method", lambda *_: method)
+def test_multiply_adds_of_rep3d_are_those_of_the_plain_convolution(side, feat_size, kernel_size):
     overrides = {"feat_size": feat_size, "kernel_size": kernel_size}
     network = summary.build_on_meta(NetworkConfig("REP3D", 1, 3, (side,) * 3, overrides), deploy=True)
     expected = rep3d_multiply_adds(side, 1, 3, feat_size, kernel_size)
@@ -190,3 +188,7 @@ def test_a_missing_optional_package_is_named(summarise, monkeypatch):
     status, table, result, error = summarise("--networks", "ResEncUNet", "--no_step")
     assert (status, table, result) == (2, [], None)
     assert "ResEncUNet: found no package dynamic-network-architectures" in error
+    status, table, _, error = summarise("--no_step")
+    assert status == 0
+    assert [row[0] for row in table[2:]] == [name for name in NETWORKS if name != "ResEncUNet"]
+    assert "ResEncUNet is left out: found no package" in error
