@@ -60,10 +60,10 @@ class InputSizes:
         if self.built_for is not None:
             return f"{' x '.join(map(str, self.built_for))}, the size the network was built for"
         if isinstance(self.divisor, int):
-            text = f"three sides divisible by {self.divisor}"
+            text, twice = f"three sides divisible by {self.divisor}", f"{2 * self.divisor} or more"
         else:
-            text = f"sides divisible by {', '.join(map(str, self.divisor))}"
-        return text if self.least_coarse == 1 else f"{text}, at least one of them twice that or more"
+            text, twice = f"sides divisible by {', '.join(map(str, self.divisor))}", "twice that or more"
+        return text if self.least_coarse == 1 else f"{text}, at least one of them {twice}"
 
 
 class FoldableBlock(nn.Module):

@@ -11,6 +11,8 @@ from conftest import REPOSITORY
 import main_train
 import test_seg as predict_script
 from engine.description import DatasetDescription
+from networks import NETWORKS
+from tools.summary import cells
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -79,3 +81,12 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
 def test_linked_files_exist(path):
     assert (REPOSITORY / path).exists()
+
+
+def test_the_table_of_networks_is_the_measured_one():
+    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "summary_cpu.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == list(NETWORKS)
+    for row in rows:
+        name, *numbers = cells(row)
+        shown = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
+        assert any(line.endswith(f" | {' | '.join(numbers)} |") for line in shown), name

@@ -125,7 +125,7 @@ def test_stem_and_head_are_what_depends_on_channels_and_classes(name):
     ("name", "size", "expected"),
     [
         ("REP3D", (96, 96, 90), "roi_size: found 96 x 96 x 90, expected three sides divisible by 16"),
-        ("REP3D", (16, 16, 16), "found 16 x 16 x 16.*at least one of them twice that or more"),
+        ("REP3D", (16, 16, 16), "found 16 x 16 x 16.*at least one of them 32 or more"),
         ("3DUXNET", (96, 96), "found 96 x 96,"),
         ("SwinUNETR", (96, 96, 80), "three sides divisible by 32"),
         ("UNETR", (96, 96, 88), "three sides divisible by 16"),

@@ -135,7 +135,7 @@ def test_other_inputs_are_refused(shape):
         ({"out_chans": 0}, "out_chans: found 0, expected a positive number"),
         ({"feature_size": 0}, "feature_size: found 0, expected a positive number"),
         ({"roi_size": (32, 32, 48)}, "roi_size: found 32 x 32 x 48, expected three sides divisible by 32"),
-        ({"roi_size": (32, 32, 32)}, "roi_size: found 32 x 32 x 32, expected .* twice that or more"),
+        ({"roi_size": (32, 32, 32)}, "roi_size: found 32 x 32 x 32, expected .* 64 or more"),
         ({"roi_size": (64, 64)}, "roi_size: found 64 x 64, expected three sides"),
         ({"embed_dim": (16, 32)}, r"embed_dim: found \(16, 32\), expected three positive numbers"),
         ({"depths": (1, 0, 1)}, r"depths: found \(1, 0, 1\), expected three positive numbers"),
