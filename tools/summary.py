@@ -96,7 +96,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--json: {args.json} cannot be written, expected a file in a folder that is there")
     with redirect_stdout(sys.stderr):  # the table alone goes to stdout
         device = choose_device(args.gpu)
-    counted = [count(name, args, device) for name in tqdm(args.networks or available_networks(), "counting")]
+    with tqdm(args.networks or available_networks(), "counting") as names:
+        counted = [count(name, args, device) for name in names]
     # Every mistake has been found by now: what follows may take long.
     for row, step in tqdm(counted, "measuring", disable=args.no_step):
         if step is not None:

@@ -60,6 +60,15 @@ def build_smallest(name, **overrides):
     return build_network(name, 1, 3, SMALLEST[name], **overrides)
 
 
+def leave_zero_starts(network):
+    """Layers that start at zero hide what is before them: a mask's last convolution, the norm of a residual branch."""
+    for module in network.modules():
+        if isinstance(module, LRBM) and module.generator is not None:
+            nn.init.normal_(module.generator[-1].weight, std=0.01)
+        elif isinstance(module, nn.InstanceNorm3d) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
+
+
 @every_network
 def test_forward_and_backward_at_the_smallest_input(name):
     torch.manual_seed(0)
@@ -68,8 +77,7 @@ def test_forward_and_backward_at_the_smallest_input(name):
             assert build_smallest(name)(torch.zeros(1, 1, *SMALLEST[name])).shape == (1, 3, *SMALLEST[name])
         return
     network = build_smallest(name, **({"drop_path_rate": 0.0} if name in STOCHASTIC_DEPTH else {}))
-    for mask in (module for module in network.modules() if isinstance(module, LRBM) and module.generator is not None):
-        nn.init.normal_(mask.generator[-1].weight, std=0.01)  # at its start, zero, it hides the layers before it
+    leave_zero_starts(network)
     network = place(network, torch.device("cpu"))  # in the layout that the scripts train in
     logits = network(torch.randn(1, 1, *SMALLEST[name]))
     assert logits.shape == (1, 3, *SMALLEST[name])
