@@ -31,19 +31,23 @@ def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
         raise ValueError(f"found {type(optimizer).__name__}, expected AdamW or SGD to scale the updates of the kernels")
     power = 2 if isinstance(optimizer, SGD) else 1
     masks: dict[Tensor, Tensor] = {block.dwconv.weight: block.update_mask(power) for block in blocks}
-    before: dict[Tensor, Tensor] = {}
-    optimizer.register_step_pre_hook(lambda *_: _scale_gradients(masks, before))
+    optimizer.register_step_pre_hook(lambda *_: _scale_gradients(masks))
     if isinstance(optimizer, AdamW):
+        before: dict[Tensor, Tensor] = {}
+        optimizer.register_step_pre_hook(lambda *_: before.update(_copy_kernels(masks)))
         optimizer.register_step_post_hook(lambda *_: _scale_steps(optimizer, masks, before))
 
 
 @torch.no_grad()
-def _scale_gradients(masks: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
-    before.clear()
+def _scale_gradients(masks: dict[Tensor, Tensor]) -> None:
     for kernel, mask in masks.items():
         if kernel.grad is not None:
             kernel.grad.mul_(mask)
-            before[kernel] = kernel.detach().clone()
+
+
+def _copy_kernels(masks: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    """The kernels that the step is going to change."""
+    return {kernel: kernel.detach().clone() for kernel in masks if kernel.grad is not None}
 
 
 @torch.no_grad()
