@@ -16,7 +16,7 @@ from networks.RepOptimizer import repopt_block
 def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
     """Let an optimiser scale its updates of every ``repopt_block``'s kernel in ``network``; others stay as they are.
 
-    Nothing is added to the optimiser's state.
+    Nothing is added to the optimiser's state; a copy of the optimiser has to be asked again.
 
     Args:
         optimizer: SGD or AdamW over the network's parameters.

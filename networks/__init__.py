@@ -70,7 +70,9 @@ def build_network(
     constructor = NETWORKS[name]
     known = set(inspect.signature(constructor).parameters)
     context = {"roi_size": tuple(roi_size), "deploy": deploy}
-    options = known - set(context) - {"in_chans", "out_chans"}
+    # A name that stands for a mask or a size settles it; other defaults can be overridden.
+    settled = {"mask", "size"} & set(getattr(constructor, "keywords", {}))
+    options = known - set(context) - settled - {"in_chans", "out_chans"}
     arguments = {"ks" if key == "kernel_size" and "ks" in known else key: value for key, value in overrides.items()}
     if len(arguments) < len(overrides):
         raise ValueError(f"{name}: found both kernel_size and ks, expected one of them")

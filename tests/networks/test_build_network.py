@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from networks import NETWORKS, build_network
+from networks.monai_networks import MedNeXt
 from networks.Rep3D import rep3d_block
 from networks.RepOptimizer import csla_block
 from networks.UXNet_3D import ux_block
@@ -77,12 +78,13 @@ def test_csla_folds_into_the_plain_network():
     [
         ("REP4D", {}, f"network: found 'REP4D', expected one of {', '.join(NETWORKS)}"),
         ("REP3D", {"dropout": 0.5}, "REP3D: found argument dropout, expected some of .*feat_size"),
+        ("REP3D", {"mask": "none"}, "REP3D: found argument mask, expected some of"),
+        ("MedNeXt_S", {"size": "L"}, "MedNeXt_S: found argument size, expected some of kernel_size"),
         ("REP3D", {"roi_size": (96, 96, 90)}, "found 96 x 96 x 90"),
         ("REP3D", {"kernel_size": 8}, "found 8, expected an odd"),
         ("REP3D", {"kernel_size": 7, "ks": 7}, "REP3D: found both kernel_size and ks"),
         ("UNETR", {"kernel_size": 7}, "UNETR: found argument kernel_size, expected some of dropout_rate, feature_size"),
         ("MedNeXt_S", {"kernel_size": 7}, "kernel_size: found 7, expected 3 or 5"),
-        ("MedNeXt_S", {"size": "XL"}, "size: found 'XL', expected one of S, B, M, L"),
         ("REPOPT", {"kernel_size": 3, "small_ks": 5}, "small_ks: found 5, expected at most ks, 3"),
         ("REPOPT", {"small_scale": 0.0}, "small_scale: found 0.0, expected a positive number"),
         ("REPOPT", {"large_scale": float("nan")}, "large_scale: found nan, expected a positive number"),
@@ -122,3 +124,8 @@ def test_resenc_unet_starts_as_nnunet_starts_it():
     assert branch.conv.weight.std().item() == pytest.approx((2 / (1 + 0.01**2) / (32 * 27)) ** 0.5, rel=0.05)
     assert not branch.conv.bias.any()
     assert not branch.norm.weight.any()
+
+
+def test_mednext_comes_in_four_sizes():
+    with pytest.raises(ValueError, match="size: found 'XL', expected one of S, B, M, L"):
+        MedNeXt(size="XL")
