@@ -304,7 +304,7 @@ def test_a_checkpoint_that_describes_no_network(boxes, tmp_path, trained, predic
     assert_one_line(predict(*common, "--trained_weights", path), "--trained_weights", path)
 
 
-@pytest.mark.parametrize("flags", [("--kernel_size", "9999"), ("--feat_size", "4", "4", "4", "100000000")])
+@pytest.mark.parametrize("flags", [("--kernel_size", "99999"), ("--feat_size", "4", "4", "4", "10000000000000")])
 def test_a_network_that_does_not_fit_in_memory(boxes, tmp_path, train, flags):
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *flags)), "--network REP3D", "fit in memory")
 
