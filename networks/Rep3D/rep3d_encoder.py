@@ -109,14 +109,14 @@ class MaskedKernelBlock(FoldableBlock):
         dim: channels.
         ks: odd side of the kernel, voxels.
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
-        bias: learn an offset a channel.
         deploy: build the folded form.
+        bias: learn an offset a channel.
         lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
     Raises:
         ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
     """
 
-    def __init__(self, dim: int, ks: int, mask: MaskMode, bias: bool, deploy: bool, **lrbm_options: Any) -> None:
+    def __init__(self, dim: int, ks: int, mask: MaskMode, deploy: bool, bias: bool, **lrbm_options: Any) -> None:
         super().__init__()
         if mask not in MASK_MODES:
             raise ValueError(f"mask: found {mask!r}, expected one of {', '.join(MASK_MODES)}")
@@ -179,8 +179,8 @@ class rep3d_block(MaskedKernelBlock):
         dim: channels.
         ks: odd side of the kernel, voxels.
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
-        bias: learn an offset a channel, as RepUX-Net does.
         deploy: build the folded form.
+        bias: learn an offset a channel, as RepUX-Net does.
         lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
@@ -192,11 +192,11 @@ class rep3d_block(MaskedKernelBlock):
         dim: int,
         ks: int = 21,
         mask: MaskMode = "learned",
-        bias: bool = False,
         deploy: bool = False,
+        bias: bool = False,
         **lrbm_options: Any,
     ) -> None:
-        super().__init__(dim, ks, mask, bias, deploy, **lrbm_options)
+        super().__init__(dim, ks, mask, deploy, bias, **lrbm_options)
         self.norm: nn.Module = nn.BatchNorm3d(dim)
         self.act = nn.GELU()
 

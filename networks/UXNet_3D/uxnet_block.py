@@ -33,7 +33,7 @@ class ux_block(MaskedKernelBlock):
     def __init__(
         self, dim: int, ks: int = 7, mask: MaskMode = "none", deploy: bool = False, **lrbm_options: Any
     ) -> None:
-        super().__init__(dim, ks, mask, bias=True, deploy=deploy, **lrbm_options)
+        super().__init__(dim, ks, mask, deploy, bias=True, **lrbm_options)
         self.norm = ChannelLayerNorm(dim)
         # "Pointwise" only in name: the published code groups these convolutions by channel.
         self.pwconv1 = nn.Conv3d(dim, EXPANSION * dim, kernel_size=1, groups=dim)
