@@ -70,7 +70,7 @@ def place(network: Network, device: torch.device) -> Network:
     if device.type == "cpu":
         for tensor in itertools.chain(network.parameters(), network.buffers()):
             if tensor.dim() == 5:  # Module.to(memory_format=...) takes 4D tensors for images and fails
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last_3d)
+                tensor.data = tensor.data.to(memory_format=torch.channels_last_3d)
     return network
 
 

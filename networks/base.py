@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -75,7 +75,7 @@ class FoldableBlock(nn.Module):
 
 
 class SegmentationNetwork(nn.Module):
-    """Base of the networks: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W).
+    """Base of the networks: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); calls check their input.
 
     Every constructor takes ``in_chans`` and ``out_chans`` (classes, background included), and sets the attributes.
     Prefixes are those of state_dict keys.
@@ -90,6 +90,10 @@ class SegmentationNetwork(nn.Module):
     # a gradient stops DistributedDataParallel.
     unused_prefixes: tuple[str, ...] = ()
     ignored_prefixes: tuple[str, ...] = ()  # of official checkpoints, for which the network has no parameters
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # of the library's network, where there is one
+        self.register_forward_pre_hook(_check_input)
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError where ``x`` is no (N, in_chans, D, H, W) of a size that the network takes."""
@@ -109,3 +113,7 @@ class SegmentationNetwork(nn.Module):
             if isinstance(module, FoldableBlock):
                 module.switch_to_deploy(fuse_norm)
         return self
+
+
+def _check_input(network: SegmentationNetwork, inputs: tuple[Tensor]) -> None:
+    network.check_input(*inputs)

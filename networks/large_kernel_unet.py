@@ -121,7 +121,6 @@ class LargeKernelUNet(SegmentationNetwork):
         return encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
         stage1, stage2, stage3, stage4 = self.encoder(x)
         up = self.decoder5(self.encoder5(stage4), self.encoder4(stage3))
         up = self.decoder4(up, self.encoder3(stage2))

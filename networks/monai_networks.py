@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from monai.networks.blocks.mednext_block import MedNeXtDownBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
-from torch import Tensor, nn
+from torch import nn
 
 from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.large_kernel_unet import ENCODER1_STEM
@@ -61,10 +61,6 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         )
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        return super().forward(x)
 
 
 class UNETR(SegmentationNetwork, unetr.UNETR):
@@ -124,10 +120,6 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
         self.input_sizes = sizes
         self.freeze_unused()
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        return super().forward(x)
-
 
 class UNet3D(SegmentationNetwork, unet.UNet):
     """Residual 3D U-Net of five levels (Çiçek et al., MICCAI 2016; Kerfoot et al., 2018); 4.81 M parameters.
@@ -161,10 +153,6 @@ class UNet3D(SegmentationNetwork, unet.UNet):
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(16)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        return super().forward(x)
-
 
 class nnUNet(SegmentationNetwork, dynunet.DynUNet):
     """The plain network of nnU-Net's full-resolution plan (Isensee et al., 2021), six levels; 31.19 M parameters.
@@ -191,10 +179,6 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
         super().__init__(3, in_chans, out_chans, (3,) * 6, strides, upsample_kernel_size=strides[1:], filters=filters)
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        return super().forward(x)
 
 
 MEDNEXT_RATIOS = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
@@ -259,9 +243,3 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         )
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        logits = super().forward(x)
-        assert isinstance(logits, Tensor)  # one resolution: no deep supervision
-        return logits

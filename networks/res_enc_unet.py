@@ -67,5 +67,4 @@ class ResEncUNet(SegmentationNetwork):
         self.freeze_unused()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
         return self.decoder(self.encoder(x))

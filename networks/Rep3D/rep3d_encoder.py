@@ -158,12 +158,12 @@ class MaskedKernelBlock(FoldableBlock):
     @torch.no_grad()
     def fold_stored_mask(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Multiply this block's kernel in a state_dict by the mask stored with it, whose keys are taken out."""
-        kind = _stored_mask(state_dict, prefix)
         key, lrbm_prefix = f"{prefix}dwconv.weight", f"{prefix}lrbm."
-        if kind == "none" or key not in state_dict:
-            return
         names = [name for name in state_dict if name.startswith(lrbm_prefix)]
-        lrbm = LRBM(**{**self.lrbm_options, "learned": kind == "learned"}).to(state_dict[key])
+        if not names or key not in state_dict:
+            return
+        learned = _stored_mask(state_dict, prefix) == "learned"
+        lrbm = LRBM(**{**self.lrbm_options, "learned": learned}).to(state_dict[key])
         lrbm.load_state_dict({name.removeprefix(lrbm_prefix): state_dict.pop(name) for name in names})
         state_dict[key] = state_dict[key] * lrbm()
 

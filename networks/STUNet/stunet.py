@@ -134,7 +134,6 @@ class STUNet(SegmentationNetwork):
         self.freeze_unused()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        self.check_input(x)
         skips = []
         for stage in self.conv_blocks_context:
             x = stage(x)

@@ -236,7 +236,6 @@ class TransBTS(SegmentationNetwork):
         self.freeze_unused()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
         x, skips = self.Unet(x)
         x = self._attend(self.conv_x(F.relu(self.bn(x))))
         x = self.Enblock8_2(self.Enblock8_1(x))

@@ -4,6 +4,7 @@ Source: Zhang et al., "Nested Hierarchical Transformer", AAAI 2022 (NesT); in 3D
 Analysis 2023. Names, shapes and numbers are those of the official code.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,10 +59,7 @@ class TransformerLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = BlockAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("fc1", nn.Linear(dim, 4 * dim))
-        self.mlp.add_module("act", nn.GELU())
-        self.mlp.add_module("fc2", nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, 4 * dim), act=nn.GELU(), fc2=nn.Linear(4 * dim, dim)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,11 +94,11 @@ class NestLevel(nn.Module):
         self.grid = {"gd": blocks, "gh": blocks, "gw": blocks}
         self.edges = {"d": depth, "h": height, "w": width}
         self.pos_embed = nn.Parameter(torch.zeros(1, blocks**3, depth * height * width, dim))
-        self.pool = nn.Sequential()
+        self.pool: nn.Module = nn.Identity()
         if in_dim is not None:
-            self.pool.add_module("conv", nn.Conv3d(in_dim, dim, kernel_size=3, padding=1))
-            self.pool.add_module("norm", ChannelLayerNorm(dim, eps=1e-6))
-            self.pool.add_module("pool", nn.MaxPool3d(kernel_size=3, stride=2, padding=1))
+            conv = nn.Conv3d(in_dim, dim, kernel_size=3, padding=1)
+            pool = nn.MaxPool3d(kernel_size=3, stride=2, padding=1)
+            self.pool = nn.Sequential(OrderedDict(conv=conv, norm=ChannelLayerNorm(dim, eps=1e-6), pool=pool))
         self.transformer_encoder = nn.Sequential(*(TransformerLayer(dim, num_heads, rate) for rate in drop_paths))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,8 +132,8 @@ class NestEncoder(nn.Module):
         drop_path_rate: float,
     ) -> None:
         super().__init__()
-        self.patch_embed = nn.Sequential()
-        self.patch_embed.add_module("proj", nn.Conv3d(in_chans, embed_dim[0], kernel_size=PATCH, stride=PATCH))
+        embedding = nn.Conv3d(in_chans, embed_dim[0], kernel_size=PATCH, stride=PATCH)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=embedding))
         depth, height, width = (side // (PATCH * BLOCKS[0]) for side in roi_size)
         rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.levels = nn.ModuleList(

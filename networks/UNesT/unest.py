@@ -1,6 +1,7 @@
 """UNesT: the nested transformer encoder in a U-shape, with MONAI's UNETR blocks as skips and decoder."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,6 @@ class UNesT(SegmentationNetwork):
         self.out = UnetOutBlock(spatial_dims=3, in_channels=widths[0], out_channels=out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
         (embedding, level1, level2, level3), normalised = self.nestViT(x)
         up = self.encoder10(normalised)
         up = self.decoder5(up, level3)
@@ -93,7 +93,6 @@ class UNesT(SegmentationNetwork):
 def _make_upsampling(in_channels: int, out_channels: int) -> nn.Sequential:
     """Transposed convolutions, the first doubling the resolution; the second, of 1^3, is there for parity."""
     options: dict[str, Any] = {"conv_only": True, "is_transposed": True}
-    upsampling = nn.Sequential()
-    upsampling.add_module("transp_conv_init", get_conv_layer(3, in_channels, out_channels, 2, 2, **options))
-    upsampling.add_module("blocks", nn.Sequential(get_conv_layer(3, out_channels, out_channels, 1, 1, **options)))
-    return upsampling
+    doubling = get_conv_layer(3, in_channels, out_channels, 2, 2, **options)
+    mixing = get_conv_layer(3, out_channels, out_channels, 1, 1, **options)
+    return nn.Sequential(OrderedDict(transp_conv_init=doubling, blocks=nn.Sequential(mixing)))

@@ -5,6 +5,7 @@ and numerics are those of the official code's "synapse" variant in the copy that
 """
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.layers import ChannelLayerNorm
-from networks.nnFormer.window_attention import Grid, WindowBlock, named, triple
+from networks.nnFormer.window_attention import Grid, WindowBlock, triple
 
 EPS = 1e-5  # of the layer normalisations here, as in the blocks, where it is PyTorch's default
 
@@ -53,20 +54,19 @@ def _make_patch_embedding(in_chans: int, dim: int, patch_size: Grid) -> nn.Seque
         return nn.Conv3d(chans, width, kernel_size=3, stride=stride, padding=1)
 
     half = dim // 2
-    return named(
-        proj1=named(
-            conv1=conv(in_chans, half, first),
-            act1=nn.GELU(),
-            norm1=ChannelLayerNorm(half, EPS),
-            conv2=conv(half, half),
-            act2=nn.GELU(),
-            norm2=ChannelLayerNorm(half, EPS),
-        ),
-        proj2=named(
-            conv1=conv(half, dim, second), act1=nn.GELU(), norm1=ChannelLayerNorm(dim, EPS), conv2=conv(dim, dim)
-        ),
-        norm=ChannelLayerNorm(dim, EPS),
+    proj1 = OrderedDict(
+        conv1=conv(in_chans, half, first),
+        act1=nn.GELU(),
+        norm1=ChannelLayerNorm(half, EPS),
+        conv2=conv(half, half),
+        act2=nn.GELU(),
+        norm2=ChannelLayerNorm(half, EPS),
     )
+    proj2 = OrderedDict(
+        conv1=conv(half, dim, second), act1=nn.GELU(), norm1=ChannelLayerNorm(dim, EPS), conv2=conv(dim, dim)
+    )
+    norm = ChannelLayerNorm(dim, EPS)
+    return nn.Sequential(OrderedDict(proj1=nn.Sequential(proj1), proj2=nn.Sequential(proj2), norm=norm))
 
 
 class _EncoderLayer(nn.Module):
@@ -78,7 +78,9 @@ class _EncoderLayer(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if not last:
             reduction = nn.Conv3d(stage.dim, 2 * stage.dim, kernel_size=3, stride=2, padding=1)
-            self.downsample = named(act=nn.GELU(), norm=ChannelLayerNorm(stage.dim, EPS), reduction=reduction)
+            self.downsample = nn.Sequential(
+                OrderedDict(act=nn.GELU(), norm=ChannelLayerNorm(stage.dim, EPS), reduction=reduction)
+            )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.blocks(x)
@@ -113,7 +115,7 @@ class _DecoderLayer(nn.Module):
     def __init__(self, stage: _Stage, drop_paths: Sequence[float]) -> None:
         super().__init__()
         up = nn.ConvTranspose3d(2 * stage.dim, stage.dim, kernel_size=2, stride=2)
-        self.Upsample = named(norm=ChannelLayerNorm(2 * stage.dim, EPS), up=up)
+        self.Upsample = nn.Sequential(OrderedDict(norm=ChannelLayerNorm(2 * stage.dim, EPS), up=up))
         self.blocks = stage.make_blocks(drop_paths, cross_first=True)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -214,12 +216,11 @@ class nnFormer(SegmentationNetwork):
         self.model_down = _Encoder(in_chans, patch, stages, drop_path_rate)
         self.decoder = _Decoder(stages[:-1], drop_path_rate)
         self.final = nn.ModuleList(
-            named(up=nn.ConvTranspose3d(dim, out_chans, kernel_size=patch, stride=patch))
+            nn.Sequential(OrderedDict(up=nn.ConvTranspose3d(dim, out_chans, kernel_size=patch, stride=patch)))
             for dim in dims[: 3 if deep_supervision else 1]
         )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        self.check_input(x)
         maps = self.decoder(self.model_down(x))
         if self.deep_supervision and self.training:
             return [head(features) for head, features in zip(self.final, maps, strict=True)]

@@ -1,5 +1,6 @@
 """nnFormer's transformer block: attention within cubic windows, shifted in every second block."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,14 +17,6 @@ def triple(numbers: Iterable[int]) -> Grid:
     """Three numbers (D, H, W) as a tuple that the type checker knows the length of."""
     depth, height, width = numbers
     return depth, height, width
-
-
-def named(**modules: nn.Module) -> nn.Sequential:
-    """A sequence whose members have the names that the official state_dict asks for."""
-    sequence = nn.Sequential()
-    for name, module in modules.items():
-        sequence.add_module(name, module)
-    return sequence
 
 
 def _split(x: Tensor, window: int) -> Tensor:
@@ -143,7 +136,7 @@ class WindowBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(grid, dim, heads, window, shifted, cross)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = named(fc1=nn.Linear(dim, 4 * dim), act=nn.GELU(), fc2=nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, 4 * dim), act=nn.GELU(), fc2=nn.Linear(4 * dim, dim)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:

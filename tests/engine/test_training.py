@@ -102,6 +102,8 @@ def test_bf16_on_grids_that_a_cpu_gets_wrong_is_refused():
 def test_cpu_networks_are_placed_channels_last():
     network = place(nn.Conv3d(4, 4, 3), torch.device("cpu"))
     assert network.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    # With one input channel both layouts are contiguous, and only the strides tell PyTorch which is meant.
+    assert place(nn.Conv3d(1, 4, 3), torch.device("cpu")).weight.stride() == (27, 1, 9, 3, 1)
 
 
 def test_rep_optimizer_scales_the_updates_of_its_network_only():
