@@ -95,12 +95,6 @@ class SegmentationNetwork(nn.Module):
         super().__init__(*args, **kwargs)  # of the library's network, where there is one
         self.register_forward_pre_hook(_check_input)
 
-    def check_input(self, x: Tensor) -> None:
-        """Raise ValueError where ``x`` is no (N, in_chans, D, H, W) of a size that the network takes."""
-        if x.dim() != 5 or x.shape[1] != self.in_chans:
-            raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, {self.in_chans}, D, H, W)")
-        self.input_sizes.check(x.shape[2:])
-
     def freeze_unused(self) -> None:
         """Ask for no gradients of the parameters under ``unused_prefixes``; constructors end with it."""
         for name, parameter in self.named_parameters():
@@ -116,4 +110,8 @@ class SegmentationNetwork(nn.Module):
 
 
 def _check_input(network: SegmentationNetwork, inputs: tuple[Tensor]) -> None:
-    network.check_input(*inputs)
+    """Raise ValueError where the input is no (N, in_chans, D, H, W) of a size that the network takes."""
+    (x,) = inputs
+    if x.dim() != 5 or x.shape[1] != network.in_chans:
+        raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, {network.in_chans}, D, H, W)")
+    network.input_sizes.check(x.shape[2:])
