@@ -8,43 +8,12 @@ receives best_metric_model.pth, last_checkpoint.pth, args.json and tensorboard/.
 """
 
 import argparse
-import json
-import math
-import os
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-# Before torch loads OpenMP: threads that wait for work must leave the cores to the data loaders (see README, Speed).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
-from matplotlib.figure import Figure
-from monai.data import CacheDataset, list_data_collate
-from monai.losses import DiceCELoss
-from torch import nn
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-
-from engine.arguments import boolean, number, odd, positive
-from engine.checkpoints import NetworkConfig, load_checkpoint
-from engine.data_check import check_cases
-from engine.devices import AMP_CHOICES, choose_device, make_autocast
-from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder, write_text
-from engine.metrics import DiceTable
-from engine.pictures import learned_masks, mask_slices
-from engine.prediction import Window
-from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
-from engine.training import TrainingState, learning_rate
-from engine.validation import validate
-from engine.weights import load_weights
-from load_datasets_transforms import data_loader, data_transforms, find_description
+from engine.arguments import AMP_CHOICES, boolean, number, odd, positive
+from engine.errors import OneLineParser, run
+from engine.process import tune_process
 from networks import NETWORKS
-
-BEST = "best_metric_model.pth"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -104,6 +73,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Check everything, then train."""
+    tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
+    import json
+    from pathlib import Path
+
+    import torch
+    from monai.data import CacheDataset
+    from torch.utils.tensorboard import SummaryWriter
+
+    from engine.checkpoints import NetworkConfig, load_checkpoint
+    from engine.data_check import check_cases
+    from engine.devices import choose_device, make_autocast
+    from engine.errors import InputError
+    from engine.files import make_output_folder, write_text
+    from engine.prediction import Window
+    from engine.training import TrainingState
+    from engine.training_loop import BEST, keep_best, log_validation, train
+    from engine.validation import validate
+    from engine.weights import load_weights
+    from load_datasets_transforms import data_loader, data_transforms, find_description
+
     device = choose_device(args.gpu)
     description = find_description(args.dataset)
     output = Path(args.output)
@@ -146,95 +135,6 @@ def main(args: argparse.Namespace) -> None:
 
         train(args, state, training_set, device, window.autocast, writer, evaluate)
     print(f"best mean Dice {state.best_dice:.4f} at iteration {state.best_iteration}: {output / BEST}")
-
-
-def train(
-    args: argparse.Namespace,
-    state: TrainingState,
-    dataset: CacheDataset,
-    device: torch.device,
-    autocast: Callable[[], torch.autocast],
-    writer: SummaryWriter,
-    evaluate: Callable[[], None],
-) -> None:
-    """Iterate from the state's iteration to the last, evaluating every ``eval_step`` iterations and at the end."""
-    batches = EndlessBatches(len(dataset), args.batch_size, args.seed, state.iteration, args.max_iter)
-    loader = DataLoader(
-        SeededDataset(dataset, args.seed),
-        batch_sampler=batches,
-        num_workers=args.num_workers,
-        collate_fn=list_data_collate,
-        pin_memory=device.type == "cuda",
-    )
-    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
-    state.network.train()
-    bar = tqdm(loader, "training", initial=state.iteration, total=args.max_iter)
-    asked = time.perf_counter()
-    for batch in bar:
-        started = time.perf_counter()
-        image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
-        rate = learning_rate(args, state.iteration)
-        seed_iteration(args.seed, state.iteration)
-        loss = train_step(state, criterion, image, label, rate, autocast)
-        state.iteration += 1
-        seconds = {"data_wait_s": started - asked, "compute_s": time.perf_counter() - started}
-        log_training(writer, bar, state.iteration, {"loss": loss, "lr": rate, **seconds})
-        if state.iteration % args.eval_step == 0 or state.iteration == args.max_iter:
-            evaluate()
-        asked = time.perf_counter()
-
-
-def train_step(
-    state: TrainingState,
-    criterion: nn.Module,
-    image: torch.Tensor,
-    label: torch.Tensor,
-    rate: float,
-    autocast: Callable[[], torch.autocast],
-) -> float:
-    """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W); returns the loss."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    with autocast():
-        logits = state.network(image)
-    loss = criterion(logits.float(), label)
-    if not loss.isfinite():
-        raise InputError(
-            f"--lr: found a loss of {loss.item()} at iteration {state.iteration}, expected finite ones; "
-            "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
-        )
-    state.optimizer.zero_grad()
-    state.scaler.scale(loss).backward()
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    return loss.item()
-
-
-def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
-    """Write best_metric_model.pth where the mean Dice is the best so far; a run without any Dice keeps its first."""
-    dice = table.mean()
-    score = -1.0 if math.isnan(dice) else dice
-    if score > state.best_dice:
-        state.best_dice, state.best_iteration = score, state.iteration
-        state.save_weights(output / BEST)
-    tqdm.write(f"iteration {state.iteration}: mean Dice {dice:.4f}, best {state.best_dice:.4f}")
-
-
-def log_training(writer: SummaryWriter, bar: tqdm, iteration: int, values: dict[str, float]) -> None:
-    """Loss, learning rate, and seconds spent waiting for data and computing, on the bar and in TensorBoard."""
-    bar.set_postfix({name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()})
-    for name, value in values.items():
-        writer.add_scalar(f"train/{name}", value, iteration)
-
-
-def log_validation(writer: SummaryWriter, state: TrainingState, table: DiceTable, figure: Figure) -> None:
-    """Dice by class, the picture of a case and the blocks' masks, in TensorBoard."""
-    for name, value in {"mean": table.mean(), **table.class_means()}.items():
-        writer.add_scalar(f"dice/{name}", value, state.iteration)
-    writer.add_figure("validation case", figure, state.iteration)
-    if masks := learned_masks(state.network):
-        writer.add_figure("mask M, central slice", mask_slices(masks), state.iteration)
-    writer.flush()
 
 
 if __name__ == "__main__":

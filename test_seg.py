@@ -9,34 +9,12 @@ from the defaults.
 """
 
 import argparse
-import os
 import sys
-from dataclasses import replace
-from pathlib import Path
 
-# Before torch loads OpenMP: threads that wait for work must leave the cores to whoever has some (see README, Speed).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from monai.data import Dataset
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-
-from engine.arguments import number, odd
-from engine.checkpoints import NetworkConfig, config_of, flag_overrides, load_checkpoint
-from engine.data_check import check_cases
-from engine.description import DatasetDescription
-from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast, place
-from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder
-from engine.metrics import DiceTable, dice_by_class
-from engine.nifti import read_labels
-from engine.pictures import preview, save_png
-from engine.prediction import Window, first_file, predict_probabilities
-from engine.weights import load_weights
-from load_datasets_transforms import data_loader, data_transforms, find_description, infer_post_transforms
-from networks import NETWORKS, SegmentationNetwork
-
-FLAG = "--trained_weights"
+from engine.arguments import AMP_CHOICES, number, odd
+from engine.errors import OneLineParser, run
+from engine.process import tune_process
+from networks import NETWORKS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
 
     network = parser.add_argument_group("network")
-    network.add_argument(FLAG, required=True, help="checkpoint or bare state dict")
+    network.add_argument("--trained_weights", required=True, help="checkpoint or bare state dict")
     network.add_argument("--network", choices=NETWORKS, help="architecture (the checkpoint's, or REP3D)")
     network.add_argument("--feat_size", nargs="+", type=number(int, 1), help="channels of the stages, for a state dict")
     network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels, for a state dict")
@@ -71,6 +49,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Check everything, then predict case by case."""
+    tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
+    from pathlib import Path
+
+    from monai.data import Dataset
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from engine.data_check import check_cases
+    from engine.deployment import load_network
+    from engine.devices import choose_device, choose_precision, make_autocast, place
+    from engine.files import make_output_folder
+    from engine.metrics import DiceTable, dice_by_class
+    from engine.nifti import read_labels
+    from engine.pictures import preview, save_png
+    from engine.prediction import Window, first_file, predict_probabilities
+    from load_datasets_transforms import data_loader, data_transforms, infer_post_transforms
+
     device = choose_device(args.gpu)
     output = Path(args.output)
     make_output_folder(output)
@@ -99,50 +94,6 @@ def main(args: argparse.Namespace) -> None:
         table.write(output)
         print(table.as_text())
     print(f"{len(cases)} predictions in {output}")
-
-
-def load_network(args: argparse.Namespace) -> tuple[SegmentationNetwork, tuple[int, ...], DatasetDescription]:
-    """The deployed network with its weights in evaluation mode, its window (D, H, W), and what it was trained for."""
-    path = Path(args.trained_weights)
-    content = load_checkpoint(path, FLAG)
-    saved = config_of(content, path, FLAG)
-    if saved is None:
-        config, description = describe_state_dict(args)
-    else:
-        config, description = with_flags(args, *saved)
-    network = config.build(deploy=True, source=f"{FLAG}: {path}" if saved else None)
-    load_weights(network, content, f"{FLAG}: {path}", strict=True)
-    roi_size = tuple(args.roi_size or config.roi_size)
-    try:
-        network.input_sizes.check(roi_size, "--roi_size")
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return network.eval(), roi_size, description
-
-
-def describe_state_dict(args: argparse.Namespace) -> tuple[NetworkConfig, DatasetDescription]:
-    """What the flags say of a state dict that says nothing of itself."""
-    if args.dataset is None:
-        raise InputError(f"--dataset: found none, expected one because {args.trained_weights} is a bare state dict")
-    description = find_description(args.dataset)
-    return NetworkConfig.from_flags(args, description), description
-
-
-def with_flags(
-    args: argparse.Namespace, config: NetworkConfig, description: DatasetDescription
-) -> tuple[NetworkConfig, DatasetDescription]:
-    """What the checkpoint says, flags before it; strict loading refuses a network that the weights do not fit."""
-    if args.dataset is not None:
-        description = find_description(args.dataset)
-        sizes = len(description.channels), len(description.classes)
-        if sizes != (config.in_chans, config.out_chans):
-            raise InputError(
-                f"--dataset: found {sizes[0]} channels and {sizes[1]} classes, expected {config.in_chans} and "
-                f"{config.out_chans} as in {args.trained_weights}"
-            )
-    if args.network not in (None, config.network):  # whose arguments are its own
-        config = replace(config, network=args.network, overrides={})
-    return replace(config, overrides={**config.overrides, **flag_overrides(args)}), description
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+AMP_CHOICES = ("auto", "bf16", "fp16", "off")
+
 
 def number(kind: type, low: float, high: float = float("inf"), *, open_high: bool = False) -> Callable[[str], float]:
     """A value of ``kind`` (int or float) between ``low`` and ``high``, ``high`` itself excluded with ``open_high``."""

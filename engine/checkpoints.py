@@ -15,7 +15,8 @@ from torch.serialization import safe_globals
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.files import write_whole
-from networks import SegmentationNetwork, build_network
+from networks import build_network
+from networks.base import SegmentationNetwork
 
 # Numbers only, which nnU-Net keeps beside its weights; by the name they had in NumPy 1 and by the one they have now.
 MAKE_SCALAR = np.float64().__reduce__()[0]

@@ -11,7 +11,6 @@ from torch import nn
 from engine.errors import InputError
 from networks.base import InputSizes
 
-AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 SMALLEST_BF16_SIDE = 3
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -43,7 +42,7 @@ def choose_precision(
     AVX-512 bf16 alone trained no faster than in float32.
 
     Args:
-        amp: one of ``AMP_CHOICES``.
+        amp: one of ``engine.arguments.AMP_CHOICES``.
         device: to compute on.
         roi_size: (D, H, W) of the crops, voxels.
         input_sizes: the network's; their divisors tell its coarsest grid.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.errors import InputError
-from networks import SegmentationNetwork
+from networks.base import SegmentationNetwork
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
 WRAPPERS = ("model", "state_dict", "network_weights")  # where main_train, most others, and nnU-Net keep the weights

@@ -1,46 +1,44 @@
-"""The networks, and the one place where any of them is built."""
+"""The networks, and the one place where any of them is built. Their modules are imported when one is built."""
 
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from networks.base import InputSizes, SegmentationNetwork
-from networks.monai_networks import UNETR, MedNeXt, SwinUNETR, UNet3D, nnUNet
-from networks.nnFormer import nnFormer
-from networks.Rep3D import REP3D
-from networks.RepOptimizer import REPOPT
-from networks.RepUXNet import REPUXNET
-from networks.res_enc_unet import ResEncUNet
-from networks.STUNet import VARIANTS, STUNet
-from networks.TransBTS import TransBTS
-from networks.UNesT import UNesT
-from networks.UXNet_3D import UXNET
+if TYPE_CHECKING:
+    from networks.base import SegmentationNetwork
 
-__all__ = ["NETWORKS", "InputSizes", "SegmentationNetwork", "build_network"]
+__all__ = ["NETWORKS", "build_network"]
 
-NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
-    "REP3D": partial(REP3D, mask="learned"),
-    "REP3D_FIXED": partial(REP3D, mask="fixed"),
-    "REP3D_NONE": partial(REP3D, mask="none"),
-    "3DUXNET": UXNET,
-    "3DUXNET_K21": partial(UXNET, ks=21),
-    "3DUXNET_LRBM": partial(UXNET, ks=21, mask="learned"),
-    "REPUXNET": REPUXNET,
-    "REPOPT": REPOPT,
-    "SwinUNETR": SwinUNETR,
-    "UNETR": UNETR,
-    "UNet3D": UNet3D,
-    "nnUNet": nnUNet,
-    "MedNeXt_S": partial(MedNeXt, size="S"),
-    "MedNeXt_B": partial(MedNeXt, size="B"),
-    "MedNeXt_M": partial(MedNeXt, size="M"),
-    "MedNeXt_L": partial(MedNeXt, size="L", kernel_size=5),  # as in Rep3D's comparison
-    "ResEncUNet": ResEncUNet,
-    "nnFormer": nnFormer,
-    "TransBTS": TransBTS,
-    "UNesT": UNesT,
-    **{f"STUNet_{size}": partial(STUNet, **variant) for size, variant in VARIANTS.items()},
+# Where a name's constructor is, and the arguments that the name stands for.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "REP3D": ("networks.Rep3D:REP3D", {"mask": "learned"}),
+    "REP3D_FIXED": ("networks.Rep3D:REP3D", {"mask": "fixed"}),
+    "REP3D_NONE": ("networks.Rep3D:REP3D", {"mask": "none"}),
+    "3DUXNET": ("networks.UXNet_3D:UXNET", {}),
+    "3DUXNET_K21": ("networks.UXNet_3D:UXNET", {"ks": 21}),
+    "3DUXNET_LRBM": ("networks.UXNet_3D:UXNET", {"ks": 21, "mask": "learned"}),
+    "REPUXNET": ("networks.RepUXNet:REPUXNET", {}),
+    "REPOPT": ("networks.RepOptimizer:REPOPT", {}),
+    "SwinUNETR": ("networks.monai_networks:SwinUNETR", {}),
+    "UNETR": ("networks.monai_networks:UNETR", {}),
+    "UNet3D": ("networks.monai_networks:UNet3D", {}),
+    "nnUNet": ("networks.monai_networks:nnUNet", {}),
+    "MedNeXt_S": ("networks.monai_networks:MedNeXt", {"size": "S"}),
+    "MedNeXt_B": ("networks.monai_networks:MedNeXt", {"size": "B"}),
+    "MedNeXt_M": ("networks.monai_networks:MedNeXt", {"size": "M"}),
+    # kernel_size as in Rep3D's comparison
+    "MedNeXt_L": ("networks.monai_networks:MedNeXt", {"size": "L", "kernel_size": 5}),
+    "ResEncUNet": ("networks.res_enc_unet:ResEncUNet", {}),
+    "nnFormer": ("networks.nnFormer:nnFormer", {}),
+    "TransBTS": ("networks.TransBTS:TransBTS", {}),
+    "UNesT": ("networks.UNesT:UNesT", {}),
+    # The published sizes: 14.55 M, 58.17 M and 440.12 M parameters with 14 classes, 1457.03 M with four.
+    "STUNet_S": ("networks.STUNet:STUNet", {"feat_size": (16, 32, 64, 128, 256, 256), "depths": 1}),
+    "STUNet_B": ("networks.STUNet:STUNet", {"feat_size": (32, 64, 128, 256, 512, 512), "depths": 1}),
+    "STUNet_L": ("networks.STUNet:STUNet", {"feat_size": (64, 128, 256, 512, 1024, 1024), "depths": 2}),
+    "STUNet_H": ("networks.STUNet:STUNet", {"feat_size": (96, 192, 384, 768, 1536, 1536), "depths": 3}),
 }
 
 
@@ -51,7 +49,7 @@ def build_network(
     roi_size: Sequence[int] = (96, 96, 96),
     deploy: bool = False,
     **overrides: Any,
-) -> SegmentationNetwork:
+) -> "SegmentationNetwork":
     """Build a network for training or, with ``deploy``, for prediction.
 
     Args:
@@ -67,11 +65,12 @@ def build_network(
     """
     if name not in NETWORKS:
         raise ValueError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
-    constructor = NETWORKS[name]
+    where, stands_for = NETWORKS[name]
+    constructor: Callable[..., SegmentationNetwork] = partial(resolve_name(where), **stands_for)
     known = set(inspect.signature(constructor).parameters)
     context = {"roi_size": tuple(roi_size), "deploy": deploy}
     # A name that stands for a mask or a size settles it; other defaults can be overridden.
-    settled = {"mask", "size"} & set(getattr(constructor, "keywords", {}))
+    settled = {"mask", "size"} & set(stands_for)
     options = known - set(context) - settled - {"in_chans", "out_chans"}
     arguments = {"ks" if key == "kernel_size" and "ks" in known else key: value for key, value in overrides.items()}
     if len(arguments) < len(overrides):

@@ -14,7 +14,7 @@ import torch
 from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, write_nifti
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import main_train
+from engine import training_loop
 from engine.metrics import dice_by_class
 
 
@@ -94,7 +94,7 @@ def test_run_killed_before_its_first_evaluation_resumes_at_the_beginning(boxes, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(main_train, "log_training", interrupt)
+        patch.setattr(training_loop, "log_training", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(*train_arguments(boxes, cut))
     assert torch.load(cut / "last_checkpoint.pth", weights_only=True)["iteration"] == 0

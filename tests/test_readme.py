@@ -4,6 +4,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from conftest import REPOSITORY
@@ -42,6 +44,17 @@ def test_every_command_is_one_that_the_project_has():
         else:
             assert (REPOSITORY / words[1]).exists(), command
     assert {"demo", "test", "main_train.py", "test_seg.py"} <= seen
+
+
+@pytest.mark.parametrize("script", ["main_train.py", "test_seg.py"])
+def test_help_does_not_wait_for_pytorch(script):
+    heavy = "print(*sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
+    report = f"import atexit, runpy, sys; atexit.register(lambda: {heavy})"
+    code = f"sys.argv = ['{script}', '--help']; runpy.run_path('{script}', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", f"{report}; {code}"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--root" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
 
 
 def test_json_is_a_description():

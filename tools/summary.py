@@ -40,13 +40,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.large_kernel_conv import describe_machine
-from engine.arguments import number, odd
+from engine.arguments import AMP_CHOICES, number, odd
 from engine.checkpoints import NetworkConfig
-from engine.devices import AMP_CHOICES, choose_device, choose_precision, make_autocast, place
+from engine.devices import choose_device, choose_precision, make_autocast, place
 from engine.errors import InputError, OneLineParser, run
 from engine.files import write_text
 from engine.training import make_optimizer
-from networks import NETWORKS, SegmentationNetwork
+from networks import NETWORKS
+from networks.base import SegmentationNetwork
 from networks.res_enc_unet import ResEncUNet
 
 NOT_ON_META = {"SwinUNETR"}  # reads values of tensors while it is built

@@ -7,19 +7,12 @@ Supervised Pre-training", arXiv:2304.06716.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-
-# The published sizes: 14.55 M, 58.17 M and 440.12 M parameters with 14 classes, 1457.03 M with four.
-VARIANTS: dict[str, dict[str, Any]] = {
-    name: {"feat_size": tuple(width * factor for factor in (1, 2, 4, 8, 16, 16)), "depths": depth}
-    for name, width, depth in (("S", 16, 1), ("B", 32, 1), ("L", 64, 2), ("H", 96, 3))
-}
 
 
 class ResidualBlock(nn.Module):
@@ -74,7 +67,7 @@ class Upsample(nn.Module):
 class STUNet(SegmentationNetwork):
     """Segmentation network: six residual stages, five up-sampling stages, a 1^3 head on each of the latter.
 
-    14.55 M parameters by default, with 14 classes; ``VARIANTS`` holds the arguments of all four published sizes.
+    14.55 M parameters by default, with 14 classes; ``networks.NETWORKS`` holds the arguments of all published sizes.
 
     Args:
         in_chans: input channels.

@@ -11,7 +11,8 @@ from engine.devices import choose_device, choose_precision, make_autocast, place
 from engine.errors import InputError
 from engine.files import write_whole
 from engine.training import learning_rate, make_optimizer
-from networks import InputSizes, build_network
+from networks import build_network
+from networks.base import InputSizes
 
 
 def recipe(**changes):

@@ -6,7 +6,8 @@ from golden import FFT_TOLERANCE, TOLERANCE, assert_reproduces
 from torch import nn
 
 from engine.devices import place
-from networks import NETWORKS, InputSizes, build_network
+from networks import NETWORKS, build_network
+from networks.base import InputSizes
 from networks.Rep3D import LRBM
 from tools.summary import NOT_ON_META
 

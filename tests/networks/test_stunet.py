@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from golden import assert_reproduces
 from torch import nn
 
-from networks.STUNet import VARIANTS, STUNet
+from networks import NETWORKS
+from networks.STUNet import STUNet
 
 TINY = {"out_chans": 3, "feat_size": (2, 3, 4, 5, 6, 7)}
 ANISOTROPIC = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 2))
@@ -40,14 +41,14 @@ def test_reproduces_the_official_logits():
 )
 def test_published_sizes(variant, out_chans, millions):
     with torch.device("meta"):
-        network = STUNet(out_chans=out_chans, **VARIANTS[variant])
+        network = STUNet(out_chans=out_chans, **NETWORKS[f"STUNet_{variant}"][1])
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.5 * 10 ** -len(str(millions).partition(".")[2]))
 
 
 def test_default_is_the_small_variant():
     with torch.device("meta"):
-        default, small = STUNet().state_dict(), STUNet(**VARIANTS["S"]).state_dict()
+        default, small = STUNet().state_dict(), STUNet(**NETWORKS["STUNet_S"][1]).state_dict()
     assert {key: value.shape for key, value in default.items()} == {key: value.shape for key, value in small.items()}
 
 
