@@ -56,6 +56,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     execution = parser.add_argument_group("execution")
     execution.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
     execution.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    execution.add_argument("--compile", action="store_true", help="compile the network (needs a C++ compiler)")
+    execution.add_argument("--checkpointing", action="store_true", help="less memory, more time: see README, Speed")
     execution.add_argument(
         "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, order, crops and augmentation"
     )
@@ -138,4 +140,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, parse_args()))
+    sys.exit(run(main, parse_args(), to_lower="--crop_sample, --batch_size, --roi_size or, on a CPU, --num_workers"))

@@ -13,7 +13,7 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.description import DatasetDescription
-from engine.errors import InputError
+from engine.errors import InputError, is_out_of_memory
 from engine.files import write_whole
 from networks import build_network
 from networks.base import SegmentationNetwork
@@ -67,7 +67,7 @@ class NetworkConfig:
         except (ValueError, TypeError) as error:
             raise InputError(f"{source}: {str(error).removeprefix(f'{self.network}: ')}") from error
         except RuntimeError as error:
-            if "allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise InputError(f"{source}: the network does not fit in memory, expected a smaller one") from error
 

@@ -1,11 +1,15 @@
 """User mistakes: one line each, exit status 2, never a traceback."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR = 2
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+# How PyTorch and its data loader tell that memory was short, in a RuntimeError.
+MEMORY_MESSAGES = ("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed")
 
 
 class InputError(ValueError):
@@ -19,11 +23,34 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n")
 
 
-def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Run a script's ``main``; its user's mistakes become lines on stderr and exit status 2."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory, the machine's or a device's, was too small."""
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
+    return told or isinstance(error, MemoryError)
+
+
+def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:
+    """Run a script's ``main``; its user's mistakes become lines on stderr and exit status 2.
+
+    Args:
+        main: of the script.
+        args: for it.
+        to_lower: the flags that decide how much memory it needs; a lack of memory is a mistake, too.
+    """
     try:
         main(args)
     except InputError as mistake:
         print(*(f"error: {line}" for line in str(mistake).splitlines()), sep="\n", file=sys.stderr)
+        return USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not to_lower or not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"error: out of memory ({reason}), expected lower {to_lower}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:  # of writers that are not ours, TensorBoard's for instance
+        if error.errno not in DISK_IS_FULL:
+            raise
+        print(f"error: {error.filename or '--output'}: {error.strerror}, expected a disk with space", file=sys.stderr)
         return USER_ERROR
     return 0

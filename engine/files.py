@@ -15,6 +15,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: the file.
         write: fills an open binary file.
+    Raises:
+        InputError: it cannot be written, on a full disk for instance; what was at ``path`` before is untouched.
     """
     aside = path.with_name(f".{path.name}.part")
     try:
@@ -23,6 +25,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's own error hides it
+        if not isinstance(cause, OSError):
+            raise
+        reason = f"cannot be written ({cause.strerror}), expected a disk with space"
+        raise InputError(f"{path}: {reason}; an older file of that name is still whole") from error
     finally:
         aside.unlink(missing_ok=True)
 

@@ -52,9 +52,11 @@ def _copy_kernels(masks: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
 
 @torch.no_grad()
 def _scale_steps(optimizer: Optimizer, masks: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
+    skipped = getattr(optimizer, "found_inf", None)  # tells a fused optimiser, on the device, to change nothing
     for group in optimizer.param_groups:
         for kernel in before.keys() & set(group["params"]):
             # The decoupled decay comes first and is not scaled.
             decayed = before[kernel] * (1 - group["lr"] * group["weight_decay"])
-            kernel.copy_(decayed + masks[kernel] * (kernel - decayed))
+            stepped = decayed + masks[kernel] * (kernel - decayed)
+            kernel.copy_(stepped if skipped is None else torch.where(skipped.bool(), before[kernel], stepped))
     before.clear()

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.checkpoints import NetworkConfig, load_checkpoint, save_checkpoint
@@ -16,6 +16,7 @@ from engine.devices import choose_precision, place
 from engine.errors import InputError
 from engine.rep_optimizer import scale_updates
 from engine.weights import load_weights
+from networks.base import SegmentationNetwork
 
 # What decides the course of a run: a resumed run must have the same.
 COURSE = (
@@ -47,6 +48,10 @@ class TrainingState:
     ) -> None:
         self.args, self.config, self.description, self.cases = vars(args), config, description, list(cases)
         self.network = place(config.build(), device)
+        if args.checkpointing:
+            enable_checkpointing(self.network, args.network)
+        # The network as training calls it; the plain one is what is saved, validated and drawn.
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.network) if args.compile else self.network
         self.precision = choose_precision(args.amp, device, config.roi_size, self.network.input_sizes)
         self.optimizer = make_optimizer(args, self.network)
         # Passes values through unscaled unless gradients are in danger of underflow.
@@ -105,22 +110,41 @@ class TrainingState:
         self.best_dice, self.best_iteration = content["best_dice"], content["best_iteration"]
 
 
+def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
+    """Let the network compute its activations a second time in the backward pass instead of keeping them."""
+    try:
+        network.enable_checkpointing()
+    except ValueError as error:
+        raise InputError(f"--checkpointing: found --network {name}, expected a network that can: {error}") from error
+
+
 def make_optimizer(args: argparse.Namespace, network: nn.Module) -> Optimizer:
     """The optimiser of ``--optim``; AdamW with the paper's betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99.
 
-    The updates of REPOPT's kernels are scaled; InputError for an optimiser that cannot.
+    Fused: one kernel for all the parameters, which can skip a step on the device (``skip_step_where``). The updates of
+    REPOPT's kernels are scaled; InputError for an optimiser that cannot.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    common: dict[str, Any] = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}
     if args.optim == "SGD":
-        optimizer: Optimizer = SGD(parameters, args.lr, momentum=0.99, nesterov=True, weight_decay=args.weight_decay)
+        optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
     else:
         kind = {"AdamW": AdamW, "Adam": Adam}[args.optim]
-        optimizer = kind(parameters, args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
+        optimizer = kind(parameters, betas=(0.9, 0.999), eps=1e-8, **common)
     try:
         scale_updates(optimizer, network)
     except ValueError as error:
         raise InputError(f"--optim: {error}") from error
     return optimizer
+
+
+def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:
+    """Let the next step of a fused optimiser change nothing if ``bad`` (one boolean) is true, without reading it here.
+
+    The attribute is the one by which ``torch.amp.GradScaler`` tells fused optimisers of infinite gradients; where a
+    scaler is at work it overwrites it with its own finding, which is true whenever the loss is not finite.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
 
 
 def learning_rate(args: argparse.Namespace, iteration: int) -> float:

@@ -10,16 +10,17 @@ import torch
 from matplotlib.figure import Figure
 from monai.data import CacheDataset, list_data_collate
 from monai.losses import DiceCELoss
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from engine.devices import read_later
 from engine.errors import InputError
 from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
 from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
-from engine.training import TrainingState, learning_rate
+from engine.training import TrainingState, learning_rate, skip_step_where
 
 BEST = "best_metric_model.pth"
 
@@ -45,6 +46,7 @@ def train(
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     state.network.train()
     bar = tqdm(loader, "training", initial=state.iteration, total=args.max_iter)
+    log = TrainingLog(writer, bar)
     asked = time.perf_counter()
     for batch in bar:
         started = time.perf_counter()
@@ -53,9 +55,9 @@ def train(
         seed_iteration(args.seed, state.iteration)
         loss = train_step(state, criterion, image, label, rate, autocast)
         state.iteration += 1
-        seconds = {"data_wait_s": started - asked, "compute_s": time.perf_counter() - started}
-        log_training(writer, bar, state.iteration, {"loss": loss, "lr": rate, **seconds})
+        log.add(state.iteration, loss, rate, started, waited=started - asked)
         if state.iteration % args.eval_step == 0 or state.iteration == args.max_iter:
+            log.finish()
             evaluate()
         asked = time.perf_counter()
 
@@ -63,27 +65,26 @@ def train(
 def train_step(
     state: TrainingState,
     criterion: nn.Module,
-    image: torch.Tensor,
-    label: torch.Tensor,
+    image: Tensor,
+    label: Tensor,
     rate: float,
     autocast: Callable[[], torch.autocast],
-) -> float:
-    """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W); returns the loss."""
+) -> Tensor:
+    """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W); returns the loss, on the device.
+
+    The host waits for nothing. A loss that is not finite changes no weight.
+    """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     with autocast():
-        logits = state.network(image)
+        logits = state.forward(image)
     loss = criterion(logits.float(), label)
-    if not loss.isfinite():
-        raise InputError(
-            f"--lr: found a loss of {loss.item()} at iteration {state.iteration}, expected finite ones; "
-            "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
-        )
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
+    skip_step_where(~loss.detach().isfinite(), state.optimizer)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return loss.item()
+    return loss.detach()
 
 
 def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
@@ -96,11 +97,49 @@ def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
     tqdm.write(f"iteration {state.iteration}: mean Dice {dice:.4f}, best {state.best_dice:.4f}")
 
 
-def log_training(writer: SummaryWriter, bar: tqdm, iteration: int, values: dict[str, float]) -> None:
-    """Loss, learning rate, and seconds spent waiting for data and computing, on the bar and in TensorBoard."""
-    bar.set_postfix({name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()})
-    for name, value in values.items():
-        writer.add_scalar(f"train/{name}", value, iteration)
+class TrainingLog:
+    """Loss, learning rate, and seconds spent waiting for data and computing, on the bar and in TensorBoard.
+
+    An iteration is logged when the next one is under way, so that the device never waits for its loss to be read.
+    """
+
+    def __init__(self, writer: SummaryWriter, bar: tqdm) -> None:
+        self.writer, self.bar = writer, bar
+        self.pending: Callable[[], None] = lambda: None
+
+    def add(self, iteration: int, loss: Tensor, rate: float, started: float, waited: float) -> None:
+        """Log the iteration before this one.
+
+        Args:
+            iteration: counted from 1.
+            loss: on the device.
+            rate: the learning rate.
+            started: time (``time.perf_counter``) when the batch was there.
+            waited: seconds spent on waiting for the batch.
+        Raises:
+            InputError: the loss before this one is not finite.
+        """
+        read = read_later(loss)
+        self.finish()
+        seconds = {"data_wait_s": waited, "compute_s": time.perf_counter() - started}
+        self.pending = lambda: self._log(iteration, read(), {"lr": rate, **seconds})
+
+    def finish(self) -> None:
+        """Log what is pending, and forget it."""
+        pending, self.pending = self.pending, lambda: None
+        pending()
+
+    def _log(self, iteration: int, loss: float, values: dict[str, float]) -> None:
+        if not math.isfinite(loss):
+            raise InputError(
+                f"--lr: found a loss of {loss} at iteration {iteration}, expected finite ones; "
+                "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
+            )
+        values = {"loss": loss, **values}
+        shown = {name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()}
+        self.bar.set_postfix(shown)
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, iteration)
 
 
 def log_validation(writer: SummaryWriter, state: TrainingState, table: DiceTable, figure: Figure) -> None:

@@ -1,6 +1,7 @@
 """Schedule, optimisers, and checkpoints that are whole or not there."""
 
 import argparse
+import resource
 
 import pytest
 import torch
@@ -51,18 +52,28 @@ def test_every_optimiser_steps(name):
     assert not torch.equal(network.weight, before)
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+@pytest.fixture
+def little_space():
+    """Files of this process cannot grow beyond 2,000 bytes, which fails as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path, little_space):
     path = tmp_path / "last.pth"
     save_checkpoint(path, {"model": {"weight": torch.ones(2)}})
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_whole(path, fail)
+    with pytest.raises(InputError, match=f"{path}: cannot be written .File too large., expected a disk with space"):
+        save_checkpoint(path, {"model": {"weight": torch.ones(2000)}})
     assert torch.equal(load_checkpoint(path, "--resume")["model"]["weight"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_mistakes_while_writing_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="inconsistent"):
+        write_whole(tmp_path / "file", lambda file: torch.ones(2) @ torch.ones(3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_cpu_is_taken_and_said_where_there_is_no_cuda(capsys, monkeypatch):

@@ -1,0 +1,65 @@
+"""How a script ends: mistakes of its user in a line with status 2, ours with a traceback."""
+
+import argparse
+import errno
+import os
+
+import pytest
+import torch
+
+from engine.errors import InputError, OneLineParser, run
+
+ARGS = argparse.Namespace()
+
+
+def fail_with(error):
+    def main(args):
+        raise error
+
+    return main
+
+
+def test_every_line_of_a_mistake_is_an_error(capsys):
+    assert run(fail_with(InputError("one\ntwo")), ARGS) == 2
+    assert capsys.readouterr().err == "error: one\nerror: two\n"
+
+
+def allocate_too_much(args):
+    torch.empty(2**60)
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        allocate_too_much,
+        fail_with(MemoryError()),
+        fail_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nGPU 0 has ...")),
+        fail_with(RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. ")),
+    ],
+)
+def test_lack_of_memory_is_one_line_that_says_what_to_lower(capsys, main):
+    assert run(main, ARGS, to_lower="--batch_size") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: out of memory (")
+    assert message.endswith("), expected lower --batch_size\n")
+    assert message.count("\n") == 1
+
+
+def test_full_disk_is_one_line(capsys):
+    assert run(fail_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/log")), ARGS) == 2
+    assert capsys.readouterr().err == "error: /data/log: No space left on device, expected a disk with space\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EIO, "broken"), ValueError("ours")])
+def test_our_own_mistakes_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        run(fail_with(error), ARGS, to_lower="--batch_size")
+
+
+def test_parser_reports_in_one_line(capsys):
+    parser = OneLineParser("script")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["--number", "x"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,69 @@
+"""Layers of our own against PyTorch's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from engine.devices import place
+from networks import build_network
+from networks.layers import ChannelsLastInstanceNorm3d
+
+CHANNELS_LAST = torch.channels_last_3d
+
+
+def noisy(*shape, **options):
+    """Samples and channels that differ, far from zero mean."""
+    offsets = torch.arange(shape[0] * shape[1], **options).reshape(*shape[:2], 1, 1, 1)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), **options) * (1 + offsets) + 5 * offsets
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 2, 2, 1), (3, 4, 1, 1, 7)])
+def test_instance_norm_is_pytorchs(shape, affine):
+    theirs = nn.InstanceNorm3d(shape[1], affine=affine, dtype=torch.float64)
+    if affine:
+        nn.init.normal_(theirs.weight)
+        nn.init.normal_(theirs.bias)
+    ours = ChannelsLastInstanceNorm3d.like(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    results = []
+    for norm in (theirs, ours):
+        x = noisy(*shape, dtype=torch.float64).requires_grad_()
+        out = norm(x)
+        inputs = [x, *norm.parameters()]
+        results.append([out, *torch.autograd.grad((out * noisy(*shape, dtype=torch.float64).cos()).sum(), inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_instance_norm_is_exact_on_a_large_grid():
+    """A plain float32 sum over 262,144 voxels, as PyTorch's channels-last batch normalisation has it, is not."""
+    x = noisy(1, 8, 64, 64, 64)
+    expected = nn.functional.instance_norm(x.double())
+    found = ChannelsLastInstanceNorm3d(8)(x.contiguous(memory_format=CHANNELS_LAST))
+    assert (found - expected).abs().max() < 3e-6
+    assert found.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def test_instance_norm_keeps_the_type_and_refuses_one_voxel():
+    assert ChannelsLastInstanceNorm3d(2)(noisy(1, 2, 3, 3, 3).bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="more than one voxel"):
+        ChannelsLastInstanceNorm3d(2)(torch.ones(2, 2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["REP3D", "nnUNet"])
+def test_placed_on_a_cpu_a_network_computes_the_same(name):
+    options = {"feat_size": (4, 4, 8, 8), "kernel_size": 5} if name == "REP3D" else {}
+    torch.manual_seed(0)
+    plain = build_network(name, 1, 3, (32, 32, 64), **options).eval()
+    placed = place(copy.deepcopy(plain), torch.device("cpu"))
+    norms = [module for module in placed.modules() if isinstance(module, nn.InstanceNorm3d)]
+    assert norms
+    assert all(isinstance(norm, ChannelsLastInstanceNorm3d) for norm in norms)
+    assert placed.state_dict().keys() == plain.state_dict().keys()
+    image = torch.randn(2, 1, 32, 32, 64)
+    with torch.no_grad():
+        expected, found = plain(image), placed(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * expected.std().item())
