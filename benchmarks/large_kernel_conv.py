@@ -1,10 +1,19 @@
-"""Cost of a depthwise large-kernel convolution: native F.conv3d, the FFT path, and the automatic choice of Rep3D.
+"""Cost of a depthwise large-kernel convolution: native F.conv3d, FFTs, DFTs as matrix products, and Rep3D's choice.
 
     python -m benchmarks.large_kernel_conv [--device cuda] [--kernel_size 21] [--skip_native]
 
-One run times all of them on one device at the four stages that a 96^3 crop passes, batch 1, float32. The FFT and the
-automatic path run once to warm up and then ``--repeats`` times, of which the median is reported. So does native, save
-that on a CPU its backward pass runs once, without warm-up: stage 1 takes about two minutes with two cores.
+One run times all of them on one device at the four stages that a 96^3 crop passes, batch 1, float32:
+
+- native: F.conv3d;
+- fft: the FFT path, which keeps its spectra for the backward pass;
+- recomputed: the same without any budget for them;
+- dft: ``benchmarks.dft_matmul``;
+- auto: the path that Rep3D chooses.
+
+Each runs once to warm up and then ``--repeats`` times, of which the median is reported, save that on a CPU native's
+backward pass runs once, without warm-up: stage 1 takes about two minutes with two cores. Kept are the bytes that the
+forward pass leaves for the backward pass. A deployed layer's forward pass is timed with and without the kernel's
+spectrum at hand.
 
 Errors are the largest absolute error over the largest absolute value of a float64 reference: the float64 FFT, itself
 checked against float64 F.conv3d at the last stage, where that fits in memory (``MAX_CHECKED_MULTIPLY_ADDS``).
@@ -25,13 +34,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.dft_matmul import dft_matmul
 from engine.errors import OneLineParser, run
 from engine.files import make_output_folder, write_text
-from networks.large_kernel_conv import large_kernel_conv3d
+from networks.large_kernel_conv import KernelSpectrum, large_kernel_conv3d
 
 STAGES = ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
 MAX_CHECKED_MULTIPLY_ADDS = 1e9  # its gradients unfold the input: 6 GB at the last stage, 24 GB at the third
 PASSES = ("out", "dx", "dw")
+Convolve = Callable[[Tensor, Tensor], Tensor]
 
 
 def native(x: Tensor, weight: Tensor) -> Tensor:
@@ -39,11 +50,24 @@ def native(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def fft(x: Tensor, weight: Tensor) -> Tensor:
-    return large_kernel_conv3d(x, weight, method="fft")
+    return large_kernel_conv3d(x, weight, method="fft", budget=sys.maxsize)
+
+
+def recomputed(x: Tensor, weight: Tensor) -> Tensor:
+    return large_kernel_conv3d(x, weight, method="fft", budget=0)
+
+
+METHODS: dict[str, Convolve] = {
+    "native": native,
+    "fft": fft,
+    "recomputed": recomputed,
+    "dft": dft_matmul,
+    "auto": large_kernel_conv3d,
+}
 
 
 def time_passes(
-    convolve: Callable[[Tensor, Tensor], Tensor], tensors: Sequence[Tensor], repeats: int = 0, backwards: int = 1
+    convolve: Convolve, tensors: Sequence[Tensor], repeats: int = 0, backwards: int = 1
 ) -> tuple[float, float, tuple[Tensor, ...]]:
     """Median seconds of the forward and of the backward pass, and (out, dx, dw).
 
@@ -75,6 +99,35 @@ def time_passes(
     return forward, backward, (out.detach(), *gradients)
 
 
+def kept_bytes(convolve: Convolve, tensors: Sequence[Tensor]) -> int:
+    """Of the storages, input and kernel among them, that autograd holds until the backward pass."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = convolve(*(tensor.detach().requires_grad_() for tensor in tensors[:2]))
+    del out  # until here it held what was noted, so that no address was given twice
+    return sum(storages.values())
+
+
+@torch.inference_mode()
+def time_deployed(x: Tensor, weight: Tensor, repeats: int) -> dict[str, float]:
+    """Median seconds of the forward pass of a layer that knows its kernel's spectrum, and of one that does not."""
+    known = KernelSpectrum()
+    seconds: dict[str, list[float]] = {"known_s": [], "unknown_s": []}
+    for _ in range(1 + repeats):
+        for name, spectrum in (("known_s", known), ("unknown_s", None)):
+            start = time.perf_counter()
+            large_kernel_conv3d(x, weight, known=spectrum)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(times[1:]) for name, times in seconds.items()}
+
+
 def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
     """Largest absolute error over the largest absolute value expected, for output, dx and dw."""
     return {
@@ -98,14 +151,18 @@ def measure_stage(
         *_, direct = time_passes(native, doubles)
         row["reference_error"] = relative_errors(reference, direct)
 
-    methods: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"fft": fft, "auto": large_kernel_conv3d}
-    if not skip_native:
-        methods = {"native": native, **methods}
-    for name, convolve in methods.items():
+    for name, convolve in METHODS.items():
+        if name == "native" and skip_native:
+            continue
         backwards = 1 if name == "native" and device.type == "cpu" else repeats + 1
         forward, backward, found = time_passes(convolve, tensors, repeats, backwards)
-        errors = relative_errors(found, reference)
-        row[name] = {"forward_s": forward, "backward_s": backward, "errors": errors}
+        row[name] = {
+            "forward_s": forward,
+            "backward_s": backward,
+            "kept_bytes": kept_bytes(convolve, tensors),
+            "errors": relative_errors(found, reference),
+        }
+    row["deployed"] = time_deployed(tensors[0], tensors[1], repeats)
     if not skip_native:
         row["native_over_auto"] = total_seconds(row["native"]) / total_seconds(row["auto"])
     return row
@@ -116,12 +173,13 @@ def total_seconds(timing: dict[str, Any]) -> float:
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds summed over the stages, for each method that was timed."""
+    """Seconds and bytes summed over the stages, for each method that was measured."""
     summed: dict[str, Any] = {
-        name: {key: sum(row[name][key] for row in rows) for key in ("forward_s", "backward_s")}
-        for name in ("native", "fft", "auto")
+        name: {key: sum(row[name][key] for row in rows) for key in ("forward_s", "backward_s", "kept_bytes")}
+        for name in METHODS
         if name in rows[0]
     }
+    summed["deployed"] = {key: sum(row["deployed"][key] for row in rows) for key in rows[0]["deployed"]}
     if "native" in summed:
         summed["native_over_auto"] = total_seconds(summed["native"]) / total_seconds(summed["auto"])
     return summed
@@ -151,33 +209,34 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, one table of seconds and one of errors."""
-    rows = results["rows"]
-    names = [name for name in ("native", "fft", "auto") if name in rows[0]]
-    labels = [f"{row['channels']}, {row['side']}^3" for row in rows]
-
-    def seconds(row: dict[str, Any]) -> list[str]:
-        cells = [f"{row[name][key]:.4f}" for name in names for key in ("forward_s", "backward_s")]
-        return [*cells, f"{row['native_over_auto']:.1f}" if "native" in names else "-"]
-
-    def errors(row: dict[str, Any]) -> list[str]:
-        cells = [f"{row[name]['errors'][key]:.1e}" for name in names for key in PASSES]
-        check = row["reference_error"]
-        return [*cells, f"{max(check.values()):.1e}" if check else "-"]
+    """The results as text: the machine, one table of the methods, one of the layer."""
+    stages = {f"{row['channels']}, {row['side']}^3": row for row in results["rows"]} | {"total": results["totals"]}
+    names = [name for name in METHODS if name in results["totals"]]
+    methods, layers = [], []
+    for label, row in stages.items():
+        for name in names:
+            found = row[name]
+            errors = [f"{found['errors'][key]:.1e}" if "errors" in found else "-" for key in PASSES]
+            seconds = [f"{found[key]:.4f}" for key in ("forward_s", "backward_s")]
+            methods.append([label, name, *seconds, f"{found['kept_bytes'] / 1e6:.1f}", *errors])
+        ratio = f"{row['native_over_auto']:.1f}" if "native" in names else "-"
+        check = row.get("reference_error")
+        known, unknown = (f"{row['deployed'][key]:.4f}" for key in ("known_s", "unknown_s"))
+        layers.append([label, ratio, known, unknown, f"{max(check.values()):.1e}" if check else "-"])
 
     machine = f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
-    seconds_header = ["stage", *(f"{name} {way} s" for name in names for way in ("fwd", "bwd")), "native/auto"]
-    errors_header = ["stage", *(f"{name} {key}" for name in names for key in PASSES), "fft64 - direct64"]
-    seconds_rows = [[label, *seconds(row)] for label, row in zip(labels, rows, strict=True)]
     native_runs = "its backward pass once and cold" if results["native_backward_once"] else "as the others"
     return "\n".join(
         [
             f"{machine}; kernel {results['kernel_size']}^3, batch 1, float32",
             f"Median of {results['repeats']} after one warm-up; native: "
-            f"{native_runs if 'native' in names else 'skipped'}.\n",
-            format_table(seconds_header, [*seconds_rows, ["total", *seconds(results["totals"])]]),
-            "\nErrors relative to the float64 FFT; last column: its own to float64 F.conv3d where cheap.\n",
-            format_table(errors_header, [[label, *errors(row)] for label, row in zip(labels, rows, strict=True)]),
+            f"{native_runs if 'native' in names else 'skipped'}. Errors are relative to the float64 FFT.\n",
+            format_table(
+                ["stage", "method", "fwd s", "bwd s", "kept MB", *(f"{key} error" for key in PASSES)], methods
+            ),
+            "\nDeployed: the automatic forward pass, the kernel's spectrum known or not. Last column: error of the",
+            "float64 FFT itself, relative to float64 F.conv3d where that is cheap.\n",
+            format_table(["stage", "native/auto", "deployed, known s", "unknown s", "fft64 - direct64"], layers),
         ]
     )
 

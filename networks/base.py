@@ -101,6 +101,14 @@ class SegmentationNetwork(nn.Module):
             if name.startswith(self.unused_prefixes):
                 parameter.requires_grad_(False)
 
+    def enable_checkpointing(self) -> None:
+        """Compute activations again in the backward pass rather than keep them: less memory, more time, the same bits.
+
+        Raises:
+            ValueError: a network that has no such form.
+        """
+        raise ValueError(f"{type(self).__name__} keeps all its activations, expected a network with checkpointing")
+
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
         """Fold in place every block that has something to fold (``FoldableBlock``); a second call changes nothing."""
         for module in self.modules():

@@ -6,11 +6,15 @@ Source: Lee et al., "3D UX-Net", ICLR 2023; the decoder is that of UNETR (Hatami
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from networks.layers import ChannelLayerNorm
@@ -77,6 +81,7 @@ class LargeKernelUNet(SegmentationNetwork):
 
     encoder_name: str  # the encoder's name in the state_dict
     head_prefixes = ("out.",)
+    checkpointing = False  # how a run computes, not what: neither in the state_dict nor in a checkpoint's config
 
     def __init__(
         self,
@@ -120,10 +125,26 @@ class LargeKernelUNet(SegmentationNetwork):
         assert isinstance(encoder, LargeKernelEncoder)
         return encoder
 
+    def enable_checkpointing(self) -> None:
+        """Keep the input of each skip and decoder block alone; the backward pass computes the rest again.
+
+        Raises:
+            ValueError: a normalisation of skips or decoder would count the batch twice.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, _BatchNorm) and not name.startswith(f"{self.encoder_name}."):
+                raise ValueError(f"{name}: found batch normalisation, expected one without running statistics")
+        self.checkpointing = True
+
     def forward(self, x: Tensor) -> Tensor:
+        run = partial(checkpoint, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else _call
         stage1, stage2, stage3, stage4 = self.encoder(x)
-        up = self.decoder5(self.encoder5(stage4), self.encoder4(stage3))
-        up = self.decoder4(up, self.encoder3(stage2))
-        up = self.decoder3(up, self.encoder2(stage1))
-        up = self.decoder2(up, self.encoder1(x))
-        return self.out(self.decoder1(up))
+        up = run(self.decoder5, run(self.encoder5, stage4), run(self.encoder4, stage3))
+        up = run(self.decoder4, up, run(self.encoder3, stage2))
+        up = run(self.decoder3, up, run(self.encoder2, stage1))
+        up = run(self.decoder2, up, run(self.encoder1, x))
+        return self.out(run(self.decoder1, up))
+
+
+def _call(block: nn.Module, *inputs: Tensor) -> Tensor:
+    return block(*inputs)

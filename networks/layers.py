@@ -21,7 +21,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d`` that computes and returns its output channels last, where PyTorch's turns everything around.
+    """``nn.InstanceNorm3d`` that works and answers channels last, where PyTorch's turns everything around.
 
     For CPUs, whose convolutions are faster in that layout. Like it without running statistics; mean and variance are
     exact to float32's rounding.

@@ -62,6 +62,11 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
 
+    def enable_checkpointing(self) -> None:
+        for module in self.swinViT.modules():
+            if isinstance(module, swin_unetr.SwinTransformerBlock):
+                module.use_checkpoint = True
+
 
 class UNETR(SegmentationNetwork, unetr.UNETR):
     """Vision transformer encoder, convolutional decoder (Hatamizadeh et al., WACV 2022); 92.80 M parameters.

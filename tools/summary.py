@@ -18,55 +18,33 @@ Each network is measured in a process of its own. One that cannot fit, or runs o
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
-import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import monai
 import torch
-from monai.losses import DiceCELoss
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.large_kernel_conv import describe_machine
+from benchmarks.measure import OUT_OF_MEMORY, NotMeasured, Step, StepProcess, available_memory
 from engine.arguments import AMP_CHOICES, number, odd
 from engine.checkpoints import NetworkConfig
-from engine.devices import choose_device, choose_precision, make_autocast, place
+from engine.devices import choose_device, choose_precision
 from engine.errors import InputError, OneLineParser, run
 from engine.files import write_text
-from engine.training import make_optimizer
 from networks import NETWORKS
 from networks.base import SegmentationNetwork
 from networks.res_enc_unet import ResEncUNet
 
 NOT_ON_META = {"SwinUNETR"}  # reads values of tensors while it is built
-RECIPE = {"optim": "AdamW", "lr": 1e-4, "weight_decay": 0.08}  # main_train's defaults
 BYTES_A_PARAMETER = 4 * 4  # weight, gradient and AdamW's two moments, float32
-USABLE_SHARE = 0.9  # of the memory that is free; the rest is left to other processes
-OUT_OF_MEMORY = "out of memory"
-ALLOCATION_FAILURES = ("can't allocate memory", "bad_alloc")  # in RuntimeErrors of PyTorch's CPU allocator
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step to measure, on an input (batch_size, in_chans, D, H, W) of the config's ``roi_size``."""
-
-    config: NetworkConfig
-    batch_size: int
-    device: torch.device
-    precision: torch.dtype | None  # of autocast, None for float32
-    repeats: int  # timed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -102,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
     # Every mistake has been found by now: what follows may take long.
     for row, step in tqdm(counted, "measuring", disable=args.no_step):
         if step is not None:
-            row.update(measure(step, row["parameters"]))
+            row.update(measure(step, row["parameters"], args.steps))
 
     machine = describe_machine(device)
     results = {
@@ -148,7 +126,7 @@ def count(name: str, args: argparse.Namespace, device: torch.device) -> tuple[di
     }
     if args.no_step:
         return row, None
-    return row, Step(config, args.batch_size, device, find_precision(args.amp, device, network, config), args.steps)
+    return row, Step(config, args.batch_size, device, find_precision(args.amp, device, network, config))
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -178,13 +156,7 @@ def find_precision(
         raise InputError(f"--networks {config.network}: {mistake}") from mistake
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that a step may take: most of what is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _proc_bytes("meminfo", "MemAvailable")
-    return int(USABLE_SHARE * free)
-
-
-def measure(step: Step, parameters: int) -> dict[str, Any]:
+def measure(step: Step, parameters: int, repeats: int) -> dict[str, Any]:
     """Median seconds and peak bytes of a step in a process of its own; None, and the reason, where there are none."""
     autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
     unmeasured = {"autocast": autocast, "step_seconds": None, "peak_bytes": None}
@@ -192,75 +164,17 @@ def measure(step: Step, parameters: int) -> dict[str, Any]:
     if needed > memory:
         reason = f"weights, gradients and AdamW state take {needed / 1e9:.1f} GB, {memory / 1e9:.1f} GB are available"
         return {**unmeasured, "reason": f"{OUT_OF_MEMORY}: {reason}"}
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the new process, as in main_train
-    spawn = multiprocessing.get_context("spawn")
-    receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_send_measured, args=(step, memory, sender), daemon=True)
-    process.start()
-    sender.close()
     try:
-        measured = receiver.recv()
-    except EOFError:  # it ended without an answer
-        measured = None
-    process.join()  # the next one finds its memory free
-    if measured is None:
-        killed = process.exitcode == -signal.SIGKILL
-        measured = {"reason": f"{OUT_OF_MEMORY}: killed" if killed else f"failed: exit status {process.exitcode}"}
-    return {**unmeasured, **measured}
-
-
-def _send_measured(step: Step, memory: int, sender: Connection) -> None:
-    """What the new process does."""
-    if step.device.type == "cpu":  # an allocation that fails, rather than a machine without memory
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        soft = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    try:
-        sender.send(run_step(step))
-    except (MemoryError, RuntimeError) as error:
-        told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not told and not any(text in str(error) for text in ALLOCATION_FAILURES):
-            raise
-        sender.send({"reason": f"{OUT_OF_MEMORY}: {str(error).partition(chr(10))[0]}"})
-
-
-def run_step(step: Step) -> dict[str, Any]:
-    """Run the step once and then ``repeats`` times in this process; median seconds, and peak bytes of the process."""
-    torch.manual_seed(0)
-    device, config = step.device, step.config
-    network = place(config.build(), device).train()
-    optimizer = make_optimizer(argparse.Namespace(**RECIPE), network)
-    scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)
-    criterion, autocast = DiceCELoss(to_onehot_y=True, softmax=True), make_autocast(device, step.precision)
-    image = torch.randn(step.batch_size, config.in_chans, *config.roi_size, device=device)
-    label = torch.randint(config.out_chans, (step.batch_size, 1, *config.roi_size), device=device, dtype=torch.uint8)
-
-    def train_step() -> None:
-        with autocast():
-            logits = network(image)
-        loss = criterion(logits.float(), label)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    seconds = []
-    for _ in range(1 + step.repeats):
-        start = time.perf_counter()
-        train_step()
-        seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _proc_bytes("self/status", "VmHWM")
-    return {"step_seconds": median(seconds[1:]), "peak_bytes": peak, "reason": None}
-
-
-def _proc_bytes(file: str, key: str) -> int:
-    """A size that Linux tells; unlike getrusage's, a process's peak there leaves out that of its parent."""
-    path = Path("/proc", file)
-    if not path.exists():
-        raise InputError(f"--gpu: found no {path}, expected Linux to measure on a CPU, or --no_step")
-    return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(f"{key}:"))
+        with StepProcess(step, memory) as process:
+            _, *runs = [process.run() for _ in range(1 + repeats)]
+    except NotMeasured as reason:
+        return {**unmeasured, "reason": str(reason)}
+    return {
+        "autocast": autocast,
+        "step_seconds": median(seconds for seconds, _ in runs),
+        "peak_bytes": runs[-1][1],
+        "reason": None,
+    }
 
 
 def report(results: dict[str, Any]) -> str:

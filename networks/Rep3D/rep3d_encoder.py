@@ -128,7 +128,10 @@ class MaskedKernelBlock(FoldableBlock):
 
     def convolve(self, x: Tensor) -> Tensor:
         """The depthwise convolution, (N, dim, D, H, W) -> (N, dim, D, H, W)."""
-        return large_kernel_conv3d(x, self.get_equivalent_kernel(), self.dwconv.bias)
+        kernel = self.get_equivalent_kernel()
+        if kernel is self.dwconv.weight:  # the layer itself may know its spectrum
+            return self.dwconv(x)
+        return large_kernel_conv3d(x, kernel, self.dwconv.bias)
 
     def get_equivalent_kernel(self) -> Tensor:
         """The kernel that convolves, W * M, shape (dim, 1, ks, ks, ks); differentiable, changes nothing."""

@@ -1,0 +1,174 @@
+"""Training steps measured in processes of their own: seconds, and peak memory."""
+
+import argparse
+import multiprocessing
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from monai.losses import DiceCELoss
+from torch.optim import AdamW, Optimizer
+
+from engine.checkpoints import NetworkConfig
+from engine.devices import make_autocast, place
+from engine.errors import InputError, is_out_of_memory
+from engine.process import tune_process
+from engine.training import make_optimizer
+from networks.large_kernel_conv import DIRECT_COST
+
+LR, WEIGHT_DECAY = 1e-4, 0.08  # main_train's defaults, with AdamW
+USABLE_SHARE = 0.9  # of the memory that is free; the rest is left to other processes
+OUT_OF_MEMORY = "out of memory"
+
+
+class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
+    """Why a step has no measurement."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step to measure, on an input (batch_size, in_chans, D, H, W) of the config's ``roi_size``.
+
+    Args:
+        config: of the network.
+        batch_size: samples.
+        device: to train on.
+        precision: of autocast, None for float32.
+        published: as the published code: direct convolutions, plain layout, optimiser and memory allocation.
+        checkpointing: as ``main_train --checkpointing``.
+        compiled: as ``main_train --compile``.
+    """
+
+    config: NetworkConfig
+    batch_size: int
+    device: torch.device
+    precision: torch.dtype | None
+    published: bool = False
+    checkpointing: bool = False
+    compiled: bool = False
+
+
+class StepProcess:
+    """A process that makes a step ready and runs it whenever it is asked to; a context manager.
+
+    Args:
+        step: what it runs.
+        memory: bytes that it may take on a CPU, where an allocation that fails is better than a machine without memory.
+    """
+
+    def __init__(self, step: Step, memory: int) -> None:
+        tune_process()  # variables that the new process reads when it starts
+        spawn = multiprocessing.get_context("spawn")
+        self._connection, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(step, memory, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def run(self) -> tuple[float, int]:
+        """Run the step: its seconds, and the peak bytes so far.
+
+        Raises:
+            NotMeasured: the process ran out of memory, or ended.
+        """
+        try:
+            self._connection.send(True)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:  # it ended without an answer
+            self._process.join()
+            status = self._process.exitcode
+            killed = status == -signal.SIGKILL
+            raise NotMeasured(f"{OUT_OF_MEMORY}: killed" if killed else f"failed: exit status {status}") from error
+        if isinstance(answer, str):
+            raise NotMeasured(answer)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()  # the process finds nothing more to do
+        self._process.join()  # the next one finds its memory free
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a step may take: most of what is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _proc_bytes("meminfo", "MemAvailable")
+    return int(USABLE_SHARE * free)
+
+
+def _serve(step: Step, memory: int, connection: Connection) -> None:
+    """What the new process does: a step for each message, until there are no more."""
+    if step.published:
+        DIRECT_COST.update(dict.fromkeys(DIRECT_COST, 0.0))  # so that no convolution of this process goes by FFT
+    else:
+        tune_process()
+    if step.device.type == "cpu":
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    try:
+        train_step = prepare(step)
+        while connection.recv():
+            start = time.perf_counter()
+            train_step()
+            connection.send((time.perf_counter() - start, _peak_bytes(step.device)))
+    except (EOFError, BrokenPipeError):  # nobody asks any more
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        connection.send(f"{OUT_OF_MEMORY}: {str(error).partition(chr(10))[0]}")
+
+
+def prepare(step: Step) -> Callable[[], None]:
+    """Build network, optimiser and random data; the function returned does forward, DiceCE, backward and update."""
+    torch.manual_seed(0)
+    device, config = step.device, step.config
+    network = config.build().train()
+    if step.checkpointing:
+        network.enable_checkpointing()
+    if step.published:
+        network.to(device)
+        optimizer: Optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
+    else:
+        place(network, device)
+        optimizer = make_optimizer(argparse.Namespace(optim="AdamW", lr=LR, weight_decay=WEIGHT_DECAY), network)
+    forward = torch.compile(network) if step.compiled else network
+    scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)
+    criterion, autocast = DiceCELoss(to_onehot_y=True, softmax=True), make_autocast(device, step.precision)
+    image = torch.randn(step.batch_size, config.in_chans, *config.roi_size, device=device)
+    label = torch.randint(config.out_chans, (step.batch_size, 1, *config.roi_size), device=device, dtype=torch.uint8)
+
+    def train_step() -> None:
+        with autocast():
+            logits = forward(image)
+        loss = criterion(logits.float(), label)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return train_step
+
+
+def _peak_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _proc_bytes("self/status", "VmHWM")
+
+
+def _proc_bytes(file: str, key: str) -> int:
+    """A size that Linux tells; unlike getrusage's, a process's peak there leaves out that of its parent."""
+    path = Path("/proc", file)
+    if not path.exists():
+        raise InputError(f"--gpu: found no {path}, expected Linux to measure on a CPU, or --no_step")
+    return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(f"{key}:"))

@@ -1,0 +1,170 @@
+"""What a training step of REP3D costs: with kernel 21, with kernel 3, and as the published code does it with kernel 21.
+
+    python -m benchmarks.training_step [--gpu 0] [--roi_size 96 96 96] [--skip_published] [--checkpointing] [--compile]
+
+A step is forward, DiceCE loss, backward and AdamW update on one random crop. Kernels 21 and 3 run with this project's
+settings (layout, precision, optimiser, memory) in a process each, which take turns, so that what else the machine does
+slows both. The median of ``--repeats`` is reported after the runs that warm up. The published recipe is native
+depthwise convolution, float32, contiguous layout, AdamW and no other lever; on a CPU, where it takes minutes, its first
+run counts.
+
+Peak memory: on a CPU the resident memory of the process, libraries included; on a GPU what PyTorch had allocated.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.large_kernel_conv import describe_machine, format_table
+from benchmarks.measure import NotMeasured, Step, StepProcess, available_memory
+from engine.arguments import AMP_CHOICES, number, odd
+from engine.checkpoints import NetworkConfig
+from engine.devices import choose_device, choose_precision
+from engine.errors import InputError, OneLineParser, run
+from engine.files import make_output_folder, write_text
+from networks.base import InputSizes
+
+WARM_UPS = 2  # the first run of a process touches fresh memory, the second may still
+SMALL_KERNEL = 3
+PUBLISHED = "published"
+Runs = list[tuple[float, int]]  # seconds of a step, peak bytes so far
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser(
+        prog="benchmarks.training_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--kernel_size", type=odd, default=21, help="side of the large kernels (default: %(default)s)")
+    what.add_argument("--feat_size", nargs=4, type=number(int, 1), default=[48, 96, 192, 384], help="channels")
+    what.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="crop, voxels")
+    what.add_argument("--out_chans", type=number(int, 2), default=16, help="classes (default: %(default)s)")
+    what.add_argument("--skip_published", action="store_true", help="leave the published recipe out")
+    what.add_argument("--checkpointing", action="store_true", help="also the large kernel with checkpointing")
+    what.add_argument("--compile", action="store_true", help="also the large kernel under torch.compile")
+    how = parser.add_argument_group("how")
+    how.add_argument("--gpu", default="cpu", help="CUDA device number, or cpu (default: %(default)s)")
+    how.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision (default: %(default)s)")
+    how.add_argument("--repeats", type=number(int, 1), default=3, help="timed steps (default: %(default)s)")
+    how.add_argument(
+        "--output", type=Path, help="JSON file to write (default: benchmarks/results/training_step_<cpu or cuda>.json)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the table, write the JSON, and return what was written."""
+    device = choose_device(args.gpu)
+    output = args.output or Path(f"benchmarks/results/training_step_{device.type}.json")
+    make_output_folder(output.parent)
+    precision = choose_precision(args.amp, device, args.roi_size, InputSizes(16))
+
+    def make_step(kernel_size: int) -> Step:
+        overrides = {"feat_size": tuple(args.feat_size), "kernel_size": kernel_size}
+        config = NetworkConfig("REP3D", 1, args.out_chans, tuple(args.roi_size), overrides)
+        return Step(config, 1, device, precision)
+
+    large = make_step(args.kernel_size)
+    ours = {f"kernel {args.kernel_size}": large, f"kernel {SMALL_KERNEL}": make_step(SMALL_KERNEL)}
+    if args.checkpointing:
+        ours["checkpointing"] = replace(large, checkpointing=True)
+    if args.compile:
+        ours["compiled"] = replace(large, compiled=True)
+    rows = [summarise(name, ours[name], runs[WARM_UPS:]) for name, runs in take_turns(ours, args.repeats).items()]
+    if not args.skip_published:
+        published = replace(large, precision=None, published=True)
+        warm_ups, repeats = (0, 1) if device.type == "cpu" else (WARM_UPS, args.repeats)
+        runs = take_turns({PUBLISHED: published}, repeats, warm_ups)[PUBLISHED]
+        rows.append(summarise(PUBLISHED, published, runs[warm_ups:]))
+    results = {
+        **describe_machine(device),
+        "kernel_size": args.kernel_size,
+        "feat_size": args.feat_size,
+        "roi_size": args.roi_size,
+        "classes": args.out_chans,
+        "repeats": args.repeats,
+        "rows": rows,
+        **ratios(rows),
+    }
+    print(report(results))
+    write_text(output, json.dumps(results, indent=2) + "\n")
+    print(f"\nwrote {output}")
+    return results
+
+
+def take_turns(steps: dict[str, Step], repeats: int, warm_ups: int = WARM_UPS) -> dict[str, Runs]:
+    """Run each step, in a process of its own, ``warm_ups + repeats`` times, one after the other in every round.
+
+    Raises:
+        InputError: a step cannot be measured.
+    """
+    runs: dict[str, Runs] = {name: [] for name in steps}
+    with ExitStack() as stack:
+        memory = {name: available_memory(step.device) // len(steps) for name, step in steps.items()}
+        processes = {name: stack.enter_context(StepProcess(step, memory[name])) for name, step in steps.items()}
+        for turn in range(warm_ups + repeats):
+            for name, process in processes.items():
+                print(f"{name}: step {turn + 1} of {warm_ups + repeats} ...", file=sys.stderr, flush=True)
+                try:
+                    runs[name].append(process.run())
+                except NotMeasured as reason:
+                    raise InputError(f"{name}: {reason}, expected a smaller --roi_size or --feat_size") from reason
+    return runs
+
+
+def summarise(name: str, step: Step, runs: Runs) -> dict[str, Any]:
+    """A row: every second measured, their median, and the peak."""
+    seconds = [second for second, _ in runs]
+    autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
+    return {
+        "name": name,
+        "autocast": autocast,
+        "step_s": median(seconds),
+        "steps_s": seconds,
+        "peak_bytes": runs[-1][1],
+    }
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the large kernel costs over the small one, and the published recipe over the large kernel."""
+    (large, small), last = (row["step_s"] for row in rows[:2]), rows[-1]
+    found = {"large_over_small": large / small}
+    if last["name"] == PUBLISHED:
+        found["published_over_large"] = last["step_s"] / large
+    return found
+
+
+def report(results: dict[str, Any]) -> str:
+    """The results as text: the machine, a row a variant, the two ratios."""
+    table = [
+        [
+            row["name"],
+            row["autocast"],
+            f"{row['step_s']:.3g}",
+            str(len(row["steps_s"])),
+            f"{row['peak_bytes'] / 1e9:.2f}",
+        ]
+        for row in results["rows"]
+    ]
+    over_small = f"kernel {results['kernel_size']} over kernel {SMALL_KERNEL}: {results['large_over_small']:.2f}"
+    machine = f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
+    lines = [
+        f"{machine}; REP3D, crop {' x '.join(map(str, results['roi_size']))}, {results['classes']} classes\n",
+        format_table(["variant", "autocast", "step, s", "runs", "peak memory, GB"], table),
+        f"\n{over_small} (target: 1.10)",
+    ]
+    if "published_over_large" in results:
+        over = f"published over kernel {results['kernel_size']}: {results['published_over_large']:.1f}"
+        lines.append(f"{over} (target on a CPU: 15)")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
