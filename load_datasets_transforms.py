@@ -17,20 +17,17 @@ from monai.transforms import (
     CropForegroundd,
     EnsureTyped,
     LoadImaged,
-    MapTransform,
     NormalizeIntensityd,
     Orientationd,
-    RandAffined,
-    RandAffineGrid,
-    RandCropByPosNegLabeld,
     RandShiftIntensityd,
     ScaleIntensityRanged,
     Spacingd,
-    SpatialPad,
     Transform,
 )
 from torch import Tensor
 
+from engine.augmentation import RandRotateScaled
+from engine.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.prediction import InvertToLabelsd, SaveLabelsd
@@ -186,20 +183,21 @@ def data_transforms(args: argparse.Namespace) -> tuple[Compose, ...]:
     keys = ["image", "label"]
     deterministic = _deterministic(keys, description)
     return (
-        Compose([*deterministic, PadToSized(keys, args.roi_size), *_random(keys, args, description)]),
+        Compose([*deterministic, PadToSized(keys, args.roi_size), *_crops(args, description)]),
         Compose(deterministic),
     )
 
 
-def infer_post_transforms(args: argparse.Namespace, test_transforms: Compose) -> Compose:
-    """From class probabilities on the resampled grid to <case>_seg.nii.gz on the image's own.
+def infer_post_transforms(args: argparse.Namespace, test_transforms: Compose) -> tuple[InvertToLabelsd, SaveLabelsd]:
+    """From logits on the resampled grid to labels on the image's own, and from them to <case>_seg.nii.gz.
 
     Args:
         args: ``output``, the folder to write to.
         test_transforms: the pipeline that made the image.
-    Returns: a pipeline for dictionaries with "id", "image" and "pred" (classes, D, H, W).
+    Returns: two transforms of dictionaries with "id", "source", "image" and "pred"; a pipeline of both would wrap a
+        full disk in a RuntimeError, and keep the writing from going on beside the next case's network.
     """
-    return Compose([InvertToLabelsd(test_transforms), SaveLabelsd(Path(args.output))])
+    return InvertToLabelsd(test_transforms), SaveLabelsd(Path(args.output))
 
 
 def _deterministic(keys: list[str], description: DatasetDescription) -> list[Transform]:
@@ -209,7 +207,14 @@ def _deterministic(keys: list[str], description: DatasetDescription) -> list[Tra
         Orientationd(keys, axcodes="RAS", labels=None),
         Spacingd(keys, pixdim=description.spacing, mode=modes, dtype=np.float32),
         _intensity(description),
-        CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True),
+        CropForegroundd(
+            keys,
+            source_key="image",
+            select_fn=above_minimum,
+            allow_smaller=True,
+            start_coord_key=None,  # the corners of the crop would travel with every case, and nobody reads them
+            end_coord_key=None,
+        ),
         EnsureTyped("image", dtype=np.float32),
     ]
     return transforms + [EnsureTyped(key, dtype=torch.uint8) for key in keys if key == "label"]
@@ -222,54 +227,17 @@ def _intensity(description: DatasetDescription) -> Transform:
     return ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
 
 
-def _random(keys: list[str], args: argparse.Namespace, description: DatasetDescription) -> list[Transform]:
-    windowed = description.window is not None
-    crop = RandCropByPosNegLabeld(
-        keys,
-        label_key="label",
-        spatial_size=args.roi_size,
-        pos=1,
-        neg=1,
-        num_samples=args.crop_sample,
-        image_key="image" if windowed else None,  # 0 is the window's lower end, but the mean of a z-score
-        image_threshold=0,
-    )
-    affine = RandAffined(keys, prob=1.0, spatial_size=args.roi_size, mode=("bilinear", "nearest"))
-    affine.rand_affine.rand_affine_grid = RandIsotropicAffineGrid(
-        rotate_range=(0.0, 0.0, math.pi / 30), scale_range=(0.1, 0.1, 0.1)
-    )
-    shift = RandShiftIntensityd("image", offsets=0.10, prob=0.5)
-    return [crop, shift, affine, EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False)]
-
-
-class RandIsotropicAffineGrid(RandAffineGrid):
-    """Random rotation and one random scale for all the axes; MONAI draws a scale an axis."""
-
-    def randomize(self, data: Any | None = None) -> None:
-        super().randomize(data)
-        assert self.scale_params is not None  # drawn just above
-        self.scale_params = self.scale_params[:1] * 3
-
-
-class PadToSized(MapTransform):
-    """Pad volumes smaller than the crop on both sides: image channels with their minimum, labels with background.
-
-    Args:
-        keys: entries (channels, D, H, W) to pad.
-        size: smallest (D, H, W) afterwards, voxels.
-    """
-
-    def __init__(self, keys: Sequence[str], size: Sequence[int]) -> None:
-        super().__init__(keys)
-        self.size = size
-
-    def __call__(self, data: Case) -> Case:
-        padded = {}
-        for key in self.keys:
-            volume = data[str(key)]
-            channels = [SpatialPad(self.size, value=float(channel.min()))(channel[None]) for channel in volume]
-            padded[str(key)] = torch.cat(channels) if key == "image" else SpatialPad(self.size, value=0)(volume)
-        return {**data, **padded}
+def _crops(args: argparse.Namespace, description: DatasetDescription) -> list[Transform]:
+    keys = ["image", "label"]
+    # Background counts where the image is above 0: the window's lower end, but the mean of a z-score.
+    image_key = None if description.window is None else "image"
+    return [
+        CountCandidatesd(image_key),
+        RandCropByCountsd(keys, args.roi_size, args.crop_sample, image_key),
+        RandShiftIntensityd("image", offsets=0.10, prob=0.5),
+        RandRotateScaled(keys, angle=math.pi / 30, scale=0.1),
+        EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
+    ]
 
 
 def above_minimum(image: Tensor) -> Tensor:

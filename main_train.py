@@ -2,6 +2,7 @@
 
     python main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
     python main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D --resume
+    torchrun --nproc_per_node 4 main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
 
 The recipe is the paper's: DiceCE loss, AdamW, two foreground crops a case, sliding-window validation. The output folder
 receives best_metric_model.pth, last_checkpoint.pth, args.json and tensorboard/.
@@ -9,11 +10,15 @@ receives best_metric_model.pth, last_checkpoint.pth, args.json and tensorboard/.
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from engine.arguments import AMP_CHOICES, boolean, number, odd, positive
 from engine.errors import OneLineParser, run
 from engine.process import tune_process
 from networks import NETWORKS
+
+if TYPE_CHECKING:
+    import torch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,9 +32,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset", required=True, help="amos, amos_mri, kits, pancreas, hepatic or a .json description")
     data.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="crop, voxels")
     data.add_argument("--crop_sample", type=number(int, 1), default=2, help="crops a case")
-    data.add_argument("--batch_size", type=number(int, 1), default=1, help="cases an iteration")
-    data.add_argument("--cache_rate", type=number(float, 0, 1), default=0.1, help="share of cases kept in memory")
-    data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data")
+    data.add_argument("--batch_size", type=number(int, 1), default=1, help="cases an iteration, on each device")
+    data.add_argument("--cache_dir", help="folder for preprocessed cases, made once and read crop by crop")
+    data.add_argument("--cache_rate", type=number(float, 0, 1), help="else the share of cases kept in memory (0.1)")
+    data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data, for each device")
 
     network = parser.add_argument_group("network")
     network.add_argument("--network", default="REP3D", choices=NETWORKS, help="architecture")
@@ -49,6 +55,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     recipe.add_argument("--warmup_iter", type=number(int, 0), help="iterations to the peak (a fiftieth of max_iter)")
     recipe.add_argument(
+        "--sync_batchnorm", action="store_true", help="normalise over the batches of all of torchrun's processes"
+    )
+    recipe.add_argument(
         "--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of validation windows"
     )
     recipe.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="validation windows a forward")
@@ -66,6 +75,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.warmup_iter is None:
         args.warmup_iter = args.max_iter // 50
+    if args.cache_dir and args.cache_rate is not None:
+        parser.error("--cache_dir reads every case from the disk, expected it without --cache_rate")
+    if args.cache_rate is None and not args.cache_dir:
+        args.cache_rate = 0.1
     if args.pretrain != bool(args.pretrained_weights):
         parser.error("--pretrain True and --pretrained_weights go together, expected both or neither")
     if args.pretrain and args.resume:
@@ -74,18 +87,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check everything, then train."""
+    """Train alone or, under torchrun, together with its other processes."""
     tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
+    from engine.distributed import join_processes
+
+    with join_processes(args.gpu) as device:
+        train_network(args, device)
+
+
+def train_network(args: argparse.Namespace, device: "torch.device") -> None:
+    """Check everything, then train."""
     import json
+    from contextlib import nullcontext
     from pathlib import Path
 
     import torch
-    from monai.data import CacheDataset
     from torch.utils.tensorboard import SummaryWriter
 
+    from engine.cache import cached_dataset
     from engine.checkpoints import NetworkConfig, load_checkpoint
     from engine.data_check import check_cases
-    from engine.devices import choose_device, make_autocast
+    from engine.devices import make_autocast
+    from engine.distributed import deal, process_count, process_rank
     from engine.errors import InputError
     from engine.files import make_output_folder, write_text
     from engine.prediction import Window
@@ -95,7 +118,6 @@ def main(args: argparse.Namespace) -> None:
     from engine.weights import load_weights
     from load_datasets_transforms import data_loader, data_transforms, find_description
 
-    device = choose_device(args.gpu)
     description = find_description(args.dataset)
     output = Path(args.output)
     make_output_folder(output)
@@ -119,20 +141,24 @@ def main(args: argparse.Namespace) -> None:
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
     print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, autocast {state.precision or 'off'}")
 
-    write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
+    writes = process_rank() == 0
+    if writes:
+        write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
         state.save(last)  # so that --resume works from the first moment on
     training_transforms, validation_transforms = data_transforms(args)
-    cache = {"cache_rate": args.cache_rate, "num_workers": max(1, args.num_workers)}
-    training_set = CacheDataset(training_cases, training_transforms, **cache)
-    validation_set = CacheDataset(validation_cases, validation_transforms, **cache)
+    share = process_rank(), process_count()
+    training_set = cached_dataset(args, training_cases, training_transforms, share)
+    validation_set = cached_dataset(args, deal(validation_cases), validation_transforms)
     window = Window(args.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, state.precision))
-    with SummaryWriter(str(output / "tensorboard"), purge_step=state.iteration + 1) as writer:
+    logs = str(output / "tensorboard")
+    with SummaryWriter(logs, purge_step=state.iteration + 1) if writes else nullcontext() as writer:
 
         def evaluate() -> None:
             table, figure = validate(state.network, validation_set, description, window, device, args.num_workers)
             keep_best(state, table, output)
-            log_validation(writer, state, table, figure)
+            if writer is not None and figure is not None:
+                log_validation(writer, state, table, figure)
             state.save(last)  # after the logs: a resumed run repeats what it may have lost, and never skips any
 
         train(args, state, training_set, device, window.autocast, writer, evaluate)

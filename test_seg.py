@@ -1,6 +1,7 @@
 """Predict label maps for the volumes of a folder, on each volume's own grid.
 
     python test_seg.py --root /data/amos --output predictions --trained_weights runs/amos/best_metric_model.pth
+    torchrun --nproc_per_node 4 test_seg.py ... shares the cases among four GPUs
 
 Writes <case>_seg.nii.gz for every case of imagesTs (imagesVal where there is none, or --images), a picture a case with
 --preview, and where labels exist dice.csv, dice.json and a printed table. The checkpoint says which network and dataset
@@ -10,11 +11,15 @@ from the defaults.
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from engine.arguments import AMP_CHOICES, number, odd
 from engine.errors import OneLineParser, run
 from engine.process import tune_process
 from networks import NETWORKS
+
+if TYPE_CHECKING:
+    import torch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--labels", help="folder of their labels (labels* beside images*)")
     data.add_argument("--output", required=True, help="folder for predictions")
     data.add_argument("--dataset", help="as in main_train.py (the checkpoint's)")
-    data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data")
+    data.add_argument("--num_workers", type=number(int, 0), default=1, help="processes that load data")
     data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
 
     network = parser.add_argument_group("network")
@@ -48,9 +53,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check everything, then predict case by case."""
+    """Predict alone or, under torchrun, a part of the cases."""
     tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
+    from engine.distributed import join_processes
+
+    with join_processes(args.gpu) as device:
+        predict(args, device)
+
+
+def predict(args: argparse.Namespace, device: "torch.device") -> None:
+    """Check everything, then predict case by case."""
     from pathlib import Path
+    from typing import Any
 
     from monai.data import Dataset
     from torch.utils.data import DataLoader
@@ -58,15 +72,15 @@ def main(args: argparse.Namespace) -> None:
 
     from engine.data_check import check_cases
     from engine.deployment import load_network
-    from engine.devices import choose_device, choose_precision, make_autocast, place
+    from engine.devices import choose_precision, make_autocast, place
+    from engine.distributed import collect, deal, process_rank
     from engine.files import make_output_folder
     from engine.metrics import DiceTable, dice_by_class
     from engine.nifti import read_labels
     from engine.pictures import preview, save_png
-    from engine.prediction import Window, first_file, predict_probabilities
+    from engine.prediction import Window, first_file, overlap_steps, predict_logits
     from load_datasets_transforms import data_loader, data_transforms, infer_post_transforms
 
-    device = choose_device(args.gpu)
     output = Path(args.output)
     make_output_folder(output)
     network, roi_size, description = load_network(args)
@@ -75,26 +89,39 @@ def main(args: argparse.Namespace) -> None:
     check_cases(cases, description, args.num_workers)
 
     (transforms,) = data_transforms(args)
-    post_transforms = infer_post_transforms(args, transforms)
+    invert, save = infer_post_transforms(args, transforms)
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
     window = Window(roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
-    table = DiceTable(description.classes[1:])
-    sources = [{**case, "source": case["image"]} for case in cases]
+    rows = []
+    sources = [{**case, "source": case["image"]} for case in deal(cases)]
     network = place(network, device)
-    for case in tqdm(DataLoader(Dataset(sources, transforms), None, num_workers=args.num_workers), "predicting"):
-        case["pred"] = predict_probabilities(network, case["image"].to(device), window)
-        prediction = post_transforms(case)["pred"]
+    prefetch = 1 if args.num_workers else None  # volumes are large: one waiting a worker is enough
+    loader = DataLoader(Dataset(sources, transforms), None, num_workers=args.num_workers, prefetch_factor=prefetch)
+
+    def infer(case: dict[str, Any]) -> dict[str, Any]:
+        # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.
+        return invert({**case, "pred": predict_logits(network, case["image"].to(device), window)})
+
+    def finish(case: dict[str, Any]) -> None:
+        prediction = save(case)["pred"]
         label = read_labels(case["label"]) if "label" in case else None
-        if label is not None:
-            table.add(case["id"], dice_by_class(prediction, label, len(description.classes)))
+        dice = None if label is None else dice_by_class(prediction, label, len(description.classes))
+        rows.append((case["id"], dice))
         if args.preview:
             figure = preview(first_file(case["source"]), prediction, label, description, case["id"])
             save_png(figure, output / f"{case['id']}.png")
-    if table.cases:
+
+    first = process_rank() == 0
+    overlap_steps(tqdm(loader, "predicting", disable=not first), infer, finish)
+    table = DiceTable(description.classes[1:])
+    for name, dice in collect(rows):
+        if dice is not None:
+            table.add(name, dice)
+    if first and table.cases:
         table.write(output)
         print(table.as_text())
     print(f"{len(cases)} predictions in {output}")
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, parse_args()))
+    sys.exit(run(main, parse_args(), to_lower="--sw_batch_size or --num_workers"))

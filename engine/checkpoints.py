@@ -13,6 +13,7 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.description import DatasetDescription
+from engine.distributed import process_rank
 from engine.errors import InputError, is_out_of_memory
 from engine.files import write_whole
 from networks import build_network
@@ -82,8 +83,9 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    write_whole(path, lambda file: torch.save(content, file))
+    """Write a checkpoint whole or not at all; of many processes the first writes."""
+    if process_rank() == 0:
+        write_whole(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.description import DatasetDescription
+from engine.distributed import collect, deal, process_rank
 from engine.errors import InputError
 from engine.nifti import load_nifti
 
@@ -24,18 +25,22 @@ AFFINE_TOLERANCE = 0.1
 def check_cases(cases: Sequence[dict[str, Any]], description: DatasetDescription, workers: int) -> None:
     """Read images and labels and compare them with each other and with the description.
 
+    Of several processes each reads its part, and all of them raise what any of them found.
+
     Args:
         cases: "image" and, where there is one, "label" of each case.
         description: channels and classes to expect.
-        workers: volumes read at the same time; 0 is taken for 1.
+        workers: volumes that a process reads at the same time; 0 is taken for 1.
     Raises:
         InputError: a line for every problem: unreadable, not 3D, NaN or infinite voxels, image and label of different
             shape or affine, label values that are no declared class.
     """
+    part = deal(cases)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = pool.map(lambda case: check_case(case, description), cases)
-        problems = [problem for found in tqdm(checks, "checking cases", len(cases), leave=False) for problem in found]
-    if problems:
+        checks = pool.map(lambda case: check_case(case, description), part)
+        bar = tqdm(checks, "checking cases", len(part), leave=False, disable=process_rank() != 0)
+        found = collect(list(bar))
+    if problems := [problem for of_case in found for problem in of_case]:
         raise InputError("\n".join(problems))
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR = 2
+SECONDS_TO_STOP = 5  # more than torchrun takes to end its other processes when one has ended
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How PyTorch and its data loader tell that memory was short, in a RuntimeError.
 MEMORY_MESSAGES = ("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed")
@@ -20,13 +23,17 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
+        if os.environ.get("RANK", "0") != "0":  # process 0 of torchrun's finds the same mistake, and tells it
+            time.sleep(SECONDS_TO_STOP)
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory, the machine's or a device's, was too small."""
     told = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
-    return told or isinstance(error, MemoryError)
+    if told or isinstance(error, MemoryError):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:

@@ -25,8 +25,10 @@ def dice_by_class(prediction: NDArray[np.integer], label: NDArray[np.integer], c
         classes: their number, background included.
     Shape: (X, Y, Z), (X, Y, Z) -> (classes - 1,).
     """
-    pairs = label.ravel().astype(np.int64) * classes + prediction.ravel()
-    confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)[:classes, :classes]
+    confusion = np.zeros((classes, classes), np.int64)
+    for true, predicted in zip(label, prediction, strict=True):  # a slice at a time, whose int64 copies are small
+        pairs = true.ravel().astype(np.int64) * classes + predicted.ravel()
+        confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
     with np.errstate(invalid="ignore"):
         return (2 * confusion.diagonal() / sizes)[1:]

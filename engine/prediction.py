@@ -1,18 +1,25 @@
 """From a network and a preprocessed volume to a label map on the image's own grid."""
 
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Transform
-from torch import Tensor, nn
+from torch import Tensor
 
+from engine.errors import InputError
+from engine.inversion import to_native_labels
 from engine.nifti import save_labels
+from engine.process import return_freed_memory
+from networks.base import SegmentationNetwork
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,16 @@ class Window:
     autocast: Callable[[], torch.autocast]
 
 
-def predict_probabilities(network: nn.Module, image: Tensor, window: Window) -> Tensor:
-    """Class probabilities of one volume by sliding window.
+def predict_logits(network: SegmentationNetwork, image: Tensor, window: Window) -> Tensor:
+    """Logits of one volume by sliding window, the mean of the windows that cover a voxel.
 
     Args:
         network: in evaluation mode.
         image: preprocessed, on the network's device; where it is smaller than the window each channel is padded with
             its minimum, as training crops are.
         window: size, overlap and precision.
-    Shape: (channels, D, H, W) -> (classes, D, H, W), float32.
+    Shape: (channels, D, H, W) -> (classes, D, H, W), float32, on the network's device or, where they would crowd it,
+        on the CPU.
     """
 
     def predictor(windows: Tensor) -> Tensor:
@@ -49,40 +57,85 @@ def predict_probabilities(network: nn.Module, image: Tensor, window: Window) -> 
 
     volume = image[None].as_subclass(Tensor)
     minimum = volume.amin(dim=(2, 3, 4), keepdim=True)  # one a channel, which is what padding with 0 then stands for
+    sides = [max(pair) for pair in zip(window.roi_size, image.shape[1:], strict=True)]
+    place = choose_accumulator(network.out_chans, sides, image.device, free_memory(image.device))
     with torch.inference_mode():
         shifted = volume - minimum
-        logits = sliding_window_inference(shifted, window.roi_size, window.sw_batch_size, predictor, window.overlap)
+        logits = sliding_window_inference(
+            shifted, window.roi_size, window.sw_batch_size, predictor, window.overlap, device=place
+        )
         assert isinstance(logits, Tensor)  # one output, no dictionary of them
-        return logits[0].softmax(dim=0)
+        return logits[0]
+
+
+def choose_accumulator(classes: int, sides: Sequence[int], device: torch.device, free: float) -> torch.device:
+    """Where the windows' logits are added up: on the device if that takes at most half of its free memory.
+
+    The network's activations need the other half.
+
+    Args:
+        classes: of the logits; one more volume counts the windows.
+        sides: (D, H, W), voxels.
+        device: the network's.
+        free: its memory, bytes.
+    """
+    needed = 4 * (classes + 1) * math.prod(sides)
+    return device if needed <= free / 2 else torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a GPU has left, PyTorch's own reserve included; a CPU has nowhere to put things instead: infinite."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:
+    """Do ``work`` on each item, while a thread finishes the item before.
+
+    One item at most waits for its finish, so that memory stays bounded; an error in a finish surfaces here.
+
+    Args:
+        items: taken one at a time.
+        work: of the calling thread.
+        finish: called with what ``work`` returned, one item after the other.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[object] | None = None
+        for item in items:
+            result = work(item)
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(finish, result)
+            del item, result  # the thread alone decides how long they live
+        if pending is not None:
+            pending.result()
 
 
 class InvertToLabelsd(Transform):
-    """Class probabilities "pred" on the grid of "image" -> label map "pred" on the grid that "image" was read from.
+    """Logits "pred" on the grid of "image" -> label map "pred" on the grid that "image" was read from.
 
-    The classes are taken back one at a time and compared, so that the memory needed on the native grid does not grow
-    with their number. Voxels outside the foreground crop become background.
+    The dictionary itself is updated, which lets the logits go.
 
     Args:
         transforms: the pipeline that made "image".
     Shape: pred (classes, D, H, W) -> (X, Y, Z), uint8.
+    Raises:
+        InputError: logits that are not finite.
     """
 
     def __init__(self, transforms: Compose) -> None:
         self.transforms = transforms
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        best = self._to_native(data["pred"][:1], data["image"])
-        labels = torch.zeros_like(best, dtype=torch.uint8)
-        for value in range(1, len(data["pred"])):
-            probability = self._to_native(data["pred"][value : value + 1], data["image"])
-            labels[probability > best] = value
-            best = torch.maximum(best, probability)
-        return {**data, "pred": labels.numpy()}
-
-    def _to_native(self, probability: Tensor, image: MetaTensor) -> Tensor:
-        operations = deepcopy(image.applied_operations)  # going back uses them up
-        placed = MetaTensor(probability.cpu(), meta=image.meta, applied_operations=operations)
-        return self.transforms.inverse({"image": placed})["image"][0].as_subclass(Tensor)
+        try:
+            labels = to_native_labels(data.pop("pred"), data["image"], self.transforms)
+        except FloatingPointError as error:
+            raise InputError(f"{data['id']}: {error}; --amp off computes in float32") from error
+        data["pred"] = labels.numpy()
+        return_freed_memory()  # the logits' gigabytes, before the next case's are needed
+        return data
 
 
 class SaveLabelsd(Transform):

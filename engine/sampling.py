@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
+from monai.data import Dataset as TransformedDataset
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
@@ -24,24 +24,32 @@ def derive_seed(*numbers: int) -> int:
 class EndlessBatches(Sampler[list[Draw]]):
     """Batches of draws for the iterations from ``start`` on; every epoch is a new permutation of the cases.
 
+    Several processes deal out among them the batch that one process with their batch sizes together would have.
+
     Args:
         cases: their number.
-        batch_size: cases a batch.
+        batch_size: cases a batch, in each process.
         seed: of the run.
         start: iterations already done.
         stop: iterations at the end.
+        rank: number of this process.
+        processes: how many there are.
     """
 
-    def __init__(self, cases: int, batch_size: int, seed: int, start: int, stop: int) -> None:
-        self.cases, self.batch_size, self.seed, self.start, self.stop = cases, batch_size, seed, start, stop
+    def __init__(
+        self, cases: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.cases, self.seed, self.start, self.stop = cases, seed, start, stop
+        self.whole_batch = processes * batch_size
+        self.part = slice(rank * batch_size, (rank + 1) * batch_size)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        draws = self._draws(self.start * self.batch_size)
+        draws = self._draws(self.start * self.whole_batch)
         for _ in range(len(self)):
-            yield list(islice(draws, self.batch_size))
+            yield list(islice(draws, self.whole_batch))[self.part]
 
     def _draws(self, first: int) -> Iterator[Draw]:
         for epoch in count(first // self.cases):
@@ -51,14 +59,14 @@ class EndlessBatches(Sampler[list[Draw]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """A cached dataset whose random transforms are seeded anew for each draw.
+    """A dataset whose random transforms are seeded anew for each draw.
 
     Args:
-        dataset: cases with deterministic transforms (cached) followed by random ones.
+        dataset: cases with deterministic transforms followed by random ones.
         seed: of the run.
     """
 
-    def __init__(self, dataset: CacheDataset, seed: int) -> None:
+    def __init__(self, dataset: TransformedDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, draw: Draw) -> Any:
@@ -68,6 +76,9 @@ class SeededDataset(Dataset[Any]):
         return self.dataset[case]
 
 
-def seed_iteration(seed: int, iteration: int) -> None:
-    """Seed what a network draws in this iteration (dropout, stochastic depth), on every device."""
-    torch.manual_seed(derive_seed(seed, iteration, 0x5EED))
+def seed_iteration(seed: int, iteration: int, rank: int = 0) -> None:
+    """Seed what a network draws in this iteration (dropout, stochastic depth), on every device.
+
+    Processes draw differently, number 0 as one alone does.
+    """
+    torch.manual_seed(derive_seed(seed, iteration, 0x5EED, rank))  # a last number of 0 is as good as none

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from engine.checkpoints import NetworkConfig, load_checkpoint, save_checkpoint
 from engine.description import DatasetDescription
 from engine.devices import choose_precision, place
+from engine.distributed import parallelise, process_count, synchronise_batch_norm
 from engine.errors import InputError
 from engine.rep_optimizer import scale_updates
 from engine.weights import load_weights
@@ -20,7 +21,7 @@ from networks.base import SegmentationNetwork
 
 # What decides the course of a run: a resumed run must have the same.
 COURSE = (
-    *("network", "feat_size", "kernel_size", "roi_size", "crop_sample", "batch_size", "max_iter", "optim", "lr"),
+    *("network", "feat_size", "kernel_size", "roi_size", "crop_sample", "sync_batchnorm", "max_iter", "optim", "lr"),
     *("weight_decay", "lr_schedule", "warmup_iter", "seed"),
 )
 
@@ -50,8 +51,11 @@ class TrainingState:
         self.network = place(config.build(), device)
         if args.checkpointing:
             enable_checkpointing(self.network, args.network)
+        if args.sync_batchnorm:
+            synchronise_batch_norm(self.network)
         # The network as training calls it; the plain one is what is saved, validated and drawn.
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.network) if args.compile else self.network
+        forward = parallelise(self.network)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if args.compile else forward
         self.precision = choose_precision(args.amp, device, config.roi_size, self.network.input_sizes)
         self.optimizer = make_optimizer(args, self.network)
         # Passes values through unscaled unless gradients are in danger of underflow.
@@ -71,6 +75,7 @@ class TrainingState:
                 "best_dice": self.best_dice,
                 "best_iteration": self.best_iteration,
                 "args": self.args,
+                "processes": process_count(),
                 "cases": self.cases,
                 "precision": str(self.precision),
             },
@@ -92,11 +97,19 @@ class TrainingState:
         """Take up the run saved at ``path``; InputError where there is none or it is another run."""
         flag = "--resume"
         content = load_checkpoint(path, flag)
-        if not {"optimizer", "scaler", "args", "cases", "precision", "description"} <= set(content):
+        if not {"optimizer", "scaler", "args", "processes", "cases", "precision", "description"} <= set(content):
             raise InputError(f"{flag}: {path} holds no whole training state, expected a last_checkpoint.pth")
         for name in COURSE:
             if (saved := content["args"].get(name)) != self.args[name]:
                 raise InputError(f"--{name}: found {self.args[name]}, expected {saved} as in the run to resume")
+        found, saved = (
+            processes * arguments["batch_size"]
+            for processes, arguments in ((process_count(), self.args), (content["processes"], content["args"]))
+        )
+        if found != saved:  # several processes deal out the batch of one
+            raise InputError(
+                f"--batch_size: found {found} in all processes together, expected {saved} as in the run to resume"
+            )
         if content["precision"] != str(self.precision):
             raise InputError(f"--amp: found {self.precision}, expected {content['precision']} as in the run to resume")
         if content["description"] != self.description.to_json():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from monai.data import CacheDataset, list_data_collate
+from monai.data import Dataset, list_data_collate
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from engine.devices import read_later
+from engine.distributed import mean_over_processes, process_count, process_rank
 from engine.errors import InputError
 from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
@@ -28,14 +29,15 @@ BEST = "best_metric_model.pth"
 def train(
     args: argparse.Namespace,
     state: TrainingState,
-    dataset: CacheDataset,
+    dataset: Dataset,
     device: torch.device,
     autocast: Callable[[], torch.autocast],
-    writer: SummaryWriter,
+    writer: SummaryWriter | None,
     evaluate: Callable[[], None],
 ) -> None:
     """Iterate from the state's iteration to the last, evaluating every ``eval_step`` iterations and at the end."""
-    batches = EndlessBatches(len(dataset), args.batch_size, args.seed, state.iteration, args.max_iter)
+    part = process_rank(), process_count()
+    batches = EndlessBatches(len(dataset), args.batch_size, args.seed, state.iteration, args.max_iter, *part)
     loader = DataLoader(
         SeededDataset(dataset, args.seed),
         batch_sampler=batches,
@@ -45,14 +47,14 @@ def train(
     )
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     state.network.train()
-    bar = tqdm(loader, "training", initial=state.iteration, total=args.max_iter)
+    bar = tqdm(loader, "training", initial=state.iteration, total=args.max_iter, disable=process_rank() != 0)
     log = TrainingLog(writer, bar)
     asked = time.perf_counter()
     for batch in bar:
         started = time.perf_counter()
         image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
         rate = learning_rate(args, state.iteration)
-        seed_iteration(args.seed, state.iteration)
+        seed_iteration(args.seed, state.iteration, process_rank())
         loss = train_step(state, criterion, image, label, rate, autocast)
         state.iteration += 1
         log.add(state.iteration, loss, rate, started, waited=started - asked)
@@ -72,7 +74,7 @@ def train_step(
 ) -> Tensor:
     """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W); returns the loss, on the device.
 
-    The host waits for nothing. A loss that is not finite changes no weight.
+    The loss is the mean over the processes. The host waits for nothing. One that is not finite changes no weight.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -81,10 +83,11 @@ def train_step(
     loss = criterion(logits.float(), label)
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
-    skip_step_where(~loss.detach().isfinite(), state.optimizer)
+    loss = mean_over_processes(loss.detach())  # alike everywhere, so that all stop together
+    skip_step_where(~loss.isfinite(), state.optimizer)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return loss.detach()
+    return loss
 
 
 def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
@@ -103,7 +106,7 @@ class TrainingLog:
     An iteration is logged when the next one is under way, so that the device never waits for its loss to be read.
     """
 
-    def __init__(self, writer: SummaryWriter, bar: tqdm) -> None:
+    def __init__(self, writer: SummaryWriter | None, bar: tqdm) -> None:
         self.writer, self.bar = writer, bar
         self.pending: Callable[[], None] = lambda: None
 
@@ -138,6 +141,8 @@ class TrainingLog:
         values = {"loss": loss, **values}
         shown = {name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()}
         self.bar.set_postfix(shown)
+        if self.writer is None:
+            return
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, iteration)
 

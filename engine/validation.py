@@ -1,37 +1,57 @@
 """Dice over the validation cases, on the resampled grid."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.data import CacheDataset
-from torch import nn
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from engine.description import DatasetDescription
+from engine.distributed import collect, process_rank, share_buffers
 from engine.metrics import DiceTable, dice_by_class
 from engine.pictures import three_planes
-from engine.prediction import Window, predict_probabilities
+from engine.prediction import Window, predict_logits
+from networks.base import SegmentationNetwork
 
 
 def validate(
-    network: nn.Module,
-    dataset: CacheDataset,
+    network: SegmentationNetwork,
+    dataset: Dataset[Any],
     description: DatasetDescription,
     window: Window,
     device: torch.device,
     num_workers: int,
-) -> tuple[DiceTable, Figure]:
-    """Dice of every case, and a picture of the first; the network is left in training mode."""
-    table = DiceTable(description.classes[1:])
+) -> tuple[DiceTable, Figure | None]:
+    """Dice of every case, and a picture of the first; the network is left in training mode.
+
+    Args:
+        network: bare, in any mode.
+        dataset: this process's part of the cases (``engine.distributed.deal``); process 0 has at least one.
+        description: of the dataset.
+        window: how it slides.
+        device: the network's.
+        num_workers: processes that load data.
+    Returns: a table of all the cases, the same in all the processes; the picture in process 0, elsewhere None.
+    """
+    rows: list[tuple[str, NDArray[np.float64]]] = []
     figure: Figure | None = None
+    first = process_rank() == 0
+    share_buffers(network)
     network.eval()
-    for case in tqdm(DataLoader(dataset, batch_size=None, num_workers=num_workers), "validation", leave=False):
-        probabilities = predict_probabilities(network, case["image"].to(device), window)
-        prediction, label = probabilities.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
-        table.add(case["id"], dice_by_class(prediction, label, len(description.classes)))
-        if figure is None:
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    for case in tqdm(loader, "validation", leave=False, disable=not first):
+        logits = predict_logits(network, case["image"].to(device), window)
+        prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
+        rows.append((case["id"], dice_by_class(prediction, label, len(description.classes))))
+        if first and figure is None:
             image = case["image"][0].numpy()
             figure = three_planes(image, prediction, label, description.classes, description.spacing, case["id"])
     network.train()
-    assert figure is not None  # a dataset has at least one case
+    table = DiceTable(description.classes[1:])
+    for name, dice in collect(rows):
+        assert name not in table.cases  # each case is one process's
+        table.add(name, dice)
     return table, figure

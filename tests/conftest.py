@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import nibabel as nib
@@ -45,6 +46,18 @@ def make_box_case(root, part, name, seed):
     image = rng.normal(100, 10, label.shape) + np.array([0, 80, -60])[label]
     write_nifti(root / f"images{part}" / f"{name}.nii.gz", image.astype(np.float32))
     write_nifti(root / f"labels{part}" / f"{name}.nii.gz", label)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whatever a test runs in this process, it reaches no other machine."""
+    connect = socket.socket.connect
+
+    def stay_here(self, address):
+        assert self.family == socket.AF_UNIX, f"connects to {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", stay_here)
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +113,8 @@ TRAINED = ("--lr", "0.01", "--max_iter", "60", "--eval_step", "20")
 def train_arguments(root, output, *more):
     """A few iterations on the boxes, in seconds."""
     data = ["--root", root, "--output", output, "--dataset", root / "boxes.json", "--num_workers", "0"]
-    return [*data, *SMALL, "--max_iter", "4", "--eval_step", "2", "--cache_rate", "1", *more]
+    cache = [] if "--cache_dir" in more else ["--cache_rate", "1"]
+    return [*data, *SMALL, "--max_iter", "4", "--eval_step", "2", *cache, *more]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import shutil
 
 import nibabel as nib
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TRAINED, train_arguments, write_nifti
+
+from engine import training_loop
 
 
 def assert_one_line(result, *parts):
@@ -307,6 +310,39 @@ def test_a_checkpoint_that_describes_no_network(boxes, tmp_path, trained, predic
 @pytest.mark.parametrize("flags", [("--kernel_size", "99999"), ("--feat_size", "4", "4", "4", "10000000000000")])
 def test_a_network_that_does_not_fit_in_memory(boxes, tmp_path, train, flags):
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *flags)), "--network REP3D", "fit in memory")
+
+
+def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(boxes, tmp_path, train, monkeypatch):
+    last = tmp_path / "run" / "last_checkpoint.pth"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log_validation = training_loop.log_validation
+
+    def log_on_a_full_disk(writer, state, *rest):
+        log_validation(writer, state, *rest)
+        if state.iteration == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size // 2, hard))
+
+    monkeypatch.setattr(training_loop, "log_validation", log_on_a_full_disk)
+    try:
+        status, _, err = train(*train_arguments(boxes, tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {last}: cannot be written")
+    assert torch.load(last, weights_only=True)["iteration"] == 2
+    assert not list(last.parent.glob(".*"))
+
+
+def test_flags_of_which_one_rules_the_other_out(boxes, tmp_path, train):
+    both = ("--cache_dir", tmp_path / "cache", "--cache_rate", "0.5")
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *both)), "--cache_dir", "without --cache_rate")
+    plain = ("--network", "UNet3D", "--checkpointing")
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *plain)), "--network")
+
+
+def test_a_cache_where_none_can_be(boxes, tmp_path, train):
+    arguments = train_arguments(boxes, tmp_path / "out", "--cache_dir", boxes / "boxes.json")
+    assert_one_line(train(*arguments), "--cache_dir", boxes / "boxes.json", "expected a folder")
 
 
 def test_prediction_refuses_what_the_checkpoint_contradicts(boxes, tmp_path, trained, predict):

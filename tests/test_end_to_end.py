@@ -47,10 +47,15 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
 
 
 def test_same_seed_same_weights_whatever_the_workers_and_the_cache(boxes, tmp_path, train):
-    for name, more in {"a": (), "b": ("--num_workers", "2"), "c": ("--cache_rate", "0"), "d": ("--seed", "1")}.items():
-        assert train(*train_arguments(boxes, tmp_path / name, *more))[0] == 0
+    disk = ("--cache_dir", tmp_path / "cache")
+    variants = {"a": (), "b": ("--num_workers", "2"), "c": ("--cache_rate", "0"), "d": ("--seed", "1"), "e": disk}
+    for name, more in {**variants, "f": (*disk, "--num_workers", "2")}.items():
+        status, out, _ = train(*train_arguments(boxes, tmp_path / name, *more))
+        assert status == 0
+        assert ("3 of 3 cases to preprocess" in out) == (name == "e")  # "f" finds what "e" made
     assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    for name in "cef":
+        assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / name))
     assert not torch.equal(
         weights(tmp_path / "a")["out.conv.conv.weight"], weights(tmp_path / "d")["out.conv.conv.weight"]
     )

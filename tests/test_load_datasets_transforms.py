@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import DESCRIPTION, write_nifti
-from monai.transforms import RandAffined
+from monai.transforms import Compose, RandAffined, RandCropByPosNegLabeld, RandShiftIntensityd
 
+from engine.augmentation import RandIsotropicAffineGrid
+from engine.crops import CountCandidatesd
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from load_datasets_transforms import (
@@ -135,6 +137,28 @@ def test_training_crops_have_their_shapes_and_types(boxes):
         assert (crop["image"].dtype, crop["label"].dtype) == (torch.float32, torch.uint8)
         assert set(crop["label"].unique().tolist()) <= {0, 1, 2}
     assert not torch.equal(crops[0]["image"], crops[1]["image"])
+
+
+@pytest.mark.parametrize("intensity", [{"zscore": True}, {"window": [60, 200]}], ids=["zscore", "window"])
+def test_crops_and_augmentation_are_monais(boxes, intensity):
+    size, keys = (16, 32, 48), ["image", "label"]
+    training, _ = data_transforms(arguments(describe(intensity=intensity), roi_size=size))
+    deterministic = next(n for n, step in enumerate(training.transforms) if isinstance(step, CountCandidatesd))
+    affine = RandAffined(keys, prob=1.0, spatial_size=size, mode=("bilinear", "nearest"))
+    affine.rand_affine.rand_affine_grid = RandIsotropicAffineGrid(
+        rotate_range=(0.0, 0.0, np.pi / 30), scale_range=(0.1, 0.1, 0.1)
+    )
+    image_key = "image" if "window" in intensity else None
+    crop = RandCropByPosNegLabeld(keys, "label", size, num_samples=2, image_key=image_key)
+    plain = Compose([*training.transforms[:deterministic], crop, RandShiftIntensityd("image", 0.1, prob=0.5), affine])
+    (case, *_), _ = data_loader(argparse.Namespace(root=boxes, dataset="amos", mode="train"))
+    for seed in range(4):
+        for pipeline in (training, plain):
+            pipeline.set_random_state(seed)
+        for ours, theirs in zip(training(dict(case)), plain(dict(case)), strict=True):
+            assert ours.keys() == theirs.keys() == {"id", "image", "label"}
+            assert torch.allclose(ours["image"], theirs["image"].as_tensor(), rtol=0, atol=1e-5)
+            assert (ours["label"] != theirs["label"].as_tensor()).float().mean() < 1e-4
 
 
 def test_small_volumes_are_padded_with_the_minimum_and_background(tmp_path):

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 
 import main_train
 import test_seg as predict_script
+from benchmarks import readme
 from engine.description import DatasetDescription
 from networks import NETWORKS
 from tools.summary import cells
@@ -33,6 +34,8 @@ def test_every_command_is_one_that_the_project_has():
     seen = set()
     for command in commands():
         words = shlex.split(command, comments=True)
+        if words[0].endswith("torchrun"):
+            words = words[words.index("main_train.py") - 1 :]
         if words[1] == "-m":
             importlib.import_module(words[2]).parse_args(words[3:])
             continue
@@ -94,6 +97,10 @@ def test_defaults_are_those_of_the_paper():
 @pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
 def test_linked_files_exist(path):
     assert (REPOSITORY / path).exists()
+
+
+def test_the_tables_of_speed_are_the_measured_ones():
+    assert readme.replace_section(README) == README
 
 
 def test_the_table_of_networks_is_the_measured_one():

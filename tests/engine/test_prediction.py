@@ -1,6 +1,9 @@
 """Sliding window, the way back to the native grid, and the file that is written."""
 
 import argparse
+import threading
+import time
+import weakref
 from functools import partial
 
 import nibabel as nib
@@ -11,10 +14,11 @@ from conftest import DESCRIPTION, write_nifti
 from torch import nn
 
 from engine.description import DatasetDescription
+from engine.errors import InputError
 from engine.metrics import dice_by_class
 from engine.nifti import read_labels, save_labels
 from engine.pictures import mask_slices, preview, save_png, three_planes
-from engine.prediction import Window, predict_probabilities
+from engine.prediction import Window, choose_accumulator, overlap_steps, predict_logits
 from load_datasets_transforms import data_transforms, infer_post_transforms
 
 NO_AUTOCAST = partial(torch.autocast, "cpu", enabled=False)
@@ -52,8 +56,9 @@ def test_labels_come_back_to_where_they_were(tmp_path, affine):
     case = transforms({"id": "case", "image": source, "source": source})
     assert case["image"].shape[1:] != labels.shape  # resampled or cropped
     distance = (case["image"] - torch.tensor([0, 0.5, 1])[:, None, None, None]).abs()
-    case["pred"] = (-10 * distance).softmax(0)
-    out = infer_post_transforms(args, transforms)(case)["pred"]
+    case["pred"] = -10 * distance
+    invert, save = infer_post_transforms(args, transforms)
+    out = save(invert(case))["pred"]
     assert out.shape == labels.shape
     assert dice_by_class(out, labels, 3).min() > 0.85  # any flip or shift by a voxel or two falls below
     written = nib.load(tmp_path / "case_seg.nii.gz")
@@ -64,6 +69,8 @@ def test_labels_come_back_to_where_they_were(tmp_path, affine):
 class BrightIsForeground(nn.Module):
     """Logits from the voxel alone, whatever the window."""
 
+    out_chans = 2
+
     def forward(self, x):
         return torch.cat([torch.zeros_like(x), x], dim=1)
 
@@ -71,9 +78,83 @@ class BrightIsForeground(nn.Module):
 @pytest.mark.parametrize("shape", [(20, 40, 33), (5, 6, 7), (16, 16, 16)])
 def test_sliding_window_covers_every_voxel_of_any_volume(shape):
     image = torch.randn(1, *shape)
-    probabilities = predict_probabilities(BrightIsForeground(), image, Window((16, 16, 16), 3, 0.5, NO_AUTOCAST))
-    assert probabilities.shape == (2, *shape)
-    assert torch.allclose(probabilities[1], image[0].sigmoid(), atol=1e-6)
+    logits = predict_logits(BrightIsForeground(), image, Window((16, 16, 16), 3, 0.5, NO_AUTOCAST))
+    assert logits.shape == (2, *shape)
+    assert torch.allclose(logits[1], image[0], atol=1e-6)
+    assert not logits[0].any()
+
+
+def test_logits_are_added_up_where_there_is_room():
+    gpu, needed = torch.device("cuda", 1), 4 * 17 * 300 * 200 * 100
+    assert choose_accumulator(16, (300, 200, 100), gpu, 2 * needed) == gpu
+    assert choose_accumulator(16, (300, 200, 100), gpu, 2 * needed - 1) == torch.device("cpu")
+    assert choose_accumulator(16, (300, 200, 100), torch.device("cpu"), float("inf")) == torch.device("cpu")
+
+
+def test_logits_that_are_not_finite_name_the_case(tmp_path):
+    write_nifti(tmp_path / "image.nii.gz", np.random.default_rng(0).random((9, 9, 9)))
+    args = argparse.Namespace(dataset=DatasetDescription.from_json(DESCRIPTION, "test"), mode="test", output=tmp_path)
+    (transforms,) = data_transforms(args)
+    case = transforms({"id": "liver_7", "image": str(tmp_path / "image.nii.gz")})
+    case["pred"] = torch.full((3, *case["image"].shape[1:]), torch.nan)
+    invert, _ = infer_post_transforms(args, transforms)
+    with pytest.raises(InputError, match="liver_7: found logits that are not finite"):
+        invert(case)
+
+
+def test_work_goes_on_while_the_item_before_is_finished():
+    started, order = threading.Event(), []
+
+    def work(item):
+        order.append(f"work {item}")
+        if item == 1:
+            started.set()
+        return item
+
+    def finish(item):
+        assert item or started.wait(10)  # the second item's work begins before the first one's finish is over
+        order.append(f"finish {item}")
+
+    overlap_steps(range(3), work, finish)
+    assert order.index("work 1") < order.index("finish 0")
+    assert [step for step in order if step.startswith("finish")] == ["finish 0", "finish 1", "finish 2"]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_items_live_no_longer_than_their_finish(slow):
+    """Of what was made, two at most are alive however slow the finish, and one once the one before is finished."""
+
+    class Volume:
+        pass
+
+    alive: list[weakref.ref] = []
+    counts = []
+
+    def work(_):
+        volume = Volume()
+        alive.append(weakref.ref(volume))
+        deadline = time.monotonic() + (0 if slow else 5)
+        while (count := sum(reference() is not None for reference in alive)) > 1 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        counts.append(count)
+        return volume
+
+    overlap_steps(range(5), work, lambda volume: time.sleep(0.05 if slow else 0))
+    assert max(counts) == (2 if slow else 1)
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_an_error_in_the_thread_surfaces(bad):
+    done = []
+
+    def finish(item):
+        if item == bad:
+            raise OSError(28, "No space left on device")
+        done.append(item)
+
+    with pytest.raises(OSError, match="No space left"):
+        overlap_steps(range(3), lambda item: item, finish)
+    assert done == list(range(bad))
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])

@@ -1,0 +1,358 @@
+"""Preprocessed cases on disk, so that deterministic transforms are paid for once and a crop reads nothing but itself.
+
+    <cache_dir>/<settings key>/settings.json                the transforms and library versions behind the key
+    <cache_dir>/<settings key>/<case id>-<content key>/     one array a file, and entry.json: what to expect of them
+
+A case with other settings or other file content has another folder. A folder is complete when it has its name.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset
+from monai.data.utils import compute_shape_offset, zoom_affine
+from monai.transforms import Compose, RandomizableTrait, Spacingd, Transform
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from engine.crops import PadToSized
+from engine.distributed import process_rank, wait_for_all
+from engine.errors import InputError
+from engine.fingerprint import fingerprint, library_versions
+from engine.nifti import load_nifti
+
+Case = dict[str, Any]
+KEY_BYTES = 8  # of a settings or content key; written in hexadecimal
+PARTIAL = ".part"
+ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)  # what damaged entries raise
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CachedCases(Dataset):
+    """Cases whose deterministic transforms were run before; the random ones run on memory-mapped arrays.
+
+    Args:
+        cases: with "id".
+        transform: all of it, as for MONAI's datasets.
+        entries: the folder of each case.
+    """
+
+    def __init__(self, cases: Sequence[Case], transform: Compose, entries: Sequence[Path]) -> None:
+        super().__init__(cases, transform)
+        self.entries = entries
+
+    def _transform(self, index: int) -> Any:
+        assert isinstance(self.transform, Compose)
+        try:
+            item = {**self.data[index], **read_entry(self.entries[index])}
+        except UNREADABLE as error:
+            found = f"{self.entries[index]} gone or damaged ({error})"
+            raise InputError(f"--cache_dir: found {found}, expected it to stay while it is used") from error
+        first = _first_random(self.transform)
+        return item if first is None else self.transform(item, start=first)
+
+
+def cached_dataset(
+    args: argparse.Namespace, cases: Sequence[Case], transform: Compose, share: tuple[int, int] = (0, 1)
+) -> Dataset:
+    """The cases as a dataset that keeps what deterministic transforms made: in ``cache_dir``, or in part in memory.
+
+    Args:
+        args: ``cache_dir``, ``cache_rate`` and ``num_workers`` of main_train.
+        cases: of the dataset.
+        transform: deterministic transforms, and random ones after them.
+        share: see ``open_cache``; the processes wait for each other here.
+    Raises:
+        InputError: see ``open_cache``.
+    """
+    if args.cache_dir:
+        dataset = open_cache(cases, transform, Path(args.cache_dir), args.num_workers, share)
+        wait_for_all()
+        return dataset
+    rate, workers, first = args.cache_rate, max(1, args.num_workers), process_rank() == 0
+    # Nothing changes a volume after it was cached, so that no draw needs a copy.
+    return CacheDataset(cases, transform, cache_rate=rate, num_workers=workers, copy_cache=False, progress=first)
+
+
+def open_cache(
+    cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int, share: tuple[int, int] = (0, 1)
+) -> CachedCases:
+    """The cases as a dataset, after making the entries that are missing.
+
+    Args:
+        cases: "id", "image" (a path, or a list of them) and, where there is one, "label".
+        transform: deterministic transforms, and random ones after them.
+        folder: the cache, of any number of datasets and settings; made if need be.
+        num_workers: processes that preprocess; with 0 this one does.
+        share: (number of this process, how many there are): each makes its part of the entries, and has to wait for
+            the others before it uses the dataset.
+    Raises:
+        InputError: ``folder`` cannot be written to, or has not enough space.
+    """
+    home = _make_home(folder, transform)
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        keys = list(tqdm(pool.map(_content_key, cases), "looking for cached cases", len(cases), leave=False))
+    entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
+    missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
+    if missing:
+        needed = sum(largest_bytes(cases[number], transform) for number in missing)
+        free = shutil.disk_usage(home).free
+        print(
+            f"--cache_dir: {len(missing)} of {len(cases)} cases to preprocess into {home}, "
+            f"at most {_gigabytes(needed)}, {_gigabytes(free)} are free"
+        )
+        try:  # before minutes of work
+            with tempfile.TemporaryFile(dir=home):
+                pass
+        except OSError as error:
+            raise _cannot_write(home, error) from error
+    for number in missing:
+        if entries[number].exists():
+            print(f"--cache_dir: found {entries[number]} damaged, making it again")
+    rank, processes = share
+    dataset = CachedCases(cases, transform, entries)
+    _fill(dataset, [number for number in missing if number % processes == rank], num_workers, show=rank == 0)
+    return dataset
+
+
+def _make_home(folder: Path, transform: Compose) -> Path:
+    """The folder of this pipeline's entries, rid of what killed processes left there long ago."""
+    steps = transform.transforms[: _first_random(transform)]
+    settings = json.dumps({"versions": library_versions(), "transforms": fingerprint(steps)}, indent=2) + "\n"
+    home = folder / hashlib.blake2b(settings.encode(), digest_size=KEY_BYTES).hexdigest()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "settings.json").exists():  # a complete cache need not be writable
+            aside = _aside(home / "settings.json")
+            aside.write_text(settings)
+            aside.replace(home / "settings.json")
+        partial = list(home.glob(f".*{PARTIAL}"))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    for path in partial:
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                shutil.rmtree(path, ignore_errors=True)
+    return home
+
+
+def _cannot_write(folder: Path, error: OSError) -> InputError:
+    return InputError(f"--cache_dir: {folder} cannot be written to ({error.strerror}), expected a folder that can")
+
+
+def _first_random(transform: Compose) -> int | None:
+    """Where the random transforms begin, by MONAI's own rule for its cached datasets; None where there are none."""
+    return transform.get_index_of_first(
+        lambda step: isinstance(step, RandomizableTrait) or not isinstance(step, Transform)
+    )
+
+
+def _images(case: Case) -> list[str]:
+    return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
+
+
+def _files(case: Case) -> list[str]:
+    """The files that a case is made from."""
+    return [*_images(case), case["label"]] if "label" in case else _images(case)
+
+
+def _content_key(case: Case) -> str:
+    """A hash of what the case's files hold."""
+    whole = hashlib.blake2b(digest_size=KEY_BYTES)
+    for path in _files(case):
+        with open(path, "rb") as file:
+            whole.update(hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
+
+
+def largest_bytes(case: Case, transform: Compose) -> int:
+    """What an entry takes on disk if no voxel is cropped away: float32 images, a uint8 label, int64 counts a row.
+
+    Args:
+        case: its files' headers are read.
+        transform: resamples with ``Spacingd``, if at all, and pads with ``PadToSized``, if at all.
+    """
+    headers = [load_nifti(path) for path in _images(case)]
+    shape, affine = headers[0].shape[:3], headers[0].affine
+    for step in transform.transforms:
+        if isinstance(step, Spacingd):
+            turn = io_orientation(affine)
+            shape = tuple(shape[axis] for axis in turn[:, 0].argsort())
+            affine = affine @ inv_ornt_aff(turn, headers[0].shape[:3])
+            spaced = zoom_affine(affine, step.spacing_transform.pixdim, diagonal=False)
+            shape = tuple(map(int, compute_shape_offset(shape, affine, spaced)[0]))
+        elif isinstance(step, PadToSized):
+            shape = tuple(map(max, shape, step.size))
+    depth, height, width = shape
+    channels = sum(math.prod(header.shape[3:]) for header in headers)
+    return depth * height * (width * (4 * channels + 1) + 2 * 8)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+class _Maker(TorchDataset[OSError | None]):
+    """Makes an entry where an item is asked for, so that a DataLoader's processes do the work."""
+
+    def __init__(self, dataset: CachedCases) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> OSError | None:
+        """The error that writing met, if any: raised in a worker it would come back as text."""
+        case, transform = self.dataset.data[index], self.dataset.transform
+        assert isinstance(transform, Compose)
+        item = transform(dict(case), end=_first_random(transform), threading=True)
+        tensors = {name: value for name, value in item.items() if isinstance(value, Tensor)}
+        assert item.keys() - tensors.keys() <= case.keys()  # nothing that an entry would lose
+        arrays = {name: value.as_subclass(Tensor).contiguous().numpy() for name, value in tensors.items()}
+        try:
+            write_entry(self.dataset.entries[index], arrays, [os.path.abspath(path) for path in _files(case)])
+        except OSError as error:
+            return error
+        return None
+
+
+def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int, show: bool) -> None:
+    """Make entries; after the first that cannot be written no other is begun."""
+    errors: list[OSError] = []
+    loader = DataLoader(
+        _Maker(dataset),
+        batch_size=None,
+        sampler=(number for number in missing if not errors),
+        num_workers=num_workers,
+        prefetch_factor=1 if num_workers else None,
+        generator=torch.Generator(),  # whether there was anything to do shows in no later random number
+    )
+    for error in tqdm(loader, "preprocessing", len(missing), disable=not show):
+        if error is not None:
+            errors.append(error)
+    if not errors:
+        return
+    home = dataset.entries[0].parent
+    if errors[0].errno not in FULL:
+        raise _cannot_write(home, errors[0])
+    left = [number for number, entry in enumerate(dataset.entries) if not _is_whole(entry)]
+    assert isinstance(dataset.transform, Compose)
+    needed = sum(largest_bytes(dataset.data[number], dataset.transform) for number in left)
+    raise InputError(
+        f"--cache_dir: found {home} on a full disk ({errors[0].strerror}) with {len(dataset) - len(left)} of "
+        f"{len(dataset)} cases made, which are kept; expected room for the others, at most {_gigabytes(needed)}"
+    )
+
+
+def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[str]) -> None:
+    """Write an entry, whole or not at all, and remove the older ones of the same case and files.
+
+    Args:
+        path: the entry's folder; where a whole one is there already, made by another process, that one stays.
+        arrays: by name.
+        sources: absolute paths of the case's files.
+    Raises:
+        OSError: it cannot be written.
+    """
+    expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+    aside = _aside(path)
+    try:
+        aside.mkdir()
+        for name, array in arrays.items():
+            _write(aside / f"{name}.npy", array)
+        with open(aside / "entry.json", "w") as file:
+            json.dump({"sources": list(sources), "arrays": expected}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        while not _rename(aside, path) and not _is_whole(path):
+            _discard(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    versions = re.compile(re.escape(path.name[: -2 * KEY_BYTES]) + f"[0-9a-f]{{{2 * KEY_BYTES}}}")
+    for other in path.parent.iterdir():
+        # By the name alone it may be another dataset's case, and in use.
+        if other != path and versions.fullmatch(other.name) and _read_sources(other) == list(sources):
+            with suppress(OSError):
+                _discard(other)
+
+
+def read_entry(path: Path) -> dict[str, Tensor]:
+    """The arrays of an entry, mapped into memory: a page is read when it is touched, and what is written stays private.
+
+    Raises:
+        OSError, ValueError, ...: see ``UNREADABLE``; the entry is missing, cut off, or not what was written.
+    """
+    tensors = {}
+    for name, expected in json.loads((path / "entry.json").read_text())["arrays"].items():
+        array = np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+        if [str(array.dtype), list(array.shape)] != expected:
+            raise ValueError(f"{name}.npy: found {array.dtype} of shape {array.shape}, expected {expected}")
+        tensors[name] = torch.from_numpy(array)
+    return tensors
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an entry is there and can be used."""
+    try:
+        read_entry(path)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _read_sources(path: Path) -> Any:
+    try:
+        return json.loads((path / "entry.json").read_text())["sources"]
+    except UNREADABLE:
+        return None
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    """An .npy file, flushed to the disk. numpy's own writer tells a full disk without an error number."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _aside(path: Path) -> Path:
+    """A name beside ``path`` that nobody else has, and that nobody reads."""
+    return path.with_name(f".{uuid4().hex}{PARTIAL}")
+
+
+def _rename(folder: Path, path: Path) -> bool:
+    """Whether the folder could get its name; not where another has it."""
+    try:
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _discard(path: Path) -> None:
+    """Remove an entry, at once for those who look for it; who has mapped its files keeps them."""
+    aside = _aside(path)
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)

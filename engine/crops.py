@@ -1,0 +1,112 @@
+"""Crops around labelled and background voxels, drawn without going through the volume."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform, RandCropByPosNegLabeld, SpatialPad, Transform
+from torch import Tensor
+
+FOREGROUND, BACKGROUND = "foreground_counts", "background_counts"
+
+
+class PadToSized(MapTransform):
+    """Pad volumes smaller than the crop on both sides: image channels with their minimum, labels with background.
+
+    Args:
+        keys: entries (channels, D, H, W) to pad.
+        size: smallest (D, H, W) afterwards, voxels.
+    """
+
+    def __init__(self, keys: Sequence[str], size: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.size = size
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, **{str(key): self._pad(str(key), data[str(key)]) for key in self.keys}}
+
+    def _pad(self, key: str, volume: Tensor) -> Tensor:
+        if all(side >= least for side, least in zip(volume.shape[1:], self.size, strict=True)):
+            return volume
+        if key != "image":
+            return SpatialPad(self.size, value=0)(volume)
+        return torch.cat([SpatialPad(self.size, value=float(channel.min()))(channel[None]) for channel in volume])
+
+
+class CountCandidatesd(Transform):
+    """Count the voxels that a crop may be centred on: enough to find any of them later by reading one row.
+
+    A row is a line of voxels along the last axis. Adds "foreground_counts" and "background_counts": the number of
+    candidates up to and including each row, rows in C order.
+
+    Args:
+        image_key: background are the unlabelled voxels above 0 in a channel of this entry; with None it is every voxel,
+            labelled or not, which is what MONAI makes of a uint8 label.
+    Shape: label (1, D, H, W), image (channels, D, H, W) -> counts (D * H,), int64.
+    """
+
+    def __init__(self, image_key: str | None) -> None:
+        self.image_key = image_key
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        masks = self.masks(data["label"], None if self.image_key is None else data[self.image_key])
+        foreground, background = (mask.sum(dim=-1).flatten().cumsum(dim=0) for mask in masks)
+        return {**data, FOREGROUND: foreground, BACKGROUND: background}
+
+    @staticmethod
+    def masks(label: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Foreground and background of a label (1, ...) and an image (channels, ...), each of shape (...)."""
+        foreground = label.as_subclass(Tensor)[0] != 0
+        if image is None:
+            return foreground, torch.ones_like(foreground)
+        return foreground, (image.as_subclass(Tensor) > 0).any(dim=0) & ~foreground
+
+
+class Candidates:
+    """Flat indices of the voxels of a mask in C order, as ``nonzero`` lists them, each found when it is asked for.
+
+    Args:
+        counts: voxels of the mask up to and including each row, (rows,).
+        width: voxels a row.
+        read_row: the mask of one row, (width,).
+    """
+
+    def __init__(self, counts: Tensor, width: int, read_row: Callable[[int], Tensor]) -> None:
+        self.counts, self.width, self.read_row = counts, width, read_row
+
+    def __len__(self) -> int:
+        return int(self.counts[-1])
+
+    def __getitem__(self, number: int) -> int:
+        row = int(torch.searchsorted(self.counts, int(number), right=True))
+        before = int(self.counts[row - 1]) if row else 0
+        return row * self.width + int(self.read_row(row).nonzero()[number - before])
+
+
+class RandCropByCountsd(RandCropByPosNegLabeld):
+    """MONAI's random crops, the same for the same seed, with the centres found through ``CountCandidatesd``.
+
+    Args:
+        keys: entries (channels, D, H, W) to crop.
+        size: (D, H, W) of a crop, voxels.
+        samples: crops a case; each is around foreground or background with equal probability.
+        image_key: that of ``CountCandidatesd``.
+    """
+
+    def __init__(self, keys: Sequence[str], size: Sequence[int], samples: int, image_key: str | None) -> None:
+        super().__init__(keys, "label", size, num_samples=samples, image_key=image_key)
+        self.fg_indices_key, self.bg_indices_key = FOREGROUND, BACKGROUND
+
+    def randomize(
+        self, label: Any = None, fg_indices: Any = None, bg_indices: Any = None, image: Tensor | None = None
+    ) -> None:
+        height, width = label.shape[2:]
+
+        def read_row(row: int) -> tuple[Tensor, Tensor]:
+            plane, line = divmod(row, height)
+            return CountCandidatesd.masks(label[:, plane, line], None if image is None else image[:, plane, line])
+
+        # MONAI wants no more of its lists of indices than their length and one item.
+        foreground: Any = Candidates(fg_indices, width, lambda row: read_row(row)[0])
+        background: Any = Candidates(bg_indices, width, lambda row: read_row(row)[1])
+        super().randomize(label, foreground, background, image)

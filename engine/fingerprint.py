@@ -1,0 +1,83 @@
+"""What a pipeline would do, as plain JSON values: equal in two processes, different when a setting or a source changes.
+
+Not followed: functions that a function calls. Those of the libraries are covered by their versions.
+"""
+
+import hashlib
+import inspect
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from importlib.metadata import version
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+
+LIBRARIES = ("monai", "torch", "numpy", "nibabel")
+# What use leaves behind in MONAI's objects: what readers read last, random generators, switches of a thread.
+STATE = ("filenames",)
+STATE_TYPES = (np.random.RandomState, threading.local)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that preprocess."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def fingerprint(value: Any) -> Any:
+    """Plain values that stand for ``value``.
+
+    Objects are their class and attributes, functions their name, source and what is bound to them; classes of this
+    project have their source in it. ``STATE`` is left out: used objects equal new ones.
+
+    Raises:
+        TypeError: something that has no lasting form, or keeps its state out of sight.
+    """
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
+        return value
+    if isinstance(value, Enum | torch.dtype | np.dtype):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return {"values": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, Mapping):
+        return {str(key): fingerprint(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [fingerprint(item) for item in value]
+    if isinstance(value, type):
+        return _class(value)
+    if isinstance(value, FunctionType):
+        return _function(value)
+    if _root(type(value)) in sys.stdlib_module_names or not hasattr(value, "__dict__"):
+        raise TypeError(f"found a {type(value).__qualname__}, expected parameters that can be written as JSON")
+    attributes = {
+        name: item for name, item in vars(value).items() if name not in STATE and not isinstance(item, STATE_TYPES)
+    }
+    return _class(type(value)) | fingerprint(attributes)
+
+
+def _class(kind: type) -> dict[str, str]:
+    """Its name, and where it is not a library's a hash of the source of it and of its bases."""
+    own = [base for base in kind.__mro__ if _root(base) not in {*LIBRARIES, *sys.stdlib_module_names}]
+    # A space keeps the keys apart from names of attributes.
+    source = {"class source": _hash("".join(map(inspect.getsource, own)))} if own else {}
+    return {"class name": f"{kind.__module__}.{kind.__qualname__}"} | source
+
+
+def _function(function: FunctionType) -> dict[str, Any]:
+    closure = [cell.cell_contents for cell in function.__closure__ or ()]
+    return {
+        "function": f"{function.__module__}.{function.__qualname__}",
+        "function source": _hash(inspect.getsource(function)),
+        "bound": fingerprint([function.__defaults__, function.__kwdefaults__, closure]),
+    }
+
+
+def _root(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

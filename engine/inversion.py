@@ -1,0 +1,184 @@
+"""From logits on the network's grid to a label map on the image's own, in little memory.
+
+The label of a native voxel is the class whose probability, interpolated trilinearly, is the largest: what MONAI's
+inverse of the pipeline followed by an argmax gives. Where the two grids have the same axes (as they have unless the
+image's affine is sheared) an interpolation is a product with a matrix for each axis, done here in small blocks.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from numpy.typing import NDArray
+from torch import Tensor
+
+PIPELINE = ["Orientation", "SpatialResample", "CropForeground"]  # what the blocks' geometry is made for
+BLOCK = 48  # voxels along each side: one class fits a core's cache, and the matrices stay small
+MAX_SKEW = 0.01  # voxels of the network's grid, over the volume's extent; rounded affines stay below it
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of the network's grid, and the native voxels along it that lie in the foreground crop.
+
+    Args:
+        native: number of the native axis that runs along it, either way.
+        voxels: indices of these voxels, one after the other.
+        places: where they lie, in voxels of the cropped grid.
+    """
+
+    native: int
+    voxels: NDArray[np.integer]
+    places: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Native voxels next to each other along an axis, and the grid's voxels that they are interpolated from.
+
+    Args:
+        native: slice of the native axis.
+        grid: slice of the grid's axis.
+        weights: (native voxels, grid voxels).
+    """
+
+    native: slice
+    grid: slice
+    weights: Tensor
+
+
+def to_native_labels(logits: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
+    """The label map of an image on its own grid; voxels outside the foreground crop are background.
+
+    Args:
+        logits: on the grid of ``image``.
+        image: that the network has seen, which remembers how it was made.
+        transforms: the pipeline that made it.
+    Shape: (classes, D, H, W) -> (X, Y, Z), uint8, on the CPU.
+    Raises:
+        FloatingPointError: logits that are not finite.
+    """
+    axes = shared_axes(image)
+    if axes is None:
+        return compare_classes(logits, image, transforms)
+    return interpolate_blocks(logits, axes, image.applied_operations[0]["orig_size"]).cpu()
+
+
+def shared_axes(image: MetaTensor) -> list[Axis] | None:
+    """The axes of the image's grid as the native grid knows them; None where it does not share them.
+
+    It does not where the native affine is sheared: stepping along a native axis then moves across another axis of the
+    grid, by more than ``MAX_SKEW`` voxels from one end of the volume to the other. Nor is anything known of pipelines
+    that do other things than orienting, resampling linearly and cropping.
+    """
+    operations = image.applied_operations
+    if [operation["class"] for operation in operations] != PIPELINE:
+        return None
+    orientation, resampling, _ = operations
+    if (resampling["extra_info"]["mode"], resampling["extra_info"]["padding_mode"]) != ("bilinear", "border"):
+        return None
+    shape = np.array(orientation["orig_size"])
+    to_grid = np.linalg.solve(image.affine.numpy(), orientation["extra_info"]["original_affine"])
+    steps = to_grid[:3, :3]
+    natives = np.abs(steps).argmax(axis=1)
+    skew = np.abs(steps) * (shape - 1)
+    skew[range(3), natives] = 0
+    if sorted(natives) != [0, 1, 2] or skew.max() > MAX_SKEW:
+        return None
+
+    axes = []
+    for axis, native in enumerate(natives):
+        size = image.shape[axis + 1]
+        places = steps[axis, native] * np.arange(shape[native]) + to_grid[axis, 3]
+        places = places.round(6)  # float64's last digits must not tell whether a voxel lies on the edge of the crop
+        (voxels,) = np.nonzero((places > -1) & (places < size))
+        # Between the crop and the zeros around it all the classes fade alike, and where the crop ends with the grid
+        # that it was cut from, the last half voxel takes the border's value: the border decides.
+        axes.append(Axis(int(native), voxels, places[voxels].clip(0, size - 1)))
+    return axes
+
+
+def split_axis(axis: Axis, device: torch.device) -> list[Part]:
+    """The parts of an axis, of ``BLOCK`` voxels at most of the grid that is finer along it."""
+    span = np.ptp(axis.places) if len(axis.places) > 1 else 0
+    length = max(1, int(BLOCK * min(1, len(axis.places) / (span + 1))))
+    parts = []
+    for start in range(0, len(axis.places), length):
+        voxels, places = axis.voxels[start : start + length], axis.places[start : start + length]
+        grid = np.arange(np.floor(places.min()), np.ceil(places.max()) + 1)
+        weights = (1 - np.abs(places[:, None] - grid)).clip(min=0)
+        parts.append(
+            Part(
+                slice(int(voxels[0]), int(voxels[-1]) + 1),
+                slice(int(grid[0]), int(grid[-1]) + 1),
+                torch.from_numpy(weights).to(device, torch.float32),
+            )
+        )
+    return parts
+
+
+def interpolate_blocks(logits: Tensor, axes: Sequence[Axis], shape: Sequence[int]) -> Tensor:
+    """Labels on the native grid, block by block.
+
+    Only classes that can win in a block are interpolated there: the probabilities of a voxel add up to one, and so do
+    interpolated ones, so that the winner has its share of at least one over the number of classes somewhere around.
+
+    Args:
+        logits: on the cropped grid.
+        axes: of the grid.
+        shape: of the native grid.
+    Shape: (classes, D, H, W) -> (X, Y, Z), uint8, on the logits' device.
+    """
+    labels = torch.zeros(tuple(shape), dtype=torch.uint8, device=logits.device)
+    turned = labels.permute([axis.native for axis in axes])
+    least = 0.999 / len(logits)  # a sum of rounded numbers need not be one
+    for x, y, z in product(*(split_axis(axis, logits.device) for axis in axes)):
+        probabilities = logits[:, x.grid, y.grid, z.grid].softmax(dim=0)
+        (classes,) = (probabilities.amax(dim=(1, 2, 3)) >= least).nonzero(as_tuple=True)
+        check_finite(len(classes) > 0)
+        block = turned[x.native, y.native, z.native]
+        if len(classes) == 1:
+            block[:] = classes
+            continue
+        # (classes, d, h, w) -> (classes, d, h, Z) -> (classes, d, Y, Z) -> (classes, X, Y, Z)
+        interpolated = y.weights @ (probabilities[classes] @ z.weights.T)
+        interpolated = (x.weights @ interpolated.flatten(2)).unflatten(2, interpolated.shape[2:])
+        block[:] = classes[interpolated.max(dim=0).indices]  # of equal ones the first
+    return labels
+
+
+def compare_classes(logits: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
+    """Labels by MONAI's inverse of the pipeline, for any geometry: one class at a time is taken back and compared.
+
+    Args, Shape, Raises: as ``to_native_labels``.
+    """
+    normaliser = torch.cat([slab.logsumexp(dim=0) for slab in logits.split(BLOCK, dim=1)])
+    check_finite(bool(normaliser.isfinite().all()))
+    best = torch.empty(0)
+    labels = torch.empty(0, dtype=torch.uint8)
+    for value, logit in enumerate(logits):
+        probability = to_native((logit - normaliser).exp(), image, transforms)
+        if value == 0:
+            best, labels = probability, torch.zeros_like(probability, dtype=torch.uint8)
+        else:
+            labels[probability > best] = value
+            best = torch.maximum(best, probability)
+    return labels
+
+
+def to_native(volume: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
+    """A volume on the image's grid (D, H, W), taken back through its pipeline to the native grid (X, Y, Z)."""
+    operations = deepcopy(image.applied_operations)  # going back uses them up
+    placed = MetaTensor(volume[None].cpu(), meta=image.meta, applied_operations=operations)
+    return transforms.inverse({"image": placed})["image"][0].as_subclass(Tensor)
+
+
+def check_finite(finite: bool) -> None:
+    """Raise FloatingPointError unless the network's output was finite."""
+    if not finite:
+        raise FloatingPointError("found logits that are not finite, expected numbers")

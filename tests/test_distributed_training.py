@@ -1,0 +1,229 @@
+"""Two processes of torchrun on the CPU train and predict like one with twice the batch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, make_box_case, train_arguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main_train
+import test_seg as predict_script
+from engine.errors import run
+from engine.sampling import EndlessBatches, derive_seed, seed_iteration
+
+# Plain SGD: AdamW's steps do not tell a sum of gradients from a mean, and make much of rounding where they are zero.
+RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3")
+TOLERANCE = 1e-4  # relative, of losses; a hundred-thousandth was found
+BEST, LAST = "best_metric_model.pth", "last_checkpoint.pth"
+
+# What torchrun starts here: the scripts one after the other, since each start of PyTorch takes seconds.
+SEVERAL = """
+import json, sys
+from functools import partial
+import torch.distributed as dist
+import main_train, test_seg
+from engine import training_loop
+from engine.errors import run
+
+whole_step = training_loop.train_step
+
+def train_until_interrupted(args):
+    def step(state, *rest):
+        if state.iteration == 4:
+            raise KeyboardInterrupt
+        return whole_step(state, *rest)
+    training_loop.train_step = step
+    try:
+        main_train.main(args)
+    except KeyboardInterrupt:
+        dist.destroy_process_group()
+    training_loop.train_step = whole_step
+
+MAINS = {"interrupt": train_until_interrupted, "train": main_train.main, "predict": test_seg.main}
+store, rank, size = next(dist.rendezvous("env://"))
+init = dist.init_process_group
+for number, (what, *words) in enumerate(json.loads(sys.argv[1])):
+    # Each group's addresses under names of its own.
+    dist.init_process_group = partial(init, store=dist.PrefixStore(str(number), store), rank=rank, world_size=size)
+    parse_args = (test_seg if what == "predict" else main_train).parse_args
+    if status := run(MAINS[what], parse_args(words)):
+        sys.exit(status)
+"""
+
+
+def plain(*words):
+    return [str(word) for word in words]
+
+
+def prediction_arguments(runs, output, *images):
+    weights = ("--trained_weights", runs / "two" / BEST, "--output", output)
+    return plain(*images, *weights, "--gpu", "cpu", "--num_workers", "0")
+
+
+@pytest.fixture(scope="module")
+def data(box_template, tmp_path_factory):
+    """Three training and three validation cases: shares of two processes are uneven."""
+    root = Path(shutil.copytree(box_template, tmp_path_factory.mktemp("data") / "boxes"))
+    make_box_case(root, "Val", "box_7", 7)
+    return root
+
+
+@pytest.fixture(scope="module")
+def damaged(data):
+    """The same data with a case that cannot be read, which falls to the second process."""
+    root = Path(shutil.copytree(data, data.parent / "damaged"))
+    (root / "imagesTr" / "box_1.nii.gz").write_bytes(b"no gzip")
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(data, damaged, tmp_path_factory):
+    """A folder with what two processes and what one made of the same data."""
+    folder = tmp_path_factory.mktemp("runs")
+    half = train_arguments(data, folder / "two", *RECIPE, "--batch_size", "1")
+    one_file = ("--images", data / "imagesVal" / "box_8.nii.gz")
+    steps = [
+        ["interrupt", *plain(*half)],
+        ["train", *plain(*half), "--resume"],
+        ["predict", *prediction_arguments(folder, folder / "predictions of two", "--root", data)],
+        ["predict", *prediction_arguments(folder, folder / "prediction of a file", *one_file)],
+        ["train", *plain(*train_arguments(damaged, folder / "none"))],
+    ]
+    script = folder / "several.py"
+    script.write_text(SEVERAL)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*torchrun, script, json.dumps(steps)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    (folder / "status").write_text(str(result.returncode))
+    (folder / "out").write_text(result.stdout)
+    (folder / "err").write_text(result.stderr)
+    assert (folder / "prediction of a file" / "dice.json").exists(), result.stderr
+    whole = train_arguments(data, folder / "one", *RECIPE, "--batch_size", "2")
+    assert run(main_train.main, main_train.parse_args(plain(*whole))) == 0
+    words = prediction_arguments(folder, folder / "predictions of one", "--root", data)
+    assert run(predict_script.main, predict_script.parse_args(words)) == 0
+    return folder
+
+
+def scalars(folder):
+    """Name -> (iteration, value) pairs of what TensorBoard shows."""
+    log = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {name: [(event.step, event.value) for event in log.Scalars(name)] for name in log.Tags()["scalars"]}
+
+
+def test_interrupted_and_resumed_pair_has_the_loss_curve_of_one_with_twice_the_batch(runs):
+    two, one = (scalars(runs / name)["train/loss"] for name in ("two", "one"))
+    assert [step for step, _ in two] == [step for step, _ in one] == list(range(1, 7))
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=TOLERANCE)
+    assert one[-1][1] < 0.5 * one[0][1]
+
+
+def test_pair_validates_like_one(runs):
+    two, one = (scalars(runs / name) for name in ("two", "one"))
+    for name in ("dice/mean", "dice/left", "dice/right"):
+        assert dict(two[name]) == pytest.approx(dict(one[name]), abs=1e-3)
+    assert max(dict(one["dice/mean"]).values()) > 0.5
+
+
+def test_pair_ends_with_the_weights_of_one(runs):
+    two, one = (torch.load(runs / name / LAST, weights_only=True)["model"] for name in ("two", "one"))
+    assert list(two) == list(one)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-2, atol=1e-3, msg=lambda text, name=name: name + text)
+
+
+def test_one_process_writes_and_prints(runs):
+    assert {path.name for path in (runs / "two").iterdir()} == {path.name for path in (runs / "one").iterdir()}
+    assert not list((runs / "two").rglob("*.part"))
+    assert len(list((runs / "two" / "tensorboard").iterdir())) == 2  # one until the interruption, one after it
+    lines = (runs / "out").read_text().splitlines()
+    assert sum(line.startswith("boxes: 3 training") for line in lines) == 2
+    assert sum(line.startswith("3 predictions in") for line in lines) == 1
+
+
+def test_pair_predicts_like_one(runs):
+    two, one = runs / "predictions of two", runs / "predictions of one"
+    names = {path.name for path in one.iterdir()}
+    assert names == {f"box_{number}_seg.nii.gz" for number in (7, 8, 9)} | {"dice.csv", "dice.json"}
+    assert {path.name for path in two.iterdir()} == names
+    for name in names:
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_process_without_a_case_waits_for_the_other(runs):
+    whole, alone = (
+        json.loads((runs / name / "dice.json").read_text())["cases"]
+        for name in ("predictions of one", "prediction of a file")
+    )
+    assert alone == {"box_8": whole["box_8"]}
+
+
+def test_mistake_found_by_the_second_process_is_one_line(runs):
+    assert (runs / "status").read_text() == "1"  # torchrun's own
+    lines = [line for line in (runs / "err").read_text().replace("\r", "\n").splitlines() if "error: /" in line]
+    assert len(lines) == 1, lines
+    assert "damaged/imagesTr/box_1.nii.gz: cannot be read" in lines[0]
+    assert not (runs / "none" / LAST).exists()
+
+
+def test_run_goes_on_with_as_many_cases_an_iteration_in_any_number_of_processes(runs, data, tmp_path, train):
+    shutil.copytree(runs / "two", tmp_path / "two")
+    arguments = train_arguments(data, tmp_path / "two", *RECIPE, "--resume")
+    assert train(*arguments, "--batch_size", "2")[0] == 0
+    status, _, err = train(*arguments, "--batch_size", "1")
+    assert status == 2
+    assert "--batch_size: found 1" in err
+    assert "expected 2" in err
+
+
+@pytest.mark.parametrize(("cases", "batch_size", "processes"), [(5, 1, 2), (7, 2, 3), (2, 3, 2)])
+def test_processes_deal_out_the_batches_of_one(cases, batch_size, processes):
+    whole = list(EndlessBatches(cases, processes * batch_size, seed=1, start=3, stop=15))
+    shares = [list(EndlessBatches(cases, batch_size, 1, 3, 15, rank, processes)) for rank in range(processes)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    assert {len(batch) for share in shares for batch in share} == {batch_size}
+
+
+def test_processes_draw_differently_and_the_first_as_one_alone():
+    def draw(*numbers):
+        seed_iteration(*numbers)
+        return torch.rand(3)
+
+    assert torch.equal(draw(7, 4, 0), draw(7, 4))
+    assert not torch.equal(draw(7, 4, 1), draw(7, 4))
+    torch.manual_seed(derive_seed(7, 4, 0x5EED))
+    assert torch.equal(torch.rand(3), draw(7, 4))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_slurm_script_starts_or_resumes_training(tmp_path, begun):
+    for name, text in {"scontrol": "echo node1; echo node2", "srun": 'printf "%s\\n" "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    if begun:
+        (tmp_path / LAST).touch()
+    slurm = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    result = subprocess.run(
+        ["bash", REPOSITORY / "docs" / "slurm_train.sh"],
+        env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUTPUT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.splitlines()
+    split = words.index("main_train.py")
+    assert words[words.index("--rdzv_endpoint") + 1] == "node1:23456"
+    assert main_train.parse_args(words[split + 1 :]).resume == begun
