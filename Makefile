@@ -2,7 +2,7 @@
 #   make demo    a dataset, a trained network, predictions and pictures, in minutes on a CPU
 #   make test    the whole test suite
 #   make lint    ruff and mypy
-#   make bench   the benchmark of the convolution (native passes take minutes)
+#   make bench   the benchmarks, a quarter of an hour on two CPU cores, and README's tables from their results
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,7 +32,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.large_kernel_conv
+	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.data_loading
+	$(BIN)/python -m benchmarks.prediction
+	$(BIN)/python -m benchmarks.readme
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

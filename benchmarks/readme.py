@@ -1,0 +1,132 @@
+"""Write what the benchmarks found into README.md, between its two marks.
+
+    python -m benchmarks.readme
+
+Reads benchmarks/results/<benchmark>_cpu.json and, where a GPU was at hand, <benchmark>_cuda.json. A row that nobody
+measured says so.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InputError, OneLineParser, run
+from engine.files import write_text
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
+NOT_MEASURED = "not measured"
+Results = dict[str, Any]
+
+# What was promised, by which benchmark, with what target, and how its results tell.
+CLAIMS: tuple[tuple[str, str, str, Callable[[Results], str]], ...] = (
+    (
+        "training step, kernel 21³ over kernel 3³",
+        "training_step",
+        "at most 1.10",
+        lambda found: f"{found['large_over_small']:.2f}",
+    ),
+    (
+        "training step, published recipe over ours",
+        "training_step",
+        "at least 15 (CPU)",
+        lambda found: f"{found['published_over_large']:.1f}",
+    ),
+    (
+        "crops a second from CTs, `--cache_dir` over the published pipeline",
+        "data_loading",
+        "at least 20",
+        lambda found: f"{found['cache_dir_over_published']:.1f}",
+    ),
+    (
+        "prediction without the network, published way over ours",
+        "prediction",
+        "at least 3",
+        lambda found: f"{found['ratio']:.1f}",
+    ),
+    (
+        "peak memory of a prediction, all processes, GB",
+        "prediction",
+        "below 6",
+        lambda found: f"{found['rows'][-1]['peak_bytes'] / 1e9:.1f}",
+    ),
+    (
+        "share of voxels with another label than the published way",
+        "prediction",
+        "0",
+        lambda found: f"{found['differing']:.0e}",
+    ),
+)
+
+
+def read_results(benchmark: str, device: str) -> Results | None:
+    """What a benchmark wrote on a kind of device; None where it never ran."""
+    path = ROOT / "benchmarks" / "results" / f"{benchmark}_{device}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def claims_table() -> list[str]:
+    """A row a claim, with its target and what was found on each kind of device."""
+    lines = ["| ratio | target | CPU | GPU |", "|---|---|---|---|"]
+    for claim, benchmark, target, tell in CLAIMS:
+        found = (read_results(benchmark, device) for device in ("cpu", "cuda"))
+        cells = (NOT_MEASURED if results is None else tell(results) for results in found)
+        lines.append(f"| {claim} | {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def convolution_table() -> list[str]:
+    """Seconds of the convolution alone at the four stages of a 96^3 crop, on a CPU."""
+    found = read_results("large_kernel_conv", "cpu")
+    if found is None or "native" not in found["totals"]:
+        raise InputError("benchmarks/results: found no native timing, expected one of benchmarks.large_kernel_conv")
+    header = "| channels, grid | native forward, s | native backward, s | here forward, s | here backward, s | ratio |"
+    rows = [(f"{row['channels']}, {row['side']}³", row) for row in found["rows"]] + [("the four", found["totals"])]
+    lines = [header, "|---|---|---|---|---|---|"]
+    for name, row in rows:
+        seconds = (row[method][key] for method in ("native", "auto") for key in ("forward_s", "backward_s"))
+        lines.append(f"| {name} | {' | '.join(f'{s:.3f}' for s in seconds)} | {row['native_over_auto']:.0f} |")
+    return lines
+
+
+def machines() -> list[str]:
+    """What each benchmark ran on."""
+    lines = []
+    for benchmark in dict.fromkeys(["large_kernel_conv", *(claim[1] for claim in CLAIMS)]):
+        for device in ("cpu", "cuda"):
+            if (found := read_results(benchmark, device)) is not None:
+                machine = f"{found['device']}, {found['threads']} CPU threads, torch {found['torch']}, {found['date']}"
+                lines.append(f"- `python -m benchmarks.{benchmark}`: {machine}")
+    return lines
+
+
+def section() -> str:
+    """The Markdown between the marks."""
+    return "\n".join([*claims_table(), "", *convolution_table(), "", "Measured by", "", *machines(), ""])
+
+
+def replace_section(readme: str) -> str:
+    """README's text with the section made anew; InputError where its marks are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"README.md: found no {BEGIN.strip()} or {END.strip()}, expected both on lines of their own")
+    return f"{before}{BEGIN}{section()}{END}{after}"
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """The command line: no flags."""
+    return OneLineParser("benchmarks.readme", description=__doc__.splitlines()[0]).parse_args(argv)
+
+
+def main(args: Namespace) -> None:
+    """Rewrite the section."""
+    path = ROOT / "README.md"
+    write_text(path, replace_section(path.read_text()))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
