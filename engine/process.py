@@ -29,7 +29,7 @@ def _keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the kernel what ``tune_process`` made this process keep: between large cases, of which none is like another."""
+    """Give the kernel what ``tune_process`` made this process keep; between cases, of which none is like another."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
