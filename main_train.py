@@ -20,6 +20,9 @@ from networks import NETWORKS
 if TYPE_CHECKING:
     import torch
 
+# What to lower where memory is too small.
+MEMORY = "--crop_sample, --batch_size, --roi_size, --num_workers or, validating, --sw_batch_size (or --checkpointing)"
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; defaults are the paper's."""
@@ -60,13 +63,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument(
         "--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of validation windows"
     )
-    recipe.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="validation windows a forward")
+    recipe.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="validation windows a GPU takes")
 
     execution = parser.add_argument_group("execution")
     execution.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
     execution.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
     execution.add_argument("--compile", action="store_true", help="compile the network (needs a C++ compiler)")
-    execution.add_argument("--checkpointing", action="store_true", help="less memory, more time: see README, Speed")
+    execution.add_argument("--checkpointing", action="store_true", help="less memory, more time: see README, Train")
     execution.add_argument(
         "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, order, crops and augmentation"
     )
@@ -166,4 +169,4 @@ def train_network(args: argparse.Namespace, device: "torch.device") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, parse_args(), to_lower="--crop_sample, --batch_size, --roi_size or, on a CPU, --num_workers"))
+    sys.exit(run(main, parse_args(), to_lower=MEMORY))

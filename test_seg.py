@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     window = parser.add_argument_group("sliding window")
     window.add_argument("--roi_size", nargs=3, type=number(int, 1), help="window, voxels (as trained, or 96 96 96)")
-    window.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="windows a forward")
+    window.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="windows a forward, on a GPU")
     window.add_argument("--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of two windows")
     window.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
     window.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")

@@ -170,5 +170,5 @@ def _proc_bytes(file: str, key: str) -> int:
     """A size that Linux tells; unlike getrusage's, a process's peak there leaves out that of its parent."""
     path = Path("/proc", file)
     if not path.exists():
-        raise InputError(f"--gpu: found no {path}, expected Linux to measure on a CPU, or --no_step")
+        raise InputError(f"--gpu: found no {path}, expected Linux to measure on a CPU")
     return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(f"{key}:"))

@@ -23,6 +23,7 @@
 set -euo pipefail
 DATA=${DATA:-/data/amos}
 OUTPUT=${OUTPUT:-runs/amos}
+CACHE=${CACHE:-$OUTPUT/cache}        # a fast disk that all the nodes see
 
 # A job at the end of its time is queued once more. What came after the last validation (--eval_step) is repeated.
 trap 'echo "time is up: queued again"; scontrol requeue "$SLURM_JOB_ID"' USR1
@@ -35,10 +36,10 @@ fi
 # The processes meet at the first node; the job's number keeps two jobs there apart. On a single machine without SLURM
 # `torchrun --standalone --nproc_per_node 4 main_train.py ...` is all it takes.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-srun .venv/bin/torchrun \
+srun --cpus-per-task "$SLURM_CPUS_PER_TASK" .venv/bin/torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node 4 \
     --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" \
     --rdzv_endpoint "$first_node:$((20000 + SLURM_JOB_ID % 10000))" \
     main_train.py --root "$DATA" --output "$OUTPUT" --dataset amos --network REP3D \
-    --batch_size 1 --sync_batchnorm --num_workers 3 ${resume[@]+"${resume[@]}"} &
+    --batch_size 1 --sync_batchnorm --cache_dir "$CACHE" --num_workers 3 ${resume[@]+"${resume[@]}"} &
 wait $!  # not srun in the foreground, behind which the trap would have to wait

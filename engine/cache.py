@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from engine.crops import PadToSized
 from engine.distributed import process_rank, wait_for_all
-from engine.errors import InputError
+from engine.errors import DISK_IS_FULL, InputError
 from engine.fingerprint import fingerprint, library_versions
 from engine.nifti import load_nifti
 
@@ -46,7 +46,6 @@ KEY_BYTES = 8  # of a settings or content key; written in hexadecimal
 PARTIAL = ".part"
 ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)  # what damaged entries raise
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CachedCases(Dataset):
@@ -89,6 +88,9 @@ def cached_dataset(
     if args.cache_dir:
         dataset = open_cache(cases, transform, Path(args.cache_dir), args.num_workers, share)
         wait_for_all()
+        if lacking := sum(not _is_whole(entry) for entry in dataset.entries):
+            found = f"{args.cache_dir} without {lacking} of {len(cases)} cases after all processes had made theirs"
+            raise InputError(f"--cache_dir: found {found}, expected a folder that every machine sees")
         return dataset
     rate, workers, first = args.cache_rate, max(1, args.num_workers), process_rank() == 0
     # Nothing changes a volume after it was cached, so that no draw needs a copy.
@@ -110,30 +112,35 @@ def open_cache(
     Raises:
         InputError: ``folder`` cannot be written to, or has not enough space.
     """
-    home = _make_home(folder, transform)
+    home, (rank, processes) = _make_home(folder, transform), share
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        keys = list(tqdm(pool.map(_content_key, cases), "looking for cached cases", len(cases), leave=False))
+        hashed = pool.map(_content_key, cases)
+        keys = list(tqdm(hashed, "looking for cached cases", len(cases), leave=False, disable=process_rank() != 0))
     entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
+    dataset = CachedCases(cases, transform, entries)
     missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
     if missing:
-        needed = sum(largest_bytes(cases[number], transform) for number in missing)
-        free = shutil.disk_usage(home).free
-        print(
-            f"--cache_dir: {len(missing)} of {len(cases)} cases to preprocess into {home}, "
-            f"at most {_gigabytes(needed)}, {_gigabytes(free)} are free"
-        )
-        try:  # before minutes of work
-            with tempfile.TemporaryFile(dir=home):
-                pass
-        except OSError as error:
-            raise _cannot_write(home, error) from error
-    for number in missing:
-        if entries[number].exists():
-            print(f"--cache_dir: found {entries[number]} damaged, making it again")
-    rank, processes = share
-    dataset = CachedCases(cases, transform, entries)
-    _fill(dataset, [number for number in missing if number % processes == rank], num_workers, show=rank == 0)
+        _announce(dataset, missing)
+        _fill(dataset, [number for number in missing if number % processes == rank], num_workers)
     return dataset
+
+
+def _announce(dataset: CachedCases, missing: Sequence[int]) -> None:
+    """Say what is to be made, and what it takes; InputError where nothing can be written: before minutes of work."""
+    home = dataset.entries[0].parent
+    needed, free = _largest_bytes_of(dataset, missing), shutil.disk_usage(home).free
+    print(
+        f"--cache_dir: {len(missing)} of {len(dataset)} cases to preprocess into {home}, "
+        f"at most {_gigabytes(needed)}, {_gigabytes(free)} are free"
+    )
+    for number in missing:
+        if dataset.entries[number].exists():
+            print(f"--cache_dir: found {dataset.entries[number]} damaged, making it again")
+    try:
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise _cannot_write(home, error) from error
 
 
 def _make_home(folder: Path, transform: Compose) -> Path:
@@ -145,8 +152,11 @@ def _make_home(folder: Path, transform: Compose) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "settings.json").exists():  # a complete cache need not be writable
             aside = _aside(home / "settings.json")
-            aside.write_text(settings)
-            aside.replace(home / "settings.json")
+            try:
+                aside.write_text(settings)
+                aside.replace(home / "settings.json")
+            finally:
+                aside.unlink(missing_ok=True)
         partial = list(home.glob(f".*{PARTIAL}"))
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -209,6 +219,12 @@ def largest_bytes(case: Case, transform: Compose) -> int:
     return depth * height * (width * (4 * channels + 1) + 2 * 8)
 
 
+def _largest_bytes_of(dataset: CachedCases, numbers: Sequence[int]) -> int:
+    """What some cases take at most."""
+    assert isinstance(dataset.transform, Compose)
+    return sum(largest_bytes(dataset.data[number], dataset.transform) for number in numbers)
+
+
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
@@ -234,7 +250,7 @@ class _Maker(TorchDataset[OSError | None]):
         return None
 
 
-def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int, show: bool) -> None:
+def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> None:
     """Make entries; after the first that cannot be written no other is begun."""
     errors: list[OSError] = []
     loader = DataLoader(
@@ -245,20 +261,19 @@ def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int, show: 
         prefetch_factor=1 if num_workers else None,
         generator=torch.Generator(),  # whether there was anything to do shows in no later random number
     )
-    for error in tqdm(loader, "preprocessing", len(missing), disable=not show):
+    for error in tqdm(loader, "preprocessing", len(missing), disable=process_rank() != 0):
         if error is not None:
             errors.append(error)
     if not errors:
         return
     home = dataset.entries[0].parent
-    if errors[0].errno not in FULL:
+    if errors[0].errno not in DISK_IS_FULL:
         raise _cannot_write(home, errors[0])
-    left = [number for number, entry in enumerate(dataset.entries) if not _is_whole(entry)]
-    assert isinstance(dataset.transform, Compose)
-    needed = sum(largest_bytes(dataset.data[number], dataset.transform) for number in left)
+    left = [number for number in missing if not _is_whole(dataset.entries[number])]
     raise InputError(
         f"--cache_dir: found {home} on a full disk ({errors[0].strerror}) with {len(dataset) - len(left)} of "
-        f"{len(dataset)} cases made, which are kept; expected room for the others, at most {_gigabytes(needed)}"
+        f"{len(dataset)} cases made, which are kept; expected room for the others, at most "
+        f"{_gigabytes(_largest_bytes_of(dataset, left))}"
     )
 
 

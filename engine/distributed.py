@@ -135,7 +135,7 @@ def parallelise(network: nn.Module) -> nn.Module:
     """
     if process_count() == 1:
         return network
-    return DistributedDataParallel(network)
+    return DistributedDataParallel(network, forward_sync_buffers=False)
 
 
 def share_buffers(network: nn.Module) -> None:

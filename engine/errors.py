@@ -12,7 +12,11 @@ USER_ERROR = 2
 SECONDS_TO_STOP = 5  # more than torchrun takes to end its other processes when one has ended
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How PyTorch and its data loader tell that memory was short, in a RuntimeError.
-MEMORY_MESSAGES = ("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed")
+MEMORY_MESSAGES = (
+    *("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed", "MemoryError", "ALLOC_FAILED"),
+    *("out of shared memory", "</torch_"),  # the latter in the names of its files
+)
+FROM_A_LOADER = "Caught InputError in "  # how PyTorch hands on what a process that loads data raised, traceback and all
 
 
 class InputError(ValueError):
@@ -47,7 +51,10 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
     try:
         main(args)
     except InputError as mistake:
-        print(*(f"error: {line}" for line in str(mistake).splitlines()), sep="\n", file=sys.stderr)
+        text = str(mistake)
+        if text.startswith(FROM_A_LOADER):
+            text = text.rpartition(f"{InputError.__name__}: ")[2].strip()
+        print(*(f"error: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr)
         return USER_ERROR
     except (MemoryError, RuntimeError) as error:
         if not to_lower or not is_out_of_memory(error):

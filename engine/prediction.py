@@ -28,7 +28,7 @@ class Window:
 
     Args:
         roi_size: (D, H, W) of the window, voxels.
-        sw_batch_size: windows a forward.
+        sw_batch_size: windows a forward on a GPU; a CPU takes them one by one.
         overlap: share of a window that the next one repeats, from 0 to below 1.
         autocast: makes the context that the network runs in.
     """
@@ -59,10 +59,12 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: Window) 
     minimum = volume.amin(dim=(2, 3, 4), keepdim=True)  # one a channel, which is what padding with 0 then stands for
     sides = [max(pair) for pair in zip(window.roi_size, image.shape[1:], strict=True)]
     place = choose_accumulator(network.out_chans, sides, image.device, free_memory(image.device))
+    # A CPU gains nothing from several windows at once, whose activations are gigabytes.
+    windows_a_forward = 1 if image.device.type == "cpu" else window.sw_batch_size
     with torch.inference_mode():
         shifted = volume - minimum
         logits = sliding_window_inference(
-            shifted, window.roi_size, window.sw_batch_size, predictor, window.overlap, device=place
+            shifted, window.roi_size, windows_a_forward, predictor, window.overlap, device=place
         )
         assert isinstance(logits, Tensor)  # one output, no dictionary of them
         return logits[0]

@@ -110,6 +110,9 @@ class TrainingState:
             raise InputError(
                 f"--batch_size: found {found} in all processes together, expected {saved} as in the run to resume"
             )
+        if not self.args["sync_batchnorm"] and process_count() != content["processes"]:
+            expected = f"{content['processes']} as in the run to resume, whose batches are normalised each by itself"
+            raise InputError(f"--nproc_per_node: found {process_count()} processes, expected {expected}")
         if content["precision"] != str(self.precision):
             raise InputError(f"--amp: found {self.precision}, expected {content['precision']} as in the run to resume")
         if content["description"] != self.description.to_json():
@@ -118,6 +121,7 @@ class TrainingState:
             raise InputError("--root: found other training cases, expected those of the run to resume")
         load_weights(self.network, content, f"{flag}: {path}", strict=True)
         self.optimizer.load_state_dict(content["optimizer"])
+        lay_out_like_parameters(self.optimizer)
         self.scaler.load_state_dict(content["scaler"])
         self.iteration = content["iteration"]
         self.best_dice, self.best_iteration = content["best_dice"], content["best_iteration"]
@@ -141,6 +145,8 @@ def make_optimizer(args: argparse.Namespace, network: nn.Module) -> Optimizer:
     common: dict[str, Any] = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}
     if args.optim == "SGD":
         optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
+        for parameter in parameters:  # PyTorch leaves it unset where a fused optimiser's first step is skipped
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     else:
         kind = {"AdamW": AdamW, "Adam": Adam}[args.optim]
         optimizer = kind(parameters, betas=(0.9, 0.999), eps=1e-8, **common)
@@ -149,6 +155,17 @@ def make_optimizer(args: argparse.Namespace, network: nn.Module) -> Optimizer:
     except ValueError as error:
         raise InputError(f"--optim: {error}") from error
     return optimizer
+
+
+def lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give moments the memory layout of their parameters, which fused optimisers take for granted.
+
+    A state that was saved on another kind of device may have another (see ``engine.devices.place``).
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:

@@ -60,8 +60,19 @@ def train(
         log.add(state.iteration, loss, rate, started, waited=started - asked)
         if state.iteration % args.eval_step == 0 or state.iteration == args.max_iter:
             log.finish()
+            check_finite(state)
             evaluate()
         asked = time.perf_counter()
+
+
+def check_finite(state: TrainingState) -> None:
+    """Raise InputError where a weight is not finite, before it is saved: finite losses may have infinite gradients."""
+    finite = torch.stack([parameter.isfinite().all() for parameter in state.network.parameters()]).all()
+    if not finite:
+        raise InputError(
+            f"--lr: found weights that are not finite at iteration {state.iteration}, expected numbers; "
+            "last_checkpoint.pth holds the last good ones: start from them with a lower --lr or with --amp off"
+        )
 
 
 def train_step(

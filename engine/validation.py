@@ -14,6 +14,7 @@ from engine.distributed import collect, process_rank, share_buffers
 from engine.metrics import DiceTable, dice_by_class
 from engine.pictures import three_planes
 from engine.prediction import Window, predict_logits
+from engine.process import return_freed_memory
 from networks.base import SegmentationNetwork
 
 
@@ -41,7 +42,8 @@ def validate(
     first = process_rank() == 0
     share_buffers(network)
     network.eval()
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    prefetch = 1 if num_workers else None  # volumes are large: one waiting a worker is enough
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch)
     for case in tqdm(loader, "validation", leave=False, disable=not first):
         logits = predict_logits(network, case["image"].to(device), window)
         prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
@@ -50,6 +52,7 @@ def validate(
             image = case["image"][0].numpy()
             figure = three_planes(image, prediction, label, description.classes, description.spacing, case["id"])
     network.train()
+    return_freed_memory()  # of the volumes; training has other sizes
     table = DiceTable(description.classes[1:])
     for name, dice in collect(rows):
         assert name not in table.cases  # each case is one process's

@@ -40,10 +40,10 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
             raise ValueError(f"input: found shape {tuple(input.shape)}, expected more than one voxel a channel")
         dtype = torch.promote_types(input.dtype, torch.float32)
         x = input.to(dtype, memory_format=torch.channels_last_3d)
-        out = _InstanceNorm.apply(x, self.eps).to(input.dtype)
-        if self.weight is None:
-            return out
-        return torch.addcmul(self.bias[:, None, None, None], out, self.weight[:, None, None, None])
+        out = _InstanceNorm.apply(x, self.eps)
+        if self.weight is not None:
+            out = torch.addcmul(self.bias[:, None, None, None], out, self.weight[:, None, None, None])
+        return out.to(input.dtype)
 
 
 class _InstanceNorm(torch.autograd.Function):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, train_arguments
 
-import main_train
+from engine import training_loop
 from networks import NETWORKS
 
 # One of each way that the networks differ for the scripts: folded kernels, scaled updates, heads without a gradient,
@@ -48,14 +48,16 @@ def test_rep_optimizer_resumes_to_the_same_weights(boxes, tmp_path, train, monke
     def weights(name):
         return torch.load(tmp_path / name / "last_checkpoint.pth", weights_only=True)["model"]
 
-    def interrupt(writer, bar, iteration, values):
-        if iteration == 6:
+    def step_until_interrupted(state, *rest):
+        if state.iteration == 6:
             raise KeyboardInterrupt
+        return train_step(state, *rest)
 
+    train_step = training_loop.train_step
     more = ("--max_iter", "8", "--lr", "0.01")
     assert train(*arguments(boxes, tmp_path / "whole", "REPOPT", *more))[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(main_train, "log_training", interrupt)
+        patch.setattr(training_loop, "train_step", step_until_interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(*arguments(boxes, tmp_path / "cut", "REPOPT", *more))
     assert train(*arguments(boxes, tmp_path / "cut", "REPOPT", *more, "--resume"))[0] == 0

@@ -214,7 +214,8 @@ def test_slurm_script_starts_or_resumes_training(tmp_path, begun):
         (tmp_path / name).chmod(0o755)
     if begun:
         (tmp_path / LAST).touch()
-    slurm = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    job = {"ID": "123456", "NODELIST": "node[1-2]", "NUM_NODES": "2"}
+    slurm = {**{f"SLURM_JOB_{name}": value for name, value in job.items()}, "SLURM_CPUS_PER_TASK": "16"}
     result = subprocess.run(
         ["bash", REPOSITORY / "docs" / "slurm_train.sh"],
         env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUTPUT": str(tmp_path)},

@@ -99,7 +99,7 @@ def test_run_killed_before_its_first_evaluation_resumes_at_the_beginning(boxes, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "log_training", interrupt)
+        patch.setattr(training_loop, "train_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(*train_arguments(boxes, cut))
     assert torch.load(cut / "last_checkpoint.pth", weights_only=True)["iteration"] == 0

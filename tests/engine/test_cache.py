@@ -24,6 +24,7 @@ from engine.cache import largest_bytes, open_cache, read_entry, write_entry
 from engine.crops import BACKGROUND, FOREGROUND
 from engine.description import DatasetDescription
 from engine.errors import InputError
+from engine.process import return_freed_memory
 from engine.sampling import EndlessBatches, SeededDataset
 from load_datasets_transforms import data_loader, data_transforms
 
@@ -361,6 +362,7 @@ def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
 
 def peak_growth(run):
     """Bytes by which ``run`` raised the resident memory of this process at most."""
+    return_freed_memory()  # of which else may be enough for what follows
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     run()

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from engine.errors import InputError, OneLineParser, run
 
@@ -28,6 +29,27 @@ def allocate_too_much(args):
     torch.empty(2**60)
 
 
+def wrap_as_monai_does(args):
+    try:
+        raise MemoryError("Unable to allocate 9 GiB")
+    except MemoryError as error:
+        raise RuntimeError("applying transform <Spacingd>") from error
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise InputError("case_1: found nothing, expected a volume")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mistake_found_while_loading_is_one_line(capsys, workers):
+    assert run(lambda args: list(DataLoader(Broken(), num_workers=workers)), ARGS) == 2
+    assert capsys.readouterr().err == "error: case_1: found nothing, expected a volume\n"
+
+
 @pytest.mark.parametrize(
     "main",
     [
@@ -35,6 +57,10 @@ def allocate_too_much(args):
         fail_with(MemoryError()),
         fail_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nGPU 0 has ...")),
         fail_with(RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. ")),
+        fail_with(RuntimeError("DataLoader worker is killed by signal: Bus error. ... out of shared memory")),
+        fail_with(RuntimeError("unable to write to file </torch_9_1_0>: No space left on device (28)")),
+        fail_with(RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED")),
+        wrap_as_monai_does,
     ],
 )
 def test_lack_of_memory_is_one_line_that_says_what_to_lower(capsys, main):

@@ -12,8 +12,9 @@ import main_train
 from engine.checkpoints import NetworkConfig
 from engine.description import DatasetDescription
 from engine.devices import make_autocast
-from engine.training import TrainingState
-from engine.training_loop import train_step
+from engine.errors import InputError
+from engine.training import TrainingState, lay_out_like_parameters
+from engine.training_loop import check_finite, train_step
 
 CPU = torch.device("cpu")
 CRITERION = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -74,3 +75,41 @@ def test_a_loss_that_is_not_finite_changes_no_weight(make_state, more):
         norm.reset_running_stats()  # these the forward has changed
     assert step(state, image).isfinite()
     assert not torch.equal(before[0]["out.conv.conv.weight"], parameters["out.conv.conv.weight"])
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
+def test_a_first_step_that_is_skipped_leaves_no_trace(make_state, name):
+    """As with --amp fp16, whose scale starts too high."""
+    skipped, other = make_state("--optim", name), make_state("--optim", name)
+    image = torch.randn(1, 1, 32, 32, 16)
+    step(skipped, torch.full_like(image, torch.nan))
+    for norm in skipped.network.modules():
+        if isinstance(norm, torch.nn.BatchNorm3d):
+            norm.reset_running_stats()
+    for state in (skipped, other):
+        step(state, image)
+    for one, two in zip(skipped.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_state):
+    moved, other = make_state(), make_state()
+    image = torch.randn(1, 1, 32, 32, 16)
+    for state in (moved, other):
+        step(state, image)
+    for moments in moved.optimizer.state.values():
+        moments.update({name: value.contiguous() for name, value in moments.items()})  # as a GPU has them
+    lay_out_like_parameters(moved.optimizer)
+    for state in (moved, other):
+        step(state, image)
+    for one, two in zip(moved.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_state):
+    state = make_state()
+    check_finite(state)
+    with torch.no_grad():
+        next(state.network.parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(InputError, match="weights that are not finite at iteration 0"):
+        check_finite(state)

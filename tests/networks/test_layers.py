@@ -47,8 +47,10 @@ def test_instance_norm_is_exact_on_a_large_grid():
     assert found.is_contiguous(memory_format=CHANNELS_LAST)
 
 
-def test_instance_norm_keeps_the_type_and_refuses_one_voxel():
-    assert ChannelsLastInstanceNorm3d(2)(noisy(1, 2, 3, 3, 3).bfloat16()).dtype == torch.bfloat16
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_keeps_the_type_and_refuses_one_voxel(affine):
+    norm = ChannelsLastInstanceNorm3d(2, affine=affine)
+    assert norm(noisy(1, 2, 3, 3, 3).bfloat16()).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="more than one voxel"):
         ChannelsLastInstanceNorm3d(2)(torch.ones(2, 2, 1, 1, 1))
 
