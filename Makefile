@@ -2,7 +2,8 @@
 #   make demo    a dataset, a trained network, predictions and pictures, in minutes on a CPU
 #   make test    the whole test suite
 #   make lint    ruff and mypy
-#   make bench   the benchmarks, a quarter of an hour on two CPU cores, and README's tables from their results
+#   make bench   the benchmarks, ten minutes on two CPU cores, and README's tables from their results
+#   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: half an hour
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 # Threads that wait for work must not burn the cores that other processes need.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-slow clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -35,6 +36,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.training_step
 	$(BIN)/python -m benchmarks.data_loading
 	$(BIN)/python -m benchmarks.prediction
+	$(BIN)/python -m benchmarks.readme
+
+bench-slow: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.large_kernel_conv
+	$(BIN)/python -m benchmarks.training_step --published
+	$(BIN)/python -m benchmarks.prediction --network REP3D --overlap 0 --cases 2 --loop_only
 	$(BIN)/python -m benchmarks.readme
 
 $(VENV)/.installed: requirements.txt constraints.txt

@@ -87,7 +87,7 @@ def damaged(data):
 def runs(data, damaged, tmp_path_factory):
     """A folder with what two processes and what one made of the same data."""
     folder = tmp_path_factory.mktemp("runs")
-    half = train_arguments(data, folder / "two", *RECIPE, "--batch_size", "1")
+    half = train_arguments(data, folder / "two", *RECIPE, "--batch_size", "1", "--cache_dir", folder / "cache")
     one_file = ("--images", data / "imagesVal" / "box_8.nii.gz")
     steps = [
         ["interrupt", *plain(*half)],
@@ -150,6 +150,7 @@ def test_one_process_writes_and_prints(runs):
     assert len(list((runs / "two" / "tensorboard").iterdir())) == 2  # one until the interruption, one after it
     lines = (runs / "out").read_text().splitlines()
     assert sum(line.startswith("boxes: 3 training") for line in lines) == 2
+    assert sum(line.startswith("--cache_dir: 3 of 3 cases") for line in lines) == 1  # one cache for both, once
     assert sum(line.startswith("3 predictions in") for line in lines) == 1
 
 
