@@ -2,6 +2,7 @@
 
 import argparse
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -52,19 +53,22 @@ def test_every_optimiser_steps(name):
     assert not torch.equal(network.weight, before)
 
 
-@pytest.fixture
-def little_space():
-    """Files of this process cannot grow beyond 2,000 bytes, which fails as a full disk does."""
+@contextmanager
+def little_space(size):
+    """Files of this process cannot grow beyond ``size`` bytes, which fails as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:  # pytest's own log is a file, too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path, little_space):
+def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, {"model": {"weight": torch.ones(2)}})
-    with pytest.raises(InputError, match=f"{path}: cannot be written .File too large., expected a disk with space"):
+    expected = f"{path}: cannot be written .File too large., expected a disk with space"
+    with little_space(2000), pytest.raises(InputError, match=expected):
         save_checkpoint(path, {"model": {"weight": torch.ones(2000)}})
     assert torch.equal(load_checkpoint(path, "--resume")["model"]["weight"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
