@@ -67,7 +67,6 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     from typing import Any
 
     from monai.data import Dataset
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     from engine.data_check import check_cases
@@ -78,7 +77,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     from engine.metrics import DiceTable, dice_by_class
     from engine.nifti import read_labels
     from engine.pictures import preview, save_png
-    from engine.prediction import Window, first_file, overlap_steps, predict_logits
+    from engine.prediction import Window, case_loader, first_file, overlap_steps, predict_logits
     from load_datasets_transforms import data_loader, data_transforms, infer_post_transforms
 
     output = Path(args.output)
@@ -95,8 +94,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     rows = []
     sources = [{**case, "source": case["image"]} for case in deal(cases)]
     network = place(network, device)
-    prefetch = 1 if args.num_workers else None  # volumes are large: one waiting a worker is enough
-    loader = DataLoader(Dataset(sources, transforms), None, num_workers=args.num_workers, prefetch_factor=prefetch)
+    loader = case_loader(Dataset(sources, transforms), args.num_workers)
 
     def infer(case: dict[str, Any]) -> dict[str, Any]:
         # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.

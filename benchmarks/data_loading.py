@@ -13,7 +13,6 @@ t_data being a batch of two crops over the rate.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -43,11 +42,11 @@ from monai.transforms import (
 )
 from torch.utils.data import DataLoader
 
-from benchmarks.large_kernel_conv import describe_machine, format_table
+from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.arguments import number
 from engine.cache import open_cache
 from engine.errors import OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.files import make_output_folder
 from engine.sampling import EndlessBatches, SeededDataset
 from load_datasets_transforms import CT_SPACING, SOFT_TISSUE, data_transforms, pair_cases
 
@@ -187,7 +186,7 @@ def report(results: dict[str, Any]) -> str:
     shape = " x ".join(map(str, results["shape"]))
     return "\n".join(
         [
-            f"{results['cpu']}, torch {results['torch']}, monai {results['monai']}, {results['date']}, load average "
+            f"{name_machine(results)}, monai {results['monai']}, load average "
             f"before {results['load_average_before']:.1f}",
             f"{results['cases']} CTs of {shape}, {results['num_workers']} workers, crops of {results['roi_size']}\n",
             format_table(["way", "crops/s", "over published"], rows),
@@ -234,10 +233,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(args, name) for name in ("cases", "shape", "roi_size", "num_workers", "epochs", "seed")},
         **measured,
     }
-    print(report(results))
-    write_text(args.output, json.dumps(results, indent=2) + "\n")
-    print(f"\nwrote {args.output}")
-    return results
+    return publish(results, report(results), args.output)
 
 
 if __name__ == "__main__":

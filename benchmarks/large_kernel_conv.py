@@ -20,9 +20,6 @@ checked against float64 F.conv3d at the last stage, where that fits in memory (`
 """
 
 import argparse
-import datetime
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,8 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.dft_matmul import dft_matmul
+from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.errors import OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.files import make_output_folder
 from networks.large_kernel_conv import KernelSpectrum, large_kernel_conv3d
 
 STAGES = ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
@@ -185,29 +183,6 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return summed
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Device name, CPU model, threads, torch version and date: what a reader needs beside the seconds."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = models[0] if models else platform.processor() or platform.machine()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned right, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
-    )
-
-
 def report(results: dict[str, Any]) -> str:
     """The results as text: the machine, one table of the methods, one of the layer."""
     stages = {f"{row['channels']}, {row['side']}^3": row for row in results["rows"]} | {"total": results["totals"]}
@@ -224,11 +199,10 @@ def report(results: dict[str, Any]) -> str:
         known, unknown = (f"{row['deployed'][key]:.4f}" for key in ("known_s", "unknown_s"))
         layers.append([label, ratio, known, unknown, f"{max(check.values()):.1e}" if check else "-"])
 
-    machine = f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
     native_runs = "its backward pass once and cold" if results["native_backward_once"] else "as the others"
     return "\n".join(
         [
-            f"{machine}; kernel {results['kernel_size']}^3, batch 1, float32",
+            f"{name_machine(results)}; kernel {results['kernel_size']}^3, batch 1, float32",
             f"Median of {results['repeats']} after one warm-up; native: "
             f"{native_runs if 'native' in names else 'skipped'}. Errors are relative to the float64 FFT.\n",
             format_table(
@@ -306,10 +280,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "totals": totals(rows),
     }
-    print(report(results))
-    write_text(args.output, json.dumps(results, indent=2) + "\n")
-    print(f"\nwrote {args.output}")
-    return results
+    return publish(results, report(results), args.output)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ by a sampler; pages that processes share count in each of them.
 """
 
 import argparse
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import numpy as np
 
 from engine.arguments import number
 from engine.errors import OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.files import make_output_folder
 from engine.nifti import read_labels
 from engine.process import tune_process
 from networks import NETWORKS
@@ -87,10 +86,9 @@ def predict(way: str, args: argparse.Namespace, folder: Path, answers: Connectio
         tune_process()
     import torch
     from monai.data import Dataset
-    from torch.utils.data import DataLoader
 
     from engine.devices import make_autocast
-    from engine.prediction import Window, overlap_steps, predict_logits
+    from engine.prediction import Window, case_loader, overlap_steps, predict_logits
     from load_datasets_transforms import data_transforms, infer_post_transforms
 
     (transforms,) = data_transforms(argparse.Namespace(dataset=DATASET, mode="test"))
@@ -109,8 +107,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, answers: Connectio
 
     start = time.perf_counter()
     if way == "loop":
-        prefetch = 1 if args.num_workers else None
-        loader = DataLoader(Dataset(cases, transforms), None, num_workers=args.num_workers, prefetch_factor=prefetch)
+        loader = case_loader(Dataset(cases, transforms), args.num_workers)
         overlap_steps(loader, lambda case: invert(infer(case)), save)
         answers.send({"total": (time.perf_counter() - start) / args.cases})
         return
@@ -202,7 +199,7 @@ def compare_seconds(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def report(results: dict[str, Any]) -> str:
     """The results as text."""
-    from benchmarks.large_kernel_conv import format_table
+    from benchmarks.report import format_table, name_machine
 
     def cell(row: dict[str, Any], name: str) -> str:
         return f"{row[name]:.1f}" if name in row else "-"
@@ -217,7 +214,7 @@ def report(results: dict[str, Any]) -> str:
         for row in results["rows"]
     ]
     lines = [
-        f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}",
+        name_machine(results),
         f"CT of {' x '.join(map(str, results['shape']))}, {CLASSES} classes, network: {results['network']}; "
         f"the loop: seconds a case, {results['cases']} cases, --num_workers {results['num_workers']}\n",
         format_table(header, rows),
@@ -284,7 +281,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         compared = {} if args.loop_only else {**compare_label_maps(folder), **compare_seconds(rows)}
     import torch
 
-    from benchmarks.large_kernel_conv import describe_machine
+    from benchmarks.report import describe_machine, publish
 
     results = {
         **describe_machine(torch.device("cpu")),
@@ -293,10 +290,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rows": list(rows.values()),
         **compared,
     }
-    print(report(results))
-    write_text(args.output, json.dumps(results, indent=2) + "\n")
-    print(f"\nwrote {args.output}")
-    return results
+    return publish(results, report(results), args.output)
 
 
 if __name__ == "__main__":

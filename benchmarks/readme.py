@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import name_machine
 from engine.errors import InputError, OneLineParser, run
 from engine.files import write_text
 
@@ -129,8 +130,8 @@ def machines() -> list[str]:
     for benchmark in dict.fromkeys(["large_kernel_conv", *(claim[1] for claim in CLAIMS)]):
         for device in ("cpu", "cuda"):
             if (found := read_results(benchmark, device)) is not None:
-                machine = f"{found['device']}, {found['threads']} CPU threads, torch {found['torch']}, {found['date']}"
-                lines.append(f"- `python -m benchmarks.{COMMANDS.get(benchmark, benchmark)}`: {machine}")
+                command = f"python -m benchmarks.{COMMANDS.get(benchmark, benchmark)}"
+                lines.append(f"- `{command}`: {name_machine(found)}")
     return lines
 
 

@@ -12,7 +12,6 @@ Peak memory: on a CPU the resident memory of the process, libraries included; on
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,13 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.large_kernel_conv import describe_machine, format_table
 from benchmarks.measure import NotMeasured, Step, StepProcess, available_memory
+from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.arguments import AMP_CHOICES, number, odd
 from engine.checkpoints import NetworkConfig
 from engine.devices import choose_device, choose_precision
 from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.files import make_output_folder
 from networks.base import InputSizes
 
 WARM_UPS = 2  # the first run of a process touches fresh memory, the second may still
@@ -96,10 +95,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         **ratios(rows),
     }
-    print(report(results))
-    write_text(output, json.dumps(results, indent=2) + "\n")
-    print(f"\nwrote {output}")
-    return results
+    return publish(results, report(results), output)
 
 
 def take_turns(steps: dict[str, Step], repeats: int, warm_ups: int = WARM_UPS) -> dict[str, Runs]:
@@ -157,9 +153,8 @@ def report(results: dict[str, Any]) -> str:
         for row in results["rows"]
     ]
     over_small = f"kernel {results['kernel_size']} over kernel {SMALL_KERNEL}: {results['large_over_small']:.2f}"
-    machine = f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
     lines = [
-        f"{machine}; REP3D, crop {' x '.join(map(str, results['roi_size']))}, {results['classes']} classes\n",
+        f"{name_machine(results)}; REP3D, crop of {results['roi_size']}, {results['classes']} classes\n",
         format_table(["variant", "autocast", "step, s", "runs", "peak memory, GB"], table),
         f"\n{over_small} (target: 1.10)",
     ]

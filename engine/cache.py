@@ -163,7 +163,10 @@ def _make_home(folder: Path, transform: Compose) -> Path:
     for path in partial:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-                shutil.rmtree(path, ignore_errors=True)
+                if path.is_file():
+                    path.unlink()
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
     return home
 
 

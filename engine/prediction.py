@@ -11,6 +11,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Transform
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from engine.errors import InputError
 from engine.inversion import to_native_labels
@@ -91,6 +92,16 @@ def free_memory(device: torch.device) -> float:
         return math.inf
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def case_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
+    """Whole cases one at a time; volumes are large, so that one waiting a worker is enough.
+
+    Args:
+        dataset: of preprocessed cases.
+        num_workers: processes that load.
+    """
+    return DataLoader(dataset, None, num_workers=num_workers, prefetch_factor=1 if num_workers else None)
 
 
 def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:

@@ -24,6 +24,7 @@ from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
 from engine.training import TrainingState, learning_rate, skip_step_where
 
 BEST = "best_metric_model.pth"
+LAST_GOOD = "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
 
 
 def train(
@@ -70,8 +71,7 @@ def check_finite(state: TrainingState) -> None:
     finite = torch.stack([parameter.isfinite().all() for parameter in state.network.parameters()]).all()
     if not finite:
         raise InputError(
-            f"--lr: found weights that are not finite at iteration {state.iteration}, expected numbers; "
-            "last_checkpoint.pth holds the last good ones: start from them with a lower --lr or with --amp off"
+            f"--lr: found weights that are not finite at iteration {state.iteration}, expected numbers; {LAST_GOOD}"
         )
 
 
@@ -146,8 +146,7 @@ class TrainingLog:
     def _log(self, iteration: int, loss: float, values: dict[str, float]) -> None:
         if not math.isfinite(loss):
             raise InputError(
-                f"--lr: found a loss of {loss} at iteration {iteration}, expected finite ones; "
-                "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
+                f"--lr: found a loss of {loss} at iteration {iteration}, expected finite ones; {LAST_GOOD}"
             )
         values = {"loss": loss, **values}
         shown = {name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()}

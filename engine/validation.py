@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from engine.description import DatasetDescription
 from engine.distributed import collect, process_rank, share_buffers
 from engine.metrics import DiceTable, dice_by_class
 from engine.pictures import three_planes
-from engine.prediction import Window, predict_logits
+from engine.prediction import Window, case_loader, predict_logits
 from engine.process import return_freed_memory
 from networks.base import SegmentationNetwork
 
@@ -42,9 +42,7 @@ def validate(
     first = process_rank() == 0
     share_buffers(network)
     network.eval()
-    prefetch = 1 if num_workers else None  # volumes are large: one waiting a worker is enough
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch)
-    for case in tqdm(loader, "validation", leave=False, disable=not first):
+    for case in tqdm(case_loader(dataset, num_workers), "validation", leave=False, disable=not first):
         logits = predict_logits(network, case["image"].to(device), window)
         prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
         rows.append((case["id"], dice_by_class(prediction, label, len(description.classes))))

@@ -14,7 +14,7 @@ import torch
 from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, write_nifti
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine import training_loop
+from engine import distributed, training_loop
 from engine.metrics import dice_by_class
 
 
@@ -145,6 +145,30 @@ def test_prediction_lies_on_the_native_grid_and_scores_as_reported(boxes, traine
     assert (tmp_path / "dice.csv").read_text().splitlines()[0] == "case,left,right,mean"
     assert "box_8" in out
     assert "left" in out
+
+
+def test_of_several_processes_each_predicts_its_part(boxes, trained, tmp_path, predict, monkeypatch):
+    monkeypatch.setattr(distributed, "deal", lambda cases: cases[1::2])  # as the second of two
+    weights_file = trained / "best_metric_model.pth"
+    status, *_ = predict("--root", boxes, "--output", tmp_path, "--trained_weights", weights_file, "--gpu", "cpu")
+    assert status == 0
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["box_9_seg.nii.gz"]
+
+
+def test_compiled_training_is_the_same(boxes, tmp_path, train, monkeypatch):
+    """With the backend that runs what was traced as it stands; tests/networks/test_compile.py has the compiler's."""
+    traced = []
+
+    def trace(network):
+        traced.append(network)
+        return compile_network(network, backend="eager")
+
+    compile_network = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    for name, more in {"plain": (), "compiled": ("--compile",)}.items():
+        assert train(*train_arguments(boxes, tmp_path / name, "--max_iter", "2", *more))[0] == 0
+    assert len(traced) == 1
+    assert_equal_weights(weights(tmp_path / "plain"), weights(tmp_path / "compiled"))
 
 
 def test_state_dict_alone_predicts_the_same_with_flags(boxes, trained, tmp_path, predict):

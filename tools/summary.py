@@ -32,8 +32,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.large_kernel_conv import describe_machine
 from benchmarks.measure import OUT_OF_MEMORY, NotMeasured, Step, StepProcess, available_memory
+from benchmarks.report import describe_machine
 from engine.arguments import AMP_CHOICES, number, odd
 from engine.checkpoints import NetworkConfig
 from engine.devices import choose_device, choose_precision

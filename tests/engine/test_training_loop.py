@@ -9,6 +9,7 @@ from monai.losses import DiceCELoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_train
+from engine import training_loop
 from engine.checkpoints import NetworkConfig
 from engine.description import DatasetDescription
 from engine.devices import make_autocast
@@ -75,6 +76,14 @@ def test_a_loss_that_is_not_finite_changes_no_weight(make_state, more):
         norm.reset_running_stats()  # these the forward has changed
     assert step(state, image).isfinite()
     assert not torch.equal(before[0]["out.conv.conv.weight"], parameters["out.conv.conv.weight"])
+
+
+def test_a_loss_that_is_not_finite_in_another_process_changes_no_weight(make_state, monkeypatch):
+    state = make_state()
+    before = copy.deepcopy(dict(state.network.named_parameters()))
+    monkeypatch.setattr(training_loop, "mean_over_processes", lambda loss: loss + torch.nan)
+    step(state, torch.randn(1, 1, 32, 32, 16))
+    assert all(torch.equal(before[name], value) for name, value in state.network.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])

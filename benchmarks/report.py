@@ -1,0 +1,48 @@
+"""What every benchmark does with its results: the machine in them, a table, a JSON file."""
+
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.files import write_text
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Device name, CPU model, threads, torch version and date: what a reader needs beside the seconds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.processor() or platform.machine()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def name_machine(results: dict[str, Any]) -> str:
+    """The same as a line of text, from a benchmark's results."""
+    return f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned right, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
+    )
+
+
+def publish(results: dict[str, Any], text: str, path: Path) -> dict[str, Any]:
+    """Print the results as text, write them as JSON, and return them."""
+    print(text)
+    write_text(path, json.dumps(results, indent=2) + "\n")
+    print(f"\nwrote {path}")
+    return results
