@@ -14,7 +14,7 @@ from engine.checkpoints import NetworkConfig
 from engine.description import DatasetDescription
 from engine.devices import make_autocast
 from engine.errors import InputError
-from engine.training import TrainingState, lay_out_like_parameters
+from engine.training import TrainingState
 from engine.training_loop import check_finite, train_step
 
 CPU = torch.device("cpu")
@@ -101,17 +101,19 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(make_state, name):
         assert torch.equal(one, two)
 
 
-def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_state):
-    moved, other = make_state(), make_state()
+def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_state, tmp_path):
+    saved, resumed = make_state(), make_state()
     image = torch.randn(1, 1, 32, 32, 16)
-    for state in (moved, other):
-        step(state, image)
-    for moments in moved.optimizer.state.values():
+    step(saved, image)
+    laid_out = copy.deepcopy(saved.optimizer.state_dict())
+    for moments in saved.optimizer.state.values():
         moments.update({name: value.contiguous() for name, value in moments.items()})  # as a GPU has them
-    lay_out_like_parameters(moved.optimizer)
-    for state in (moved, other):
+    saved.save(tmp_path / "last.pth")
+    saved.optimizer.load_state_dict(laid_out)
+    resumed.restore(tmp_path / "last.pth")
+    for state in (saved, resumed):
         step(state, image)
-    for one, two in zip(moved.network.parameters(), other.network.parameters(), strict=True):
+    for one, two in zip(saved.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(one, two)
 
 
