@@ -29,11 +29,3 @@ def test_ellipsoid_has_its_volume():
     mask = ellipsoid((60, 50, 40), (0.1, -0.1, 0), (0.5, 0.6, 0.7))
     assert mask.shape == (60, 50, 40)
     assert mask.mean() == pytest.approx(4 / 3 * np.pi * 0.5 * 0.6 * 0.7 / 8, rel=0.1)
-
-
-@pytest.mark.parametrize("command", [["--cases", "0"], ["--epochs", "0"], ["--shape", "3", "3"]])
-def test_benchmark_refuses_ill_arguments(command, capsys):
-    with pytest.raises(SystemExit) as error:
-        parse_args(command)
-    assert error.value.code == 2
-    assert command[0] in capsys.readouterr().err

@@ -115,11 +115,3 @@ def test_a_step_that_does_not_fit_is_one_line(capsys, tmp_path):
     assert run(main, parse_args([*TINY, *output, "--roi_size", *["8192"] * 3])) == 2
     assert not list(tmp_path.iterdir())
     assert "error: kernel 5: out of memory" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [["--kernel_size", "4"], ["--repeats", "0"], ["--roi_size", "96", "96"]])
-def test_ill_arguments_are_refused(command, capsys):
-    with pytest.raises(SystemExit) as error:
-        parse_args(command)
-    assert error.value.code == 2
-    assert command[0] in capsys.readouterr().err

@@ -117,6 +117,11 @@ def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_stat
         assert torch.equal(one, two)
 
 
+def test_checkpointing_reaches_the_network(make_state):
+    assert make_state("--checkpointing").network.checkpointing
+    assert not make_state().network.checkpointing
+
+
 def test_weights_that_are_not_finite_are_not_saved(make_state):
     state = make_state()
     check_finite(state)
