@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--cache_dir", help="folder for preprocessed cases, made once and read crop by crop")
     data.add_argument("--cache_rate", type=number(float, 0, 1), help="else the share of cases kept in memory (0.1)")
     data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data, for each device")
+    data.add_argument("--full_check", action="store_true", help="read every volume before training, not just headers")
 
     network = parser.add_argument_group("network")
     network.add_argument("--network", default="REP3D", choices=NETWORKS, help="architecture")

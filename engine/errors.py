@@ -40,16 +40,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
 
 
-def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:
-    """Run a script's ``main``; its user's mistakes become lines on stderr and exit status 2.
+def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, to_lower: str = "") -> int:
+    """Run a script's ``main`` and return its exit status; its user's mistakes become lines on stderr and status 2.
 
     Args:
-        main: of the script.
+        main: of the script; what it returns is the status, None is 0.
         args: for it.
         to_lower: the flags that decide how much memory it needs; a lack of memory is a mistake, too.
     """
     try:
-        main(args)
+        return main(args) or 0
     except InputError as mistake:
         text = str(mistake)
         if text.startswith(FROM_A_LOADER):
@@ -67,4 +67,3 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
             raise
         print(f"error: {error.filename or '--output'}: {error.strerror}, expected a disk with space", file=sys.stderr)
         return USER_ERROR
-    return 0
