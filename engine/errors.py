@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR = 2
+SOME_CASES_FAILED = 1
 SECONDS_TO_STOP = 5  # more than torchrun takes to end its other processes when one has ended
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How PyTorch and its data loader tell that memory was short, in a RuntimeError.
@@ -21,6 +22,14 @@ FROM_A_LOADER = "Caught InputError in "  # how PyTorch hands on what a process t
 
 class InputError(ValueError):
     """A mistake in flags, files or folders: one line a problem, naming what was found and what was expected."""
+
+    status = USER_ERROR
+
+
+class CasesFailed(InputError):
+    """Some cases could not be predicted, a line each; all the others were."""
+
+    status = SOME_CASES_FAILED
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -40,22 +49,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
 
 
-def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, to_lower: str = "") -> int:
-    """Run a script's ``main`` and return its exit status; its user's mistakes become lines on stderr and status 2.
+def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:
+    """Run a script's ``main``; its user's mistakes become lines on stderr and exit status 2.
 
     Args:
-        main: of the script; what it returns is the status, None is 0.
+        main: of the script.
         args: for it.
         to_lower: the flags that decide how much memory it needs; a lack of memory is a mistake, too.
     """
     try:
-        return main(args) or 0
+        main(args)
     except InputError as mistake:
         text = str(mistake)
         if text.startswith(FROM_A_LOADER):
             text = text.rpartition(f"{InputError.__name__}: ")[2].strip()
         print(*(f"error: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr)
-        return USER_ERROR
+        return mistake.status
     except (MemoryError, RuntimeError) as error:
         if not to_lower or not is_out_of_memory(error):
             raise
@@ -67,3 +76,4 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
             raise
         print(f"error: {error.filename or '--output'}: {error.strerror}, expected a disk with space", file=sys.stderr)
         return USER_ERROR
+    return 0
