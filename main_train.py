@@ -5,7 +5,10 @@
     torchrun --nproc_per_node 4 main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
 
 The recipe is the paper's: DiceCE loss, AdamW, two foreground crops a case, sliding-window validation. The output folder
-receives best_metric_model.pth, last_checkpoint.pth, args.json and tensorboard/.
+receives best_metric_model.pth, last_checkpoint.pth, previous_checkpoint.pth, args.json and tensorboard/.
+
+SIGTERM, Ctrl-C and the end of --max_hours stop the run after the step it is in: everything is saved, the command that
+goes on is printed, and the exit status is 75.
 """
 
 import argparse
@@ -13,12 +16,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.arguments import AMP_CHOICES, boolean, number, odd, positive
-from engine.errors import OneLineParser, run
+from engine.errors import OneLineParser, Stopped, run
+from engine.interruption import StopRequests, resume_command
 from engine.process import tune_process
 from networks import NETWORKS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
+
+    from engine.training import TrainingState
 
 # What to lower where memory is too small.
 MEMORY = "--crop_sample, --batch_size, --roi_size, --num_workers or, validating, --sw_batch_size (or --checkpointing)"
@@ -75,6 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, order, crops and augmentation"
     )
     execution.add_argument("--resume", action="store_true", help="go on from last_checkpoint.pth in --output")
+    execution.add_argument("--max_hours", type=positive, help="stop in good order after so long, with exit status 75")
     parser.set_defaults(mode="train")
     args = parser.parse_args(argv)
     if args.warmup_iter is None:
@@ -93,13 +102,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Train alone or, under torchrun, together with its other processes."""
     tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
-    from engine.distributed import join_processes
+    with StopRequests(args.max_hours) as stop:
+        from engine.distributed import join_processes
 
-    with join_processes(args.gpu) as device:
-        train_network(args, device)
+        with join_processes(args.gpu) as device:
+            train_network(args, device, stop)
 
 
-def train_network(args: argparse.Namespace, device: "torch.device") -> None:
+def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRequests) -> None:
     """Check everything, then train."""
     import json
     from contextlib import nullcontext
@@ -109,17 +119,14 @@ def train_network(args: argparse.Namespace, device: "torch.device") -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     from engine.cache import cached_dataset
-    from engine.checkpoints import NetworkConfig, load_checkpoint
+    from engine.checkpoints import BEST, NetworkConfig
     from engine.data_check import check_cases
-    from engine.devices import make_autocast
     from engine.distributed import deal, process_count, process_rank
-    from engine.errors import InputError
     from engine.files import make_output_folder, write_text
     from engine.prediction import Window
     from engine.training import TrainingState
-    from engine.training_loop import BEST, keep_best, log_validation, train
+    from engine.training_loop import TrainingLog, keep_best, log_validation, train
     from engine.validation import validate
-    from engine.weights import load_weights
     from load_datasets_transforms import data_loader, data_transforms, find_description
 
     description = find_description(args.dataset)
@@ -130,17 +137,10 @@ def train_network(args: argparse.Namespace, device: "torch.device") -> None:
     training_cases, validation_cases = data_loader(args)
     cases = [case["id"] for case in training_cases]
     state = TrainingState(args, NetworkConfig.from_flags(args, description), description, cases, device)
-    last = output / "last_checkpoint.pth"
-    if args.resume:
-        state.restore(last)
-    elif last.exists():
-        raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
-    if args.pretrain:
-        weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
-        report = load_weights(state.network, load_checkpoint(weights, flag), f"{flag}: {weights}")
-        print(f"{flag}: {report}")
+    choose_start(args, state, output)
 
-    check_cases([*training_cases, *validation_cases], description, args.num_workers)
+    splits = {"training": training_cases, "validation": validation_cases}
+    check_cases(splits, description, args.num_workers, args.full_check)
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
     print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, autocast {state.precision or 'off'}")
@@ -149,24 +149,53 @@ def train_network(args: argparse.Namespace, device: "torch.device") -> None:
     if writes:
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
-        state.save(last)  # so that --resume works from the first moment on
+        state.save(output)  # so that --resume works from the first moment on
     training_transforms, validation_transforms = data_transforms(args)
     share = process_rank(), process_count()
     training_set = cached_dataset(args, training_cases, training_transforms, share)
     validation_set = cached_dataset(args, deal(validation_cases), validation_transforms)
-    window = Window(args.roi_size, args.sw_batch_size, args.overlap, make_autocast(device, state.precision))
-    logs = str(output / "tensorboard")
-    with SummaryWriter(logs, purge_step=state.iteration + 1) if writes else nullcontext() as writer:
+    window = Window(args.roi_size, args.sw_batch_size, args.overlap, state.autocast)
+    progress = state.progress
+    logs = {"log_dir": str(output / "tensorboard"), "purge_step": TrainingLog.first_step(progress)}
+    with SummaryWriter(**logs) if writes else nullcontext() as writer, stop.later():
+
+        def save() -> None:
+            if writer is not None:
+                writer.flush()  # before: a resumed run repeats what it may have lost, and never skips any
+            state.save(output)
 
         def evaluate() -> None:
-            table, figure = validate(state.network, validation_set, description, window, device, args.num_workers)
+            with stop.at_once():  # everything was saved before
+                table, figure = validate(state.network, validation_set, description, window, device, args.num_workers)
             keep_best(state, table, output)
             if writer is not None and figure is not None:
                 log_validation(writer, state, table, figure)
-            state.save(last)  # after the logs: a resumed run repeats what it may have lost, and never skips any
+            progress.awaits_evaluation = False
+            save()
 
-        train(args, state, training_set, device, window.autocast, writer, evaluate)
-    print(f"best mean Dice {state.best_dice:.4f} at iteration {state.best_iteration}: {output / BEST}")
+        try:
+            train(args, state, training_set, TrainingLog(writer, progress), save, evaluate, stop)
+        except Stopped as request:
+            raise Stopped(f"{request} at iteration {state.iteration}, go on with: {resume_command()}") from None
+    print(f"best mean Dice {progress.best_dice:.4f} at iteration {progress.best_iteration}: {output / BEST}")
+
+
+def choose_start(args: argparse.Namespace, state: "TrainingState", output: "Path") -> None:
+    """Where the run begins: at an interrupted one's checkpoint, at other weights, or at the network's own."""
+    from pathlib import Path
+
+    from engine.checkpoints import LAST, PREVIOUS, load_checkpoint
+    from engine.errors import InputError
+    from engine.weights import load_weights
+
+    if args.resume:
+        state.restore(output)
+    elif (output / LAST).exists() or (output / PREVIOUS).exists():
+        raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
+    if args.pretrain:
+        weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
+        report = load_weights(state.network, load_checkpoint(weights, flag), f"{flag}: {weights}")
+        print(f"{flag}: {report}")
 
 
 if __name__ == "__main__":

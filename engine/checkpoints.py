@@ -2,8 +2,10 @@
 
 import argparse
 import operator
+import os
 import pickle
 import warnings
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,12 +15,15 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.description import DatasetDescription
-from engine.distributed import process_rank
+from engine.distributed import process_rank, wait_for_all
 from engine.errors import InputError, is_out_of_memory
 from engine.files import write_whole
 from networks import build_network
 from networks.base import SegmentationNetwork
 
+# What a run keeps in its folder.
+LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
+DAMAGED = "damaged_checkpoint.pth"
 # Numbers only, which nnU-Net keeps beside its weights; by the name they had in NumPy 1 and by the one they have now.
 MAKE_SCALAR = np.float64().__reduce__()[0]
 NUMPY_SCALARS: list[Any] = [
@@ -82,10 +87,16 @@ def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all; of many processes the first writes."""
+def save_checkpoint(path: Path, content: dict[str, Any], keep: Path | None = None) -> None:
+    """Write a checkpoint whole or not at all; of many processes the first writes.
+
+    Args:
+        path: the file.
+        content: tensors and plain values.
+        keep: the name that an older checkpoint at ``path`` gets.
+    """
     if process_rank() == 0:
-        write_whole(path, lambda file: torch.save(content, file))
+        write_whole(path, lambda file: torch.save(content, file), keep)
 
 
 def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
@@ -98,6 +109,7 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         InputError: no such file, damaged, or one that needs pickle code execution.
     """
     try:
+        _check_sums(path)
         with warnings.catch_warnings(action="ignore"), safe_globals(NUMPY_SCALARS):  # warned of old pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -110,6 +122,47 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         raise InputError(f"{flag}: {path} is damaged, expected a whole checkpoint") from error
     if not isinstance(content, dict):
         raise InputError(f"{flag}: {path} holds a {type(content).__name__}, expected a dictionary with the weights")
+    return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the CRC-32 of everything in a checkpoint's archive, which PyTorch writes but does not look at.
+
+    Raises:
+        BadZipFile: they differ. Checkpoints of before PyTorch 1.6 are no archives and have none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(name)
+
+
+def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
+    """The training state of a run: the last checkpoint, or where it is damaged the one before, said in a line.
+
+    In that case the damaged file is renamed to ``DAMAGED`` and the one before takes its place.
+
+    Args:
+        folder: the run's.
+        flag: for messages.
+    Raises:
+        InputError: see ``load_checkpoint``; neither is whole, or there is none.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    try:
+        return load_checkpoint(last, flag)
+    except InputError as error:
+        lost = not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError)
+        if not lost or not previous.exists():
+            raise
+        content = load_checkpoint(previous, flag)
+        print(f"{error}; going on from {previous}, iteration {content.get('iteration')}")
+    wait_for_all()  # each has read what is now renamed
+    if process_rank() == 0:
+        if last.exists():
+            os.replace(last, folder / DAMAGED)
+        os.replace(previous, last)
     return content
 
 

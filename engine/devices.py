@@ -83,17 +83,17 @@ def _use_channels_last_norms(module: nn.Module) -> None:
             _use_channels_last_norms(child)
 
 
-def read_later(value: torch.Tensor) -> Callable[[], float]:
-    """Start to copy a number from its device; the function returned waits for it, and for nothing queued after it."""
-    if value.device.type != "cuda":
-        return value.item
-    copy = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value.detach(), non_blocking=True)
+def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
+    """Start to copy numbers (count,) from their device; the function returned waits for them, and for nothing later."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values.detach(), non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()
 
-    def read() -> float:
+    def read() -> list[float]:
         copied.synchronize()
-        return copy.item()
+        return copy.tolist()
 
     return read
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.devices import choose_device
+from engine.devices import choose_device, read_later
 from engine.errors import SECONDS_TO_STOP, InputError
 
 # A process may wait for the others as long as a large dataset takes to be read; where one dies torchrun ends the rest.
@@ -125,6 +125,28 @@ class _Sum(torch.autograd.Function):
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of a tensor that every process has one of; differentiable, without waiting for a CUDA device."""
     return value if process_count() == 1 else _Sum.apply(value) / process_count()
+
+
+class AnyProcess:
+    """Whether any process says yes, told to all of them at the same call.
+
+    Alone at once; together one call later, so that nobody waits for a device.
+
+    Args:
+        device: what the processes exchange tensors of.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.answer: Callable[[], list[float]] = lambda: [0.0]
+
+    def says(self, yes: bool) -> bool:
+        """The answer; every process has to call this as often as the others."""
+        if process_count() == 1:
+            return yes
+        (share,) = self.answer()
+        self.answer = read_later(mean_over_processes(torch.full((1,), float(yes), device=self.device)))
+        return share > 0
 
 
 def parallelise(network: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 USER_ERROR = 2
 SOME_CASES_FAILED = 1
+STOPPED = 75  # sysexits.h calls it EX_TEMPFAIL: to be tried again
 SECONDS_TO_STOP = 5  # more than torchrun takes to end its other processes when one has ended
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 # How PyTorch and its data loader tell that memory was short, in a RuntimeError.
@@ -26,10 +28,14 @@ class InputError(ValueError):
     status = USER_ERROR
 
 
-class CasesFailed(InputError):
+class CasesFailed(InputError):  # noqa: N818
     """Some cases could not be predicted, a line each; all the others were."""
 
     status = SOME_CASES_FAILED
+
+
+class Stopped(BaseException):
+    """A run was asked to stop and has kept what it has. No Exception: nothing on the way may take it for a failure."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -50,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:
-    """Run a script's ``main``; its user's mistakes become lines on stderr and exit status 2.
+    """Run a script's ``main`` and return its exit status; user's mistakes become lines on stderr and status 2.
 
     Args:
         main: of the script.
@@ -65,6 +71,13 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
             text = text.rpartition(f"{InputError.__name__}: ")[2].strip()
         print(*(f"error: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr)
         return mistake.status
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, which all stop
+            print(f"stopped by {stop}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (MemoryError, RuntimeError) as error:
         if not to_lower or not is_out_of_memory(error):
             raise

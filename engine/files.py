@@ -3,18 +3,21 @@
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import InputError
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
     """Write aside, flush to the disk, rename: a kill at any moment leaves the old file or the new one.
 
     Args:
         path: the file.
         write: fills an open binary file.
+        keep: another name in the same folder, for the old file to have from then on. A kill in between leaves the old
+            file alone, under this name.
     Raises:
         InputError: it cannot be written, on a full disk for instance; what was at ``path`` before is untouched.
     """
@@ -24,7 +27,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(aside, path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's own error hides it
         if not isinstance(cause, OSError):
@@ -33,6 +39,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise InputError(f"{path}: {reason}; an older file of that name is still whole") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Names are a folder's content: without this a power cut could take back a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

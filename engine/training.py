@@ -3,16 +3,18 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from engine.checkpoints import NetworkConfig, load_checkpoint, save_checkpoint
+from engine.checkpoints import BEST, LAST, PREVIOUS, NetworkConfig, load_last_good, save_checkpoint
 from engine.description import DatasetDescription
-from engine.devices import choose_precision, place
+from engine.devices import choose_precision, make_autocast, place
 from engine.distributed import parallelise, process_count, synchronise_batch_norm
 from engine.errors import InputError
 from engine.rep_optimizer import scale_updates
@@ -26,8 +28,34 @@ COURSE = (
 )
 
 
+NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cases", "precision", "description"}
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Args:
+        iteration: iterations done.
+        awaits_evaluation: whether the last of them ends with an evaluation that has not been done.
+        best_dice: mean Dice of the best evaluation.
+        best_iteration: when that was.
+        skipped: steps that changed nothing because loss or gradients were not finite.
+        skipped_in_a_row: how many of them were the last ones.
+        scalars: what was logged of the last iteration.
+    """
+
+    iteration: int = 0
+    awaits_evaluation: bool = False
+    best_dice: float = -math.inf
+    best_iteration: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
 class TrainingState:
-    """Network, optimiser, gradient scaler, progress and best score of a run.
+    """Network, optimiser, gradient scaler and progress of a run.
 
     Random state is not among it: every draw is a function of the seed and the iteration (``engine.sampling``).
 
@@ -48,6 +76,7 @@ class TrainingState:
         device: torch.device,
     ) -> None:
         self.args, self.config, self.description, self.cases = vars(args), config, description, list(cases)
+        self.device = device
         self.network = place(config.build(), device)
         if args.checkpointing:
             enable_checkpointing(self.network, args.network)
@@ -57,33 +86,37 @@ class TrainingState:
         forward = parallelise(self.network)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if args.compile else forward
         self.precision = choose_precision(args.amp, device, config.roi_size, self.network.input_sizes)
+        self.autocast = make_autocast(device, self.precision)
         self.optimizer = make_optimizer(args, self.network)
         # Passes values through unscaled unless gradients are in danger of underflow.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.iteration = 0
-        self.best_dice = -math.inf
-        self.best_iteration = 0
+        self.progress = Progress()
 
-    def save(self, path: Path) -> None:
-        """Write everything that ``restore`` needs."""
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self.progress.iteration
+
+    def save(self, folder: Path) -> None:
+        """Write everything that ``restore`` needs; the checkpoint before this one stays beside it."""
         save_checkpoint(
-            path,
+            folder / LAST,
             {
                 **self._identity(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "best_dice": self.best_dice,
-                "best_iteration": self.best_iteration,
+                "progress": asdict(self.progress),
                 "args": self.args,
                 "processes": process_count(),
                 "cases": self.cases,
                 "precision": str(self.precision),
             },
+            keep=folder / PREVIOUS,
         )
 
-    def save_weights(self, path: Path) -> None:
+    def save_best(self, folder: Path) -> None:
         """Write the weights and what it takes to predict with them."""
-        save_checkpoint(path, {**self._identity(), "best_dice": self.best_dice})
+        save_checkpoint(folder / BEST, {**self._identity(), "best_dice": self.progress.best_dice})
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -93,11 +126,11 @@ class TrainingState:
             "iteration": self.iteration,
         }
 
-    def restore(self, path: Path) -> None:
-        """Take up the run saved at ``path``; InputError where there is none or it is another run."""
-        flag = "--resume"
-        content = load_checkpoint(path, flag)
-        if not {"optimizer", "scaler", "args", "processes", "cases", "precision", "description"} <= set(content):
+    def restore(self, folder: Path) -> None:
+        """Take up the run saved in ``folder``; InputError where there is none or it is another run."""
+        flag, path = "--resume", folder / LAST
+        content = load_last_good(folder, flag)
+        if not set(content) >= NEEDED_TO_RESUME:
             raise InputError(f"{flag}: {path} holds no whole training state, expected a last_checkpoint.pth")
         for name in COURSE:
             if (saved := content["args"].get(name)) != self.args[name]:
@@ -123,8 +156,7 @@ class TrainingState:
         self.optimizer.load_state_dict(content["optimizer"])
         lay_out_like_parameters(self.optimizer)
         self.scaler.load_state_dict(content["scaler"])
-        self.iteration = content["iteration"]
-        self.best_dice, self.best_iteration = content["best_dice"], content["best_iteration"]
+        self.progress = Progress(**content["progress"])
 
 
 def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
@@ -175,6 +207,18 @@ def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:
     scaler is at work it overwrites it with its own finding, which is true whenever the loss is not finite.
     """
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """What batch normalisations learn by looking, and would learn from a batch that is not finite."""
+    norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+def take_back_where(bad: Tensor, values: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Give tensors the values they had before if ``bad`` (one boolean) is true, without reading it here."""
+    for value, old in zip(values, before, strict=True):
+        value.copy_(torch.where(bad, old, value))
 
 
 def learning_rate(args: argparse.Namespace, iteration: int) -> float:

@@ -4,6 +4,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,33 +12,63 @@ from matplotlib.figure import Figure
 from monai.data import Dataset, list_data_collate
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from engine.checkpoints import LAST
 from engine.devices import read_later
-from engine.distributed import mean_over_processes, process_count, process_rank
-from engine.errors import InputError
+from engine.distributed import AnyProcess, mean_over_processes, process_count, process_rank, wait_for_all
+from engine.errors import InputError, Stopped
+from engine.interruption import StopRequests, ignore_requests
 from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
 from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
-from engine.training import TrainingState, learning_rate, skip_step_where
+from engine.training import (
+    Progress,
+    TrainingState,
+    learning_rate,
+    running_statistics,
+    skip_step_where,
+    take_back_where,
+)
 
-BEST = "best_metric_model.pth"
-LAST_GOOD = "last_checkpoint.pth holds the last good weights: start from them with a lower --lr or with --amp off"
+SKIPS_IN_A_ROW = 10  # of steps that are not finite; more mean that it will not get better
+LAST_GOOD = f"{LAST} holds the last good weights: start from them with a lower --lr or with --amp off"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step tells, on the device.
+
+    Args:
+        loss: mean over the processes.
+        skipped: whether the step changed nothing, because the loss or a gradient was not finite.
+    """
+
+    loss: Tensor
+    skipped: Tensor
 
 
 def train(
     args: argparse.Namespace,
     state: TrainingState,
     dataset: Dataset,
-    device: torch.device,
-    autocast: Callable[[], torch.autocast],
-    writer: SummaryWriter | None,
+    log: "TrainingLog",
+    save: Callable[[], None],
     evaluate: Callable[[], None],
+    stop: StopRequests,
 ) -> None:
-    """Iterate from the state's iteration to the last, evaluating every ``eval_step`` iterations and at the end."""
-    part = process_rank(), process_count()
+    """Iterate from the state's iteration to the last, evaluating every ``eval_step`` iterations and at the end.
+
+    The state is saved before each evaluation, and when the run is asked to stop.
+
+    Raises:
+        Stopped: that was asked for, and everything is saved.
+        InputError: ``SKIPS_IN_A_ROW`` steps were not finite; a weight is not.
+    """
+    device, part = state.device, (process_rank(), process_count())
     batches = EndlessBatches(len(dataset), args.batch_size, args.seed, state.iteration, args.max_iter, *part)
     loader = DataLoader(
         SeededDataset(dataset, args.seed),
@@ -45,115 +76,159 @@ def train(
         num_workers=args.num_workers,
         collate_fn=list_data_collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_requests,
     )
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    someone, progress = AnyProcess(device), state.progress
+    if progress.awaits_evaluation:
+        evaluate()
     state.network.train()
     bar = tqdm(loader, "training", initial=state.iteration, total=args.max_iter, disable=process_rank() != 0)
-    log = TrainingLog(writer, bar)
     asked = time.perf_counter()
     for batch in bar:
         started = time.perf_counter()
         image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
         rate = learning_rate(args, state.iteration)
         seed_iteration(args.seed, state.iteration, process_rank())
-        loss = train_step(state, criterion, image, label, rate, autocast)
-        state.iteration += 1
-        log.add(state.iteration, loss, rate, started, waited=started - asked)
-        if state.iteration % args.eval_step == 0 or state.iteration == args.max_iter:
+        step = train_step(state, criterion, image, label, rate)
+        progress.iteration += 1
+        bar.set_postfix(log.add(state.iteration, step, rate, started, waited=started - asked))
+        progress.awaits_evaluation = state.iteration % args.eval_step == 0 or state.iteration == args.max_iter
+        stopping = someone.says(stop.reason is not None)
+        if stopping or progress.awaits_evaluation:
             log.finish()
             check_finite(state)
+            save()
+        if stopping:
+            wait_for_all()  # process 0 has saved
+            raise Stopped(stop.reason or "a request to another process")
+        if progress.awaits_evaluation:
             evaluate()
         asked = time.perf_counter()
 
 
 def check_finite(state: TrainingState) -> None:
-    """Raise InputError where a weight is not finite, before it is saved: finite losses may have infinite gradients."""
-    finite = torch.stack([parameter.isfinite().all() for parameter in state.network.parameters()]).all()
-    if not finite:
+    """Raise InputError where a weight is not finite, before it is saved: a step may be too large for its weights."""
+    weights = [value for value in state.network.state_dict().values() if value.is_floating_point()]
+    if not torch.stack([value.isfinite().all() for value in weights]).all():
         raise InputError(
             f"--lr: found weights that are not finite at iteration {state.iteration}, expected numbers; {LAST_GOOD}"
         )
 
 
-def train_step(
-    state: TrainingState,
-    criterion: nn.Module,
-    image: Tensor,
-    label: Tensor,
-    rate: float,
-    autocast: Callable[[], torch.autocast],
-) -> Tensor:
-    """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W); returns the loss, on the device.
+def train_step(state: TrainingState, criterion: nn.Module, image: Tensor, label: Tensor, rate: float) -> Step:
+    """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W).
 
-    The loss is the mean over the processes. The host waits for nothing. One that is not finite changes no weight.
+    The host waits for nothing. A loss or gradients that are not finite change nothing: neither weights nor moments nor
+    the running statistics of normalisations. Infinite gradients of fp16 are the scaler's to skip, and no failure.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with autocast():
+    statistics = running_statistics(state.network)
+    before = [value.clone() for value in statistics]
+    with state.autocast():
         logits = state.forward(image)
     loss = criterion(logits.float(), label)
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
-    loss = mean_over_processes(loss.detach())  # alike everywhere, so that all stop together
-    skip_step_where(~loss.isfinite(), state.optimizer)
+    loss = mean_over_processes(loss.detach())  # alike everywhere, so that all skip and stop together
+    bad = ~loss.isfinite()
+    if not state.scaler.is_enabled():
+        bad = bad | ~total_norm(state.network).isfinite()
+    skip_step_where(bad, state.optimizer)
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return loss
+    take_back_where(bad, statistics, before)
+    return Step(loss, bad)
+
+
+def total_norm(network: nn.Module) -> Tensor:
+    """The norm of all gradients together: a number only if each of them is one."""
+    return get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
 
 
 def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
     """Write best_metric_model.pth where the mean Dice is the best so far; a run without any Dice keeps its first."""
-    dice = table.mean()
+    dice, progress = table.mean(), state.progress
     score = -1.0 if math.isnan(dice) else dice
-    if score > state.best_dice:
-        state.best_dice, state.best_iteration = score, state.iteration
-        state.save_weights(output / BEST)
-    tqdm.write(f"iteration {state.iteration}: mean Dice {dice:.4f}, best {state.best_dice:.4f}")
+    if score > progress.best_dice:
+        progress.best_dice, progress.best_iteration = score, state.iteration
+        state.save_best(output)
+    tqdm.write(f"iteration {state.iteration}: mean Dice {dice:.4f}, best {progress.best_dice:.4f}")
 
 
 class TrainingLog:
-    """Loss, learning rate, and seconds spent waiting for data and computing, on the bar and in TensorBoard.
+    """Loss, learning rate, and seconds spent waiting for data and computing, in TensorBoard; and steps that failed.
 
     An iteration is logged when the next one is under way, so that the device never waits for its loss to be read.
+
+    Args:
+        writer: None where another process writes.
+        progress: of the run; its last iteration's numbers are written once more where they are to be, see
+            ``first_step``.
     """
 
-    def __init__(self, writer: SummaryWriter | None, bar: tqdm) -> None:
-        self.writer, self.bar = writer, bar
-        self.pending: Callable[[], None] = lambda: None
+    def __init__(self, writer: SummaryWriter | None, progress: Progress) -> None:
+        self.writer, self.progress = writer, progress
+        self.pending: Callable[[], dict[str, float]] = lambda: {}
+        if progress.awaits_evaluation:
+            self._write(progress.iteration)
 
-    def add(self, iteration: int, loss: Tensor, rate: float, started: float, waited: float) -> None:
+    @staticmethod
+    def first_step(progress: Progress) -> int:
+        """Where the log of a resumed run begins; from there on, what the run before it logged is void.
+
+        It may have logged an evaluation that was not saved, and a step can be voided only whole.
+        """
+        return progress.iteration + (not progress.awaits_evaluation)
+
+    def add(self, iteration: int, step: Step, rate: float, started: float, waited: float) -> dict[str, str]:
         """Log the iteration before this one.
 
         Args:
             iteration: counted from 1.
-            loss: on the device.
+            step: what it told.
             rate: the learning rate.
             started: time (``time.perf_counter``) when the batch was there.
             waited: seconds spent on waiting for the batch.
+        Returns: what was logged, to be shown.
         Raises:
-            InputError: the loss before this one is not finite.
+            InputError: too many steps in a row were not finite.
         """
-        read = read_later(loss)
-        self.finish()
+        read = read_later(torch.stack((step.loss, step.skipped.to(step.loss))))
+        values = self.finish()
         seconds = {"data_wait_s": waited, "compute_s": time.perf_counter() - started}
         self.pending = lambda: self._log(iteration, read(), {"lr": rate, **seconds})
+        return {name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()}
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, float]:
         """Log what is pending, and forget it."""
-        pending, self.pending = self.pending, lambda: None
-        pending()
+        pending, self.pending = self.pending, lambda: {}
+        return pending()
 
-    def _log(self, iteration: int, loss: float, values: dict[str, float]) -> None:
-        if not math.isfinite(loss):
-            raise InputError(
-                f"--lr: found a loss of {loss} at iteration {iteration}, expected finite ones; {LAST_GOOD}"
-            )
-        values = {"loss": loss, **values}
-        shown = {name: f"{value:.2e}" if name == "lr" else f"{value:.3f}" for name, value in values.items()}
-        self.bar.set_postfix(shown)
+    def _log(self, iteration: int, told: list[float], values: dict[str, float]) -> dict[str, float]:
+        loss, skipped = told
+        self.progress.scalars = {"loss": loss, **values}
+        self._count(iteration, bool(skipped))
+        self._write(iteration)
+        return self.progress.scalars
+
+    def _count(self, iteration: int, skipped: bool) -> None:
+        progress = self.progress
+        progress.skipped += skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            return
+        progress.scalars["skipped_steps"] = progress.skipped
+        tqdm.write(f"warning: loss or gradients not finite at iteration {iteration}, {progress.skipped} steps skipped")
+        if progress.skipped_in_a_row == SKIPS_IN_A_ROW:
+            found = f"{SKIPS_IN_A_ROW} iterations in a row, up to {iteration}, whose loss or gradients are not finite"
+            raise InputError(f"--lr: found {found}, expected fewer; {LAST_GOOD}")
+
+    def _write(self, iteration: int) -> None:
         if self.writer is None:
             return
-        for name, value in values.items():
+        for name, value in self.progress.scalars.items():
             self.writer.add_scalar(f"train/{name}", value, iteration)
 
 

@@ -32,6 +32,7 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
         "args.json",
         "best_metric_model.pth",
         "last_checkpoint.pth",
+        "previous_checkpoint.pth",
         "tensorboard",
     }
     assert json.loads((trained / "args.json").read_text())["kernel_size"] == 5
@@ -100,17 +101,18 @@ def test_run_killed_before_its_first_evaluation_resumes_at_the_beginning(boxes, 
 
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "train_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(*train_arguments(boxes, cut))
+        assert train(*train_arguments(boxes, cut))[0] == 130
     assert torch.load(cut / "last_checkpoint.pth", weights_only=True)["iteration"] == 0
     assert train(*train_arguments(boxes, cut), "--resume")[0] == 0
     assert_equal_weights(weights(whole), weights(cut))
 
 
-def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_weights(boxes, tmp_path, train):
-    status, _, err = train(*train_arguments(boxes, tmp_path / "run", "--lr", "1e30", "--lr_schedule", "constant"))
+def test_losses_that_stay_infinite_end_the_run_and_keep_the_last_weights(boxes, tmp_path, train):
+    more = ("--lr", "1e30", "--lr_schedule", "constant", "--max_iter", "40", "--eval_step", "40")
+    status, out, err = train(*train_arguments(boxes, tmp_path / "run", *more))
     assert status == 2
-    assert "--lr: found a loss of" in err
+    assert "--lr: found 10 iterations in a row" in err
+    assert "1 steps skipped" in out
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 

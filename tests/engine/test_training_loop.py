@@ -12,10 +12,9 @@ import main_train
 from engine import training_loop
 from engine.checkpoints import NetworkConfig
 from engine.description import DatasetDescription
-from engine.devices import make_autocast
 from engine.errors import InputError
-from engine.training import TrainingState
-from engine.training_loop import check_finite, train_step
+from engine.training import Progress, TrainingState, running_statistics
+from engine.training_loop import SKIPS_IN_A_ROW, Step, TrainingLog, check_finite, train_step
 
 CPU = torch.device("cpu")
 CRITERION = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -47,7 +46,7 @@ def make_state(box_template, tmp_path):
 
 def step(state, image):
     label = torch.randint(3, image.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return train_step(state, CRITERION, image, label, 1e-2, make_autocast(CPU, state.precision))
+    return train_step(state, CRITERION, image, label, 1e-2)
 
 
 def test_a_step_reads_nothing_back(make_state):
@@ -55,34 +54,68 @@ def test_a_step_reads_nothing_back(make_state):
     image = torch.randn(1, 1, 32, 32, 16)
     step(state, image)  # the first one may set things up
     with CountReads() as reads:
-        loss = step(state, image)
+        done = step(state, image)
         assert reads.count == 0
-        loss.item()
+        done.loss.item()
         assert reads.count == 1
 
 
+def everything(state):
+    """What a step may change."""
+    return copy.deepcopy((state.network.state_dict(), state.optimizer.state_dict()["state"]))
+
+
+def assert_unchanged(before, state):
+    weights, moments = everything(state)
+    assert all(torch.equal(before[0][name], value) for name, value in weights.items())
+    assert all(torch.equal(before[1][key][name], value) for key in moments for name, value in moments[key].items())
+
+
 @pytest.mark.parametrize("more", [("--optim", name) for name in ("AdamW", "Adam", "SGD")] + [("--network", "REPOPT")])
-def test_a_loss_that_is_not_finite_changes_no_weight(make_state, more):
+def test_a_loss_that_is_not_finite_changes_nothing(make_state, more):
     state = make_state(*more)
     image = torch.randn(1, 1, 32, 32, 16)
-    assert step(state, image).isfinite()
-    before = copy.deepcopy((dict(state.network.named_parameters()), state.optimizer.state_dict()["state"]))
-    assert not step(state, torch.full_like(image, torch.nan)).isfinite()
-    parameters, moments = dict(state.network.named_parameters()), state.optimizer.state_dict()["state"]
-    assert all(torch.equal(before[0][name], value) for name, value in parameters.items())
-    assert all(torch.equal(before[1][key][name], value) for key in moments for name, value in moments[key].items())
-    norms = [module for module in state.network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
-    for norm in norms:
-        norm.reset_running_stats()  # these the forward has changed
-    assert step(state, image).isfinite()
-    assert not torch.equal(before[0]["out.conv.conv.weight"], parameters["out.conv.conv.weight"])
+    assert not step(state, image).skipped
+    before = everything(state)
+    bad = step(state, torch.full_like(image, torch.nan))
+    assert bad.skipped
+    assert not bad.loss.isfinite()
+    assert_unchanged(before, state)
+    assert not step(state, image).skipped
+    assert not torch.equal(before[0]["out.conv.conv.weight"], state.network.out.conv.conv.weight)
+
+
+def test_gradients_that_are_not_finite_change_nothing(make_state):
+    state = make_state()
+    image = torch.randn(1, 1, 32, 32, 16)
+    step(state, image)
+    before = everything(state)
+    kernel = state.network.out.conv.conv.weight
+    hook = kernel.register_hook(lambda gradient: gradient / 0)
+    bad = step(state, image)
+    assert bad.loss.isfinite()
+    assert bad.skipped
+    assert_unchanged(before, state)
+    hook.remove()
+    assert not step(state, image).skipped
+
+
+def test_infinite_gradients_of_fp16_are_the_scalers_to_skip(make_state):
+    state = make_state("--amp", "fp16")
+    image = torch.randn(1, 1, 32, 32, 16)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = everything(state)[0]["out.conv.conv.weight"]
+    done = step(state, image)
+    assert not done.skipped
+    assert torch.equal(before, state.network.out.conv.conv.weight)
+    assert state.scaler.get_scale() == 2.0**126
 
 
 def test_a_loss_that_is_not_finite_in_another_process_changes_no_weight(make_state, monkeypatch):
     state = make_state()
     before = copy.deepcopy(dict(state.network.named_parameters()))
     monkeypatch.setattr(training_loop, "mean_over_processes", lambda loss: loss + torch.nan)
-    step(state, torch.randn(1, 1, 32, 32, 16))
+    assert step(state, torch.randn(1, 1, 32, 32, 16)).skipped
     assert all(torch.equal(before[name], value) for name, value in state.network.named_parameters())
 
 
@@ -92,9 +125,6 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(make_state, name):
     skipped, other = make_state("--optim", name), make_state("--optim", name)
     image = torch.randn(1, 1, 32, 32, 16)
     step(skipped, torch.full_like(image, torch.nan))
-    for norm in skipped.network.modules():
-        if isinstance(norm, torch.nn.BatchNorm3d):
-            norm.reset_running_stats()
     for state in (skipped, other):
         step(state, image)
     for one, two in zip(skipped.network.parameters(), other.network.parameters(), strict=True):
@@ -108,9 +138,9 @@ def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_stat
     laid_out = copy.deepcopy(saved.optimizer.state_dict())
     for moments in saved.optimizer.state.values():
         moments.update({name: value.contiguous() for name, value in moments.items()})  # as a GPU has them
-    saved.save(tmp_path / "last.pth")
+    saved.save(tmp_path)
     saved.optimizer.load_state_dict(laid_out)
-    resumed.restore(tmp_path / "last.pth")
+    resumed.restore(tmp_path)
     for state in (saved, resumed):
         step(state, image)
     for one, two in zip(saved.network.parameters(), resumed.network.parameters(), strict=True):
@@ -122,10 +152,37 @@ def test_checkpointing_reaches_the_network(make_state):
     assert not make_state().network.checkpointing
 
 
-def test_weights_that_are_not_finite_are_not_saved(make_state):
+@pytest.mark.parametrize("value", [lambda net: next(net.parameters()), lambda net: running_statistics(net)[0]])
+def test_weights_that_are_not_finite_are_not_saved(make_state, value):
     state = make_state()
     check_finite(state)
     with torch.no_grad():
-        next(state.network.parameters()).view(-1)[0] = torch.inf
+        value(state.network).view(-1)[0] = torch.inf
     with pytest.raises(InputError, match="weights that are not finite at iteration 0"):
         check_finite(state)
+
+
+def log_steps(skipped, progress=None):
+    """Log one step for each of ``skipped``; the progress afterwards."""
+    log = TrainingLog(None, progress or Progress())
+    for iteration, bad in enumerate(skipped, start=1):
+        log.add(iteration, Step(torch.tensor(torch.nan if bad else 0.5), torch.tensor(bad)), 1e-4, 0.0, 0.0)
+    log.finish()
+    return log.progress
+
+
+def test_skipped_steps_are_counted_and_told(capsys):
+    progress = log_steps([False, True, True, False, True])
+    assert (progress.skipped, progress.skipped_in_a_row) == (3, 1)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 3
+    assert "at iteration 5, 3 steps skipped" in warnings[-1]
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run():
+    almost = [True] * (SKIPS_IN_A_ROW - 1)
+    assert log_steps([*almost, False, *almost]).skipped_in_a_row == SKIPS_IN_A_ROW - 1
+    with pytest.raises(InputError, match=f"found {SKIPS_IN_A_ROW} iterations in a row, up to {SKIPS_IN_A_ROW + 1}"):
+        log_steps([False, *almost, True])
+    with pytest.raises(InputError, match="up to 1,"):  # the others were before the run was resumed
+        log_steps([True], Progress(skipped_in_a_row=SKIPS_IN_A_ROW - 1))

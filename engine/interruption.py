@@ -1,0 +1,88 @@
+"""Being asked to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+from engine.errors import Stopped
+
+REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: "--max_hours"}
+
+
+class StopRequests:
+    """Turns the first request to stop into ``Stopped``: at once, or where work must not be cut, when it is asked for.
+
+    In force from entering to leaving, in the main thread. Further requests change nothing.
+
+    Args:
+        max_hours: after which this process asks itself to stop; None for never.
+    """
+
+    def __init__(self, max_hours: float | None = None) -> None:
+        self.max_hours = max_hours
+        self.reason: str | None = None
+        self._waits = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._handlers = {number: signal.signal(number, self._receive) for number in REASONS}
+        if self.max_hours is not None:
+            signal.setitimer(signal.ITIMER_REAL, self.max_hours * 3600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.reason is not None:
+            return
+        self.reason = REASONS[signal.Signals(number)]
+        if not self._waits:
+            raise Stopped(self.reason)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A block that no request cuts: it looks at ``reason`` where it can stop."""
+        waited, self._waits = self._waits, True
+        try:
+            yield
+        finally:
+            self._waits = waited
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block, within one that waits, that a request may cut anywhere.
+
+        Raises:
+            Stopped: there is a request, or was one before the block began.
+        """
+        waited, self._waits = self._waits, False
+        try:
+            if self.reason is not None:
+                raise Stopped(self.reason)
+            yield
+        finally:
+            self._waits = waited
+
+
+def resume_command() -> str:
+    """The command line of this process with --resume; torchrun's own part is not known here."""
+    words = [*sys.argv, *(["--resume"] if "--resume" not in sys.argv else [])]
+    launcher = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else shlex.quote(sys.executable)
+    return f"{launcher} {shlex.join(words)}"
+
+
+def ignore_requests(_: int = 0) -> None:
+    """For processes that load data: whoever stops a whole group of processes means the one that trains.
+
+    Without it they would die in the middle of the step that is to be saved. They end when their parent does.
+    """
+    for number in REASONS:
+        signal.signal(number, signal.SIG_IGN)

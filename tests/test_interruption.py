@@ -1,0 +1,230 @@
+"""A run that is stopped, killed or damaged anywhere goes on to the weights, scores and logs of one that was not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, train_arguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from engine import checkpoints, files, training_loop, validation
+
+MORE = ("--max_iter", "6", "--eval_step", "3", "--num_workers", "1")
+LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(box_template, tmp_path_factory):
+    """The output of a run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    arguments = [str(word) for word in train_arguments(box_template, output, *MORE)]
+    subprocess.run([sys.executable, "main_train.py", *arguments], cwd=REPOSITORY, check=True)
+    return output
+
+
+def assert_same_end(whole, output):
+    """Weights, moments, progress and every logged step; the scalars of time are each run's own."""
+    for name in (LAST, BEST):
+        one, other = load(whole / name), load(output / name)
+        assert one["model"].keys() == other["model"].keys()
+        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+    one, other = (load(folder / LAST) for folder in (whole, output))
+    for key, moments in one["optimizer"]["state"].items():
+        assert all(torch.equal(value, other["optimizer"]["state"][key][name]) for name, value in moments.items())
+    for name in ("iteration", "best_dice", "best_iteration", "skipped", "awaits_evaluation"):
+        assert one["progress"][name] == other["progress"][name]
+    one, other = (EventAccumulator(str(folder / "tensorboard")).Reload() for folder in (whole, output))
+    assert one.Tags()["scalars"] == other.Tags()["scalars"]
+    for tag in one.Tags()["scalars"]:
+        logged = [[(event.step, event.value) for event in log.Scalars(tag)] for log in (one, other)]
+        if tag.endswith("_s"):
+            logged = [[step for step, _ in events] for events in logged]
+        assert logged[0] == logged[1], tag
+    for tag in one.Tags()["images"]:
+        assert [event.step for event in one.Images(tag)] == [event.step for event in other.Images(tag)]
+
+
+def start(boxes, output, *more):
+    arguments = [str(word) for word in train_arguments(boxes, output, *MORE, *more)]
+    return subprocess.Popen(
+        [sys.executable, "main_train.py", *arguments],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_iteration(output, iteration, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (output / LAST).exists() and load(output / LAST)["iteration"] >= iteration:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(boxes, tmp_path, train, number):
+    """As batch systems and terminals send it, to the processes that load data as well."""
+    output = tmp_path / "run"
+    process = start(boxes, output, "--max_iter", "2000", "--eval_step", "5")
+    wait_for_iteration(output, 5)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    (line,) = [line for line in err.splitlines() if line.startswith("stopped by")]
+    saved = load(output / LAST)
+    reason = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
+    assert line.startswith(f"stopped by {reason} at iteration {saved['iteration']}, go on with: ")
+    assert line.endswith(" --resume")
+    assert saved["iteration"] >= 5
+    assert "Traceback" not in err
+    logged = EventAccumulator(str(output / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in logged] == list(range(1, saved["iteration"] + 1))
+
+
+@pytest.mark.parametrize("moment", ["set-up", "step", "validation"])
+def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, train, monkeypatch, moment):
+    def ask(*args, **kwargs):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    module, name = {
+        "set-up": (training_loop, "DiceCELoss"),
+        "step": (training_loop, "train_step"),
+        "validation": (validation, "dice_by_class"),
+    }[moment]
+    original = getattr(module, name)
+    monkeypatch.setattr(module, name, ask)
+    arguments = train_arguments(box_template, tmp_path, *MORE)
+    status, _, err = train(*arguments)
+    assert status == 75
+    iteration = {"set-up": 1, "step": 1, "validation": 3}[moment]
+    assert f"stopped by SIGTERM at iteration {iteration}, go on with: " in err
+    assert load(tmp_path / LAST)["progress"]["awaits_evaluation"] == (moment == "validation")
+    assert train(*arguments, "--resume")[0] == 0
+    assert_same_end(whole, tmp_path)
+
+
+def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, monkeypatch):
+    monkeypatch.setattr("engine.data_check.check_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    status, _, err = train(*train_arguments(box_template, tmp_path))
+    assert (status, err) == (75, "stopped by SIGTERM\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train):
+    arguments = train_arguments(box_template, tmp_path, *MORE)
+    handler = signal.getsignal(signal.SIGALRM)
+    for _ in range(20):
+        hours = str(3 / 3600)
+        status, _, err = train(*arguments, "--max_hours", hours, *(["--resume"] if (tmp_path / LAST).exists() else []))
+        assert status in (0, 75), err
+        if status == 0:
+            break
+        assert "stopped by --max_hours" in err
+    assert_same_end(whole, tmp_path)
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+class Killed(BaseException):
+    """What happens to a process is over; nothing is caught, and no clean-up runs (see ``kill_at``)."""
+
+
+def kill_at(monkeypatch, module, name, count):
+    """Let the ``count``-th call of a function be the last thing that the process does to its files."""
+
+    def call(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == count:
+            monkeypatch.setattr(files.Path, "unlink", lambda *_, **__: None)
+            raise Killed
+        return original(*args, **kwargs)
+
+    calls, original = [], getattr(module, name)
+    monkeypatch.setattr(module, name, call)
+
+
+# The renames of a run: 1 arguments, 2 first checkpoint; at an evaluation 3 that becomes the previous one, 4 the new one, 5
+# the best weights, and 6 and 7 the checkpoint after it.
+@pytest.mark.parametrize(("count", "gap"), [(3, False), (4, True), (5, False), (6, False), (7, True)])
+def test_killed_before_a_rename(whole, box_template, tmp_path, train, monkeypatch, count, gap):
+    arguments = train_arguments(box_template, tmp_path, *MORE)
+    with monkeypatch.context() as patch:
+        kill_at(patch, files.os, "replace", count)
+        with pytest.raises(Killed):
+            train(*arguments)
+    assert list(tmp_path.glob(".*.part"))
+    assert (tmp_path / LAST).exists() != gap
+    status, out, _ = train(*arguments, "--resume")
+    assert status == 0
+    assert (f"going on from {tmp_path / PREVIOUS}" in out) == gap
+    assert_same_end(whole, tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    """In the middle of a tensor, where nothing but a checksum can tell."""
+    content = bytearray(path.read_bytes())
+    content[content.index(load(path)["model"]["out.conv.conv.weight"].numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+
+
+def overwrite(path):
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+DAMAGES = {"cut": cut, "bit": flip_a_bit, "zeros": overwrite, "empty": lambda path: path.write_bytes(b"")}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, box_template, tmp_path, train, damage):
+    output = shutil.copytree(whole, tmp_path / "run")
+    damage(output / LAST)
+    status, out, _ = train(*train_arguments(box_template, output, *MORE), "--resume")
+    assert status == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("--resume")]
+    assert str(output / LAST) in line
+    assert line.endswith(f"going on from {output / PREVIOUS}, iteration 6")
+    assert (output / "damaged_checkpoint.pth").exists()
+    assert_same_end(whole, output)
+
+
+def test_two_damaged_checkpoints_end_in_a_line(whole, box_template, tmp_path, train):
+    output = shutil.copytree(whole, tmp_path / "run")
+    cut(output / LAST)
+    cut(output / PREVIOUS)
+    status, _, err = train(*train_arguments(box_template, output, *MORE), "--resume")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"{output / PREVIOUS} is damaged" in err
+    assert (output / LAST).exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(whole, tmp_path, monkeypatch):
+    output = shutil.copytree(whole, tmp_path / "run")
+
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(checkpoints.InputError, match="cannot be read"):
+        checkpoints.load_last_good(output, "--resume")
+    assert (output / LAST).exists()
+    assert (output / PREVIOUS).exists()
