@@ -13,6 +13,7 @@ from conftest import REPOSITORY, train_arguments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import checkpoints, files, training_loop, validation
+from experiments.reliability.compare import differences
 
 MORE = ("--max_iter", "6", "--eval_step", "3", "--num_workers", "1")
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
@@ -29,28 +30,6 @@ def whole(box_template, tmp_path_factory):
     arguments = [str(word) for word in train_arguments(box_template, output, *MORE)]
     subprocess.run([sys.executable, "main_train.py", *arguments], cwd=REPOSITORY, check=True)
     return output
-
-
-def assert_same_end(whole, output):
-    """Weights, moments, progress and every logged step; the scalars of time are each run's own."""
-    for name in (LAST, BEST):
-        one, other = load(whole / name), load(output / name)
-        assert one["model"].keys() == other["model"].keys()
-        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
-    one, other = (load(folder / LAST) for folder in (whole, output))
-    for key, moments in one["optimizer"]["state"].items():
-        assert all(torch.equal(value, other["optimizer"]["state"][key][name]) for name, value in moments.items())
-    for name in ("iteration", "best_dice", "best_iteration", "skipped", "awaits_evaluation"):
-        assert one["progress"][name] == other["progress"][name]
-    one, other = (EventAccumulator(str(folder / "tensorboard")).Reload() for folder in (whole, output))
-    assert one.Tags()["scalars"] == other.Tags()["scalars"]
-    for tag in one.Tags()["scalars"]:
-        logged = [[(event.step, event.value) for event in log.Scalars(tag)] for log in (one, other)]
-        if tag.endswith("_s"):
-            logged = [[step for step, _ in events] for events in logged]
-        assert logged[0] == logged[1], tag
-    for tag in one.Tags()["images"]:
-        assert [event.step for event in one.Images(tag)] == [event.step for event in other.Images(tag)]
 
 
 def start(boxes, output, *more):
@@ -115,7 +94,7 @@ def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, tra
     assert f"stopped by SIGTERM at iteration {iteration}, go on with: " in err
     assert load(tmp_path / LAST)["progress"]["awaits_evaluation"] == (moment == "validation")
     assert train(*arguments, "--resume")[0] == 0
-    assert_same_end(whole, tmp_path)
+    assert differences(whole, tmp_path) == []
 
 
 def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, monkeypatch):
@@ -135,7 +114,7 @@ def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train):
         if status == 0:
             break
         assert "stopped by --max_hours" in err
-    assert_same_end(whole, tmp_path)
+    assert differences(whole, tmp_path) == []
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -158,8 +137,8 @@ def kill_at(monkeypatch, module, name, count):
     monkeypatch.setattr(module, name, call)
 
 
-# The renames of a run: 1 arguments, 2 first checkpoint; at an evaluation 3 that becomes the previous one, 4 the new one, 5
-# the best weights, and 6 and 7 the checkpoint after it.
+# The renames of a run: 1 arguments, 2 the first checkpoint; at an evaluation 3 makes that one the previous one, 4 is
+# the new one, 5 the best weights, 6 and 7 are the checkpoint after it.
 @pytest.mark.parametrize(("count", "gap"), [(3, False), (4, True), (5, False), (6, False), (7, True)])
 def test_killed_before_a_rename(whole, box_template, tmp_path, train, monkeypatch, count, gap):
     arguments = train_arguments(box_template, tmp_path, *MORE)
@@ -172,7 +151,7 @@ def test_killed_before_a_rename(whole, box_template, tmp_path, train, monkeypatc
     status, out, _ = train(*arguments, "--resume")
     assert status == 0
     assert (f"going on from {tmp_path / PREVIOUS}" in out) == gap
-    assert_same_end(whole, tmp_path)
+    assert differences(whole, tmp_path) == []
     assert not list(tmp_path.glob(".*"))
 
 
@@ -204,7 +183,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, box_tem
     assert str(output / LAST) in line
     assert line.endswith(f"going on from {output / PREVIOUS}, iteration 6")
     assert (output / "damaged_checkpoint.pth").exists()
-    assert_same_end(whole, output)
+    assert differences(whole, output) == []
 
 
 def test_two_damaged_checkpoints_end_in_a_line(whole, box_template, tmp_path, train):

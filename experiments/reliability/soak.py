@@ -1,0 +1,214 @@
+"""Kill a small training run again and again, resume it each time, and compare its end with an undisturbed run's.
+
+    python -m experiments.reliability.soak
+
+Real processes and real signals, at random moments: SIGKILL at any time, SIGKILL while a file is written, SIGTERM and
+Ctrl-C to the whole group of processes; after some of them the last checkpoint is damaged as well. Weights, moments and
+scores have to be equal bit for bit, and TensorBoard has to have every step once. Writes soak.json; exit status 1 where
+anything differs.
+"""
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import describe_machine, publish
+from engine.arguments import number
+from engine.checkpoints import BEST, LAST, PREVIOUS
+from engine.errors import STOPPED, OneLineParser, run
+from experiments.reliability.compare import differences
+from tools.make_phantoms import make_dataset
+
+ROOT = Path(__file__).parents[2]
+LOG = "output.txt"
+RESULT = Path(__file__).with_name("soak.json")
+# bf16 autocast, two processes that load data, random crops and augmentation, warm-up and cosine, five evaluations.
+RECIPE = (
+    *("--network", "REP3D", "--feat_size", "8", "8", "8", "8", "--kernel_size", "5", "--roi_size", "48", "48", "48"),
+    *("--amp", "bf16", "--num_workers", "2", "--cache_rate", "0.5", "--lr", "0.004", "--gpu", "cpu", "--overlap", "0"),
+    *("--max_iter", "20", "--eval_step", "4"),
+)
+# How a run is stopped, and how often: its share of all.
+WAYS = {"SIGKILL": 0.4, "SIGKILL while writing": 0.3, "SIGTERM": 0.2, "Ctrl-C": 0.1}
+DAMAGED = 0.2  # share of the stops after which the last checkpoint is damaged, where there is one before it
+PATIENCE_S = 600  # a process that takes longer hangs
+# What the output of a process says last, and what it was doing then.
+PHASES = {
+    "checking cases": "checking the data",
+    "Loading dataset": "caching",
+    "training:": "training",
+    "validation:": "validating",
+    "best mean Dice": "ending",
+}
+
+
+@dataclass
+class Tally:
+    """What happened so far.
+
+    Args:
+        stops: how often a run was stopped, by way.
+        phases: what it was doing, as far as its output tells.
+        statuses: exit statuses of runs that were asked to stop.
+        fallbacks: checkpoints found damaged or missing, and the one before taken.
+        ends: runs that came to their end after being stopped, and what differed then.
+    """
+
+    stops: Counter[str] = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    fallbacks: int = 0
+    damaged: int = 0
+    ends: list[dict[str, Any]] = field(default_factory=list)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser("soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=number(int, 1), default=40, help="how often a run is stopped, at least")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the moments")
+    parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """One run undisturbed, then others until enough were stopped, each to its end."""
+    rng, tally, began = random.Random(args.seed), Tally(), time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_dataset(folder / "data", train=3, val=2, seed=0, scale=3)
+        started = time.monotonic()
+        status, _ = finish(start(folder, folder / "undisturbed"), folder)
+        assert status == 0, "the undisturbed run has to end well"
+        longest = time.monotonic() - started
+        while sum(tally.stops.values()) < args.kills:
+            output = folder / f"run {len(tally.ends)}"
+            disturb(folder, output, args.kills, longest, rng, tally)
+            differing = differences(folder / "undisturbed", output)
+            tally.ends.append({"stops so far": sum(tally.stops.values()), "differences": differing})
+            print(f"{sum(tally.stops.values())} stops, run {len(tally.ends)} ended: {differing or 'equal'}", flush=True)
+    results = {
+        **describe_machine(torch.device("cpu")),
+        "seed": args.seed,
+        "stops": dict(tally.stops),
+        "phases": dict(tally.phases),
+        "statuses of runs asked to stop": dict(tally.statuses),
+        "checkpoints damaged": tally.damaged,
+        "fallbacks to the checkpoint before": tally.fallbacks,
+        "runs": tally.ends,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    text = "\n".join(f"{name}: {value}" for name, value in results.items())
+    publish(results, text, args.result)
+    if any(end["differences"] for end in tally.ends):
+        raise SystemExit(1)
+
+
+def disturb(folder: Path, output: Path, kills: int, longest: float, rng: random.Random, tally: Tally) -> None:
+    """Start a run, stop and resume it until it ends by itself."""
+    while True:
+        process = start(folder, output)
+        way = rng.choices(list(WAYS), list(WAYS.values()))[0]
+        enough = sum(tally.stops.values()) >= kills
+        stopped = not enough and stop(process, way, output, rng, longest)
+        status, text = finish(process, folder)
+        tally.fallbacks += "going on from" in text
+        assert "Traceback" not in text or status == -signal.SIGKILL, text
+        if status == 0:
+            return
+        assert stopped, f"status {status} without a reason: {text}"
+        tally.stops[way] += 1
+        tally.phases[phase_of(text)] += 1
+        if way in ("SIGTERM", "Ctrl-C"):
+            tally.statuses[str(status)] += 1
+            assert status in (STOPPED, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT), text
+        if (output / PREVIOUS).exists() and (output / LAST).exists() and rng.random() < DAMAGED:
+            damage(output / LAST, rng)
+            tally.damaged += 1
+
+
+def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
+    """A training process, and those it starts, as a group of their own; they write to a log in ``folder``."""
+    begun = (output / LAST).exists() or (output / PREVIOUS).exists()
+    data = ("--root", folder / "data", "--dataset", ROOT / "experiments" / "demo" / "dataset.json", "--output", output)
+    words = [sys.executable, "main_train.py", *map(str, data), *RECIPE, *(["--resume"] if begun else [])]
+    with open(folder / LOG, "wb") as log:
+        return subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[bytes], folder: Path) -> tuple[int, str]:
+    """Exit status, and everything that was said."""
+    status = process.wait(timeout=PATIENCE_S)
+    return status, (folder / LOG).read_text(errors="replace")
+
+
+def stop(process: subprocess.Popen[bytes], way: str, output: Path, rng: random.Random, longest: float) -> bool:
+    """Stop a process in some way at some moment; whether it was still there."""
+    if way == "SIGKILL while writing":
+        hit = wait_for_writing(process, output, rng.randint(1, 8))
+    else:
+        hit = sleep_beside(process, rng.uniform(0, longest))
+    if not hit:
+        return False
+    number = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(way, signal.SIGKILL)
+    if number == signal.SIGKILL:
+        process.kill()  # it alone: those that load data have to find out
+    else:
+        os.killpg(process.pid, number)
+    return True
+
+
+def sleep_beside(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait so long, or for the end of the process; whether it is still there."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def wait_for_writing(process: subprocess.Popen[bytes], output: Path, times: int) -> bool:
+    """Wait until a checkpoint is being written for the so-manieth time; whether the process is still there."""
+    asides = [output / f".{name}.part" for name in (LAST, BEST)]
+    seen = False
+    while process.poll() is None:
+        writing = any(aside.exists() for aside in asides)
+        times -= writing and not seen
+        if not times:
+            return True
+        seen = writing
+        time.sleep(0.0005)
+    return False
+
+
+def phase_of(text: str) -> str:
+    """What a process was doing when it ended, as far as its output tells."""
+    shown = re.findall("|".join(PHASES), text)
+    return PHASES[shown[-1]] if shown else "starting"
+
+
+def damage(path: Path, rng: random.Random) -> None:
+    """Cut a file, or turn over one of its bits."""
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    if rng.random() < 0.5:
+        del content[place:]
+    else:
+        content[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
