@@ -25,11 +25,12 @@ DATA=${DATA:-/data/amos}
 OUTPUT=${OUTPUT:-runs/amos}
 CACHE=${CACHE:-$OUTPUT/cache}        # a fast disk that all the nodes see
 
-# A job at the end of its time is queued once more. What came after the last validation (--eval_step) is repeated.
+# A job at the end of its time is queued once more. That sends SIGTERM to the processes, which save after the step they
+# are in; where SLURM's KillWait leaves them less time than a step takes, what came after the last validation is repeated.
 trap 'echo "time is up: queued again"; scontrol requeue "$SLURM_JOB_ID"' USR1
 
 resume=()
-if [[ -e $OUTPUT/last_checkpoint.pth ]]; then
+if [[ -e $OUTPUT/last_checkpoint.pth || -e $OUTPUT/previous_checkpoint.pth ]]; then
     resume=(--resume)
 fi
 

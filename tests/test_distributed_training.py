@@ -21,32 +21,33 @@ from engine.sampling import EndlessBatches, derive_seed, seed_iteration
 # Plain SGD: AdamW's steps do not tell a sum of gradients from a mean, and make much of rounding where they are zero.
 RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3")
 TOLERANCE = 1e-4  # relative, of losses; a hundred-thousandth was found
-BEST, LAST = "best_metric_model.pth", "last_checkpoint.pth"
+BEST, LAST, PREVIOUS = "best_metric_model.pth", "last_checkpoint.pth", "previous_checkpoint.pth"
 
 # What torchrun starts here: the scripts one after the other, since each start of PyTorch takes seconds.
 SEVERAL = """
-import json, sys
+import json, signal, sys
 from functools import partial
 import torch.distributed as dist
 import main_train, test_seg
 from engine import training_loop
-from engine.errors import run
+from engine.errors import Stopped, run
 
 whole_step = training_loop.train_step
 
-def train_until_interrupted(args):
+def train_until_one_is_asked_to_stop(args):
     def step(state, *rest):
-        if state.iteration == 4:
-            raise KeyboardInterrupt
+        if state.iteration == 3 and dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
         return whole_step(state, *rest)
     training_loop.train_step = step
     try:
         main_train.main(args)
-    except KeyboardInterrupt:
+    except Stopped as stop:
+        print("stopped by", stop, flush=True)
         dist.destroy_process_group()
     training_loop.train_step = whole_step
 
-MAINS = {"interrupt": train_until_interrupted, "train": main_train.main, "predict": test_seg.main}
+MAINS = {"stop": train_until_one_is_asked_to_stop, "train": main_train.main, "predict": test_seg.main}
 store, rank, size = next(dist.rendezvous("env://"))
 init = dist.init_process_group
 for number, (what, *words) in enumerate(json.loads(sys.argv[1])):
@@ -90,7 +91,7 @@ def runs(data, damaged, tmp_path_factory):
     half = train_arguments(data, folder / "two", *RECIPE, "--batch_size", "1", "--cache_dir", folder / "cache")
     one_file = ("--images", data / "imagesVal" / "box_8.nii.gz")
     steps = [
-        ["interrupt", *plain(*half)],
+        ["stop", *plain(*half)],
         ["train", *plain(*half), "--resume"],
         ["predict", *prediction_arguments(folder, folder / "predictions of two", "--root", data)],
         ["predict", *prediction_arguments(folder, folder / "prediction of a file", *one_file)],
@@ -130,6 +131,15 @@ def test_interrupted_and_resumed_pair_has_the_loss_curve_of_one_with_twice_the_b
     assert one[-1][1] < 0.5 * one[0][1]
 
 
+def test_one_is_asked_to_stop_and_both_do_after_the_same_step(runs):
+    """Asked in the fourth step, told to both after the fifth."""
+    lines = [line for line in (runs / "out").read_text().splitlines() if line.startswith("stopped by")]
+    assert sorted(line.partition(", go on")[0] for line in lines) == [
+        "stopped by SIGTERM at iteration 5",
+        "stopped by a request to another process at iteration 5",
+    ]
+
+
 def test_pair_validates_like_one(runs):
     two, one = (scalars(runs / name) for name in ("two", "one"))
     for name in ("dice/mean", "dice/left", "dice/right"):
@@ -157,7 +167,7 @@ def test_one_process_writes_and_prints(runs):
 def test_pair_predicts_like_one(runs):
     two, one = runs / "predictions of two", runs / "predictions of one"
     names = {path.name for path in one.iterdir()}
-    assert names == {f"box_{number}_seg.nii.gz" for number in (7, 8, 9)} | {"dice.csv", "dice.json"}
+    assert names == {f"box_{number}_seg.nii.gz" for number in (7, 8, 9)} | {"dice.csv", "dice.json", "settings.json"}
     assert {path.name for path in two.iterdir()} == names
     for name in names:
         assert (two / name).read_bytes() == (one / name).read_bytes()
@@ -208,13 +218,13 @@ def test_processes_draw_differently_and_the_first_as_one_alone():
     assert torch.equal(torch.rand(3), draw(7, 4))
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("begun", [None, LAST, PREVIOUS])
 def test_slurm_script_starts_or_resumes_training(tmp_path, begun):
     for name, text in {"scontrol": "echo node1; echo node2", "srun": 'printf "%s\\n" "$@"'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     if begun:
-        (tmp_path / LAST).touch()
+        (tmp_path / begun).touch()
     job = {"ID": "123456", "NODELIST": "node[1-2]", "NUM_NODES": "2"}
     slurm = {**{f"SLURM_JOB_{name}": value for name, value in job.items()}, "SLURM_CPUS_PER_TASK": "16"}
     result = subprocess.run(
@@ -228,4 +238,4 @@ def test_slurm_script_starts_or_resumes_training(tmp_path, begun):
     words = result.stdout.splitlines()
     split = words.index("main_train.py")
     assert words[words.index("--rdzv_endpoint") + 1] == "node1:23456"
-    assert main_train.parse_args(words[split + 1 :]).resume == begun
+    assert main_train.parse_args(words[split + 1 :]).resume == bool(begun)
