@@ -4,6 +4,7 @@
 #   make lint    ruff and mypy
 #   make bench   the benchmarks, ten minutes on two CPU cores, and README's tables from their results
 #   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: half an hour
+#   make soak    stops a small training run at random moments and compares its end with an undisturbed run's
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # Threads that wait for work must not burn the cores that other processes need.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench bench-slow clean
+.PHONY: demo test lint bench bench-slow soak clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -43,6 +44,9 @@ bench-slow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.training_step --published
 	$(BIN)/python -m benchmarks.prediction --network REP3D --overlap 0 --cases 2 --loop_only
 	$(BIN)/python -m benchmarks.readme
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m experiments.reliability.soak
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
