@@ -6,7 +6,6 @@ Spacings, intensity windows, crops and augmentations are those of the paper's da
 import argparse
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from monai.transforms import (
     Compose,
     CropForegroundd,
     EnsureTyped,
-    LoadImaged,
     NormalizeIntensityd,
     Orientationd,
     RandShiftIntensityd,
@@ -31,6 +29,7 @@ from engine.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.prediction import InvertToLabelsd, SaveLabelsd
+from engine.reading import LoadVolumed, Pipeline
 
 AMOS_ORGANS = (
     *("background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "aorta"),
@@ -73,14 +72,40 @@ def data_loader(args: argparse.Namespace) -> tuple[list[Case], ...]:
         mode "train": (training cases, validation cases), from imagesTr/labelsTr and imagesVal/labelsVal;
         mode "test": (cases,), from ``images`` or else imagesTs or else imagesVal, with labels where they are found.
     Raises:
-        InputError: a missing or empty folder, an image without a label or the reverse.
+        InputError: a line for every missing or empty folder, image without a label, label without an image, ...
     """
-    channels = len(find_description(args.dataset).channels)
-    if args.mode == "train":
-        root = Path(args.root)
-        return tuple(pair_cases(root / f"images{part}", root / f"labels{part}", channels) for part in ("Tr", "Val"))
-    images, labels = _test_folders(args)
-    return (pair_cases(images, labels, channels),)
+    description = find_description(args.dataset)
+    if args.mode != "train":
+        images, labels = _test_folders(args)
+        return (pair_cases(images, labels, len(description.channels)),)
+    splits, problems = find_splits(Path(args.root), description)
+    if problems:
+        raise InputError("\n".join(problems))
+    return splits["training"], splits["validation"]
+
+
+def find_splits(
+    root: Path, description: DatasetDescription, test: bool = False
+) -> tuple[dict[str, list[Case]], list[str]]:
+    """The cases of a dataset folder by split, those that pair, and a line for everything that does not.
+
+    Args:
+        root: the folder.
+        description: of the dataset.
+        test: look for test cases as well, which may be missing, or have no labels.
+    """
+    if not root.is_dir():
+        return {}, [f"--root: {root} not found, expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"]
+    folders = {"training": "Tr", "validation": "Val"}
+    if test and (root / "imagesTs").is_dir():
+        folders["test"] = "Ts"
+    splits, problems = {}, []
+    for split, part in folders.items():
+        images, labels = root / f"images{part}", root / f"labels{part}"
+        labelled = split != "test" or labels.is_dir()
+        splits[split], found = find_cases(images, labels if labelled else None, len(description.channels))
+        problems += found
+    return splits, problems
 
 
 def _test_folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -100,74 +125,90 @@ def _test_folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
 
 def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Case]:
-    """Cases of an image folder (or one image file), each with its label, paired by id.
+    """Cases as by ``find_cases``, where nothing is in the way.
+
+    Raises:
+        InputError: a line a problem.
+    """
+    cases, problems = find_cases(images, labels, channels)
+    if problems:
+        raise InputError("\n".join(problems))
+    return cases
+
+
+def find_cases(images: Path, labels: Path | None, channels: int = 1) -> tuple[list[Case], list[str]]:
+    """Cases of an image folder (or one image file), each with its label, paired by id, and all that does not pair.
 
     An id is a file's name without .nii or .nii.gz. Channels may be files of their own, as in nnU-Net (<id>_0000,
     <id>_0001, ...): with one channel where the labels are named <id>, with several unless the labels are named as the
     images; then a file is a case, with the channels as its fourth dimension.
 
-    Raises:
-        InputError: naming the folder and the ids.
+    Returns: the cases that pair, sorted by id (all images, where the labels' folder holds none), and a line for every
+        problem: missing folders, ids with two files, incomplete channels, images without a label and the reverse.
     """
-    label_files = None if labels is None else _volumes(labels)
-    cases = _group_channels(_volumes(images), channels, label_files)
-    if label_files is None:
-        return [{"id": name, "image": image} for name, image in sorted(cases.items())]
-    if images.is_file():
-        label_files = {name: path for name, path in label_files.items() if name in cases}
-    if without := sorted(set(cases) - set(label_files)):
-        raise InputError(f"{images}: found {_listed(without)} without a label in {labels}, expected one label an image")
-    if without := sorted(set(label_files) - set(cases)):
-        raise InputError(f"{labels}: found {_listed(without)} without an image in {images}, expected one image a label")
-    return [{"id": name, "image": image, "label": label_files[name]} for name, image in sorted(cases.items())]
+    image_files, problems = _volumes(images)
+    label_files, of_labels = _volumes(labels) if labels is not None else ({}, [])
+    problems += of_labels
+    cases, incomplete = _group_channels(image_files, channels, label_files)
+    problems += incomplete.values()
+    if not label_files:
+        return [{"id": name, "image": image} for name, image in sorted(cases.items())], problems
+    known = cases.keys() | incomplete.keys()
+    if known and (without := sorted(known - label_files.keys())):
+        found = ", ".join(without)
+        problems.append(f"{images}: found {found} without a label in {labels}, expected one label an image")
+    if known and not images.is_file() and (without := sorted(label_files.keys() - known)):
+        found = ", ".join(without)
+        problems.append(f"{labels}: found {found} without an image in {images}, expected one image a label")
+    paired = sorted(cases.keys() & label_files.keys())
+    return [{"id": name, "image": cases[name], "label": label_files[name]} for name in paired], problems
 
 
-def _volumes(folder: Path) -> dict[str, str]:
-    """Id -> path of the NIfTI files of a folder; hidden files are not volumes."""
+def _volumes(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Id -> path of the NIfTI files of a folder, and the problems; hidden files are not volumes."""
     try:
         paths = [folder] if folder.is_file() else sorted(folder.iterdir())
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: not found, expected a folder of .nii.gz or .nii files") from error
+    except FileNotFoundError:
+        return {}, [f"{folder}: not found, expected a folder of .nii.gz or .nii files"]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}), expected a folder of volumes") from error
+        return {}, [f"{folder}: cannot be read ({error.strerror}), expected a folder of volumes"]
     volumes: dict[str, str] = {}
+    problems = []
     for path in paths:
         name = path.name.removesuffix(".gz")
         if path.name.startswith(".") or not name.endswith(".nii"):
             continue
         if (case := name.removesuffix(".nii")) in volumes:
-            raise InputError(f"{path}: found {case} twice, expected either .nii or .nii.gz")
-        volumes[case] = str(path)
+            problems.append(f"{path}: found {case} twice, expected either .nii or .nii.gz")
+        volumes.setdefault(case, str(path))
     if not volumes:
-        raise InputError(f"{folder}: found no volume, expected .nii.gz or .nii files")
-    return volumes
+        problems.append(f"{folder}: found no volume, expected .nii.gz or .nii files")
+    return volumes, problems
 
 
-def _group_channels(volumes: dict[str, str], channels: int, labels: dict[str, str] | None) -> dict[str, Any]:
-    """Id -> path, or the paths of the channels where they are files of their own."""
+def _group_channels(
+    volumes: dict[str, str], channels: int, labels: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Id -> path, or the paths of the channels where they are files of their own; id -> problem where some lack."""
     groups: dict[str, dict[str, str]] = {}
     for name, path in volumes.items():
-        case, channel = re.fullmatch(r"(.*?)(_\d{4})?", name).groups(default="")  # type: ignore[union-attr]
+        case, channel = re.fullmatch(r"(.*?)(_\d{4})?", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]
         groups.setdefault(case, {})[channel] = path
     expected = [f"_{channel:04d}" for channel in range(channels)]
-    complete = [case for case, files in groups.items() if sorted(files) == expected]
-    whole = set(volumes) & set(labels) if labels is not None else channels == 1
+    complete = {case for case, files in groups.items() if sorted(files) == expected}
+    whole = volumes.keys() & labels.keys() if labels else channels == 1
     if whole or not complete:
-        return dict(volumes)
-    for case, files in groups.items():
-        if sorted(files) != expected:
-            found = ", ".join(sorted(Path(path).name for path in files.values()))
-            raise InputError(
-                f"{case}: found {found}, expected {channels} files, {case}{expected[0]} to {case}{expected[-1]}"
-            )
-    return {case: files[expected[0]] if channels == 1 else sorted(files.values()) for case, files in groups.items()}
+        return dict(volumes), {}
+    incomplete = {}
+    for case in groups.keys() - complete:
+        found = ", ".join(sorted(Path(path).name for path in groups[case].values()))
+        files = f"{channels} files, {case}{expected[0]} to {case}{expected[-1]}"
+        incomplete[case] = f"{case}: found {found}, expected {files}"
+    cases = {case: sorted(groups[case].values()) for case in complete}
+    return {case: files[0] if channels == 1 else files for case, files in cases.items()}, incomplete
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def data_transforms(args: argparse.Namespace) -> tuple[Compose, ...]:
+def data_transforms(args: argparse.Namespace) -> tuple[Pipeline, ...]:
     """The pipelines of a dataset: the same deterministic part in training, validation and test.
 
     Args:
@@ -179,12 +220,12 @@ def data_transforms(args: argparse.Namespace) -> tuple[Compose, ...]:
     """
     description = find_description(args.dataset)
     if args.mode == "test":
-        return (Compose(_deterministic(["image"], description)),)
+        return (Pipeline(_deterministic(["image"], description)),)
     keys = ["image", "label"]
     deterministic = _deterministic(keys, description)
     return (
-        Compose([*deterministic, PadToSized(keys, args.roi_size), *_crops(args, description)]),
-        Compose(deterministic),
+        Pipeline([*deterministic, PadToSized(keys, args.roi_size), *_crops(args, description)]),
+        Pipeline(deterministic),
     )
 
 
@@ -203,7 +244,7 @@ def infer_post_transforms(args: argparse.Namespace, test_transforms: Compose) ->
 def _deterministic(keys: list[str], description: DatasetDescription) -> list[Transform]:
     modes = ["bilinear" if key == "image" else "nearest" for key in keys]
     transforms: list[Transform] = [
-        LoadImaged(keys, ensure_channel_first=True),
+        LoadVolumed(keys, len(description.classes)),
         Orientationd(keys, axcodes="RAS", labels=None),
         Spacingd(keys, pixdim=description.spacing, mode=modes, dtype=np.float32),
         _intensity(description),

@@ -26,9 +26,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset
-from monai.data.utils import compute_shape_offset, zoom_affine
 from monai.transforms import Compose, RandomizableTrait, Spacingd, Transform
-from nibabel.orientations import inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -39,7 +37,8 @@ from engine.crops import PadToSized
 from engine.distributed import process_rank, wait_for_all
 from engine.errors import DISK_IS_FULL, InputError
 from engine.fingerprint import fingerprint, library_versions
-from engine.nifti import load_nifti
+from engine.headers import Grid, image_files, open_volume, unreadable
+from engine.interruption import ignore_requests
 
 Case = dict[str, Any]
 KEY_BYTES = 8  # of a settings or content key; written in hexadecimal
@@ -181,21 +180,20 @@ def _first_random(transform: Compose) -> int | None:
     )
 
 
-def _images(case: Case) -> list[str]:
-    return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
-
-
 def _files(case: Case) -> list[str]:
     """The files that a case is made from."""
-    return [*_images(case), case["label"]] if "label" in case else _images(case)
+    return [*image_files(case), case["label"]] if "label" in case else image_files(case)
 
 
 def _content_key(case: Case) -> str:
-    """A hash of what the case's files hold."""
+    """A hash of what the case's files hold; InputError where one cannot be read."""
     whole = hashlib.blake2b(digest_size=KEY_BYTES)
     for path in _files(case):
-        with open(path, "rb") as file:
-            whole.update(hashlib.file_digest(file, "blake2b").digest())
+        try:
+            with open(path, "rb") as file:
+                whole.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            raise unreadable(path, error) from error
     return whole.hexdigest()
 
 
@@ -206,15 +204,12 @@ def largest_bytes(case: Case, transform: Compose) -> int:
         case: its files' headers are read.
         transform: resamples with ``Spacingd``, if at all, and pads with ``PadToSized``, if at all.
     """
-    headers = [load_nifti(path) for path in _images(case)]
-    shape, affine = headers[0].shape[:3], headers[0].affine
+    headers = [open_volume(path) for path in image_files(case)]
+    grid = Grid(headers[0].shape[:3], headers[0].affine).turn_to_ras()
+    shape = grid.shape
     for step in transform.transforms:
         if isinstance(step, Spacingd):
-            turn = io_orientation(affine)
-            shape = tuple(shape[axis] for axis in turn[:, 0].argsort())
-            affine = affine @ inv_ornt_aff(turn, headers[0].shape[:3])
-            spaced = zoom_affine(affine, step.spacing_transform.pixdim, diagonal=False)
-            shape = tuple(map(int, compute_shape_offset(shape, affine, spaced)[0]))
+            shape = grid.resampled_shape(step.spacing_transform.pixdim)
         elif isinstance(step, PadToSized):
             shape = tuple(map(max, shape, step.size))
     depth, height, width = shape
@@ -262,6 +257,7 @@ def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> Non
         sampler=(number for number in missing if not errors),
         num_workers=num_workers,
         prefetch_factor=1 if num_workers else None,
+        worker_init_fn=ignore_requests,
         generator=torch.Generator(),  # whether there was anything to do shows in no later random number
     )
     for error in tqdm(loader, "preprocessing", len(missing), disable=process_rank() != 0):
@@ -320,6 +316,8 @@ def read_entry(path: Path) -> dict[str, Tensor]:
     """
     tensors = {}
     for name, expected in json.loads((path / "entry.json").read_text())["arrays"].items():
+        if Path(name).name != name:  # it may come from another machine, and lead anywhere
+            raise ValueError(f"entry.json: found an array named {name}, expected the name of a file beside it")
         array = np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         if [str(array.dtype), list(array.shape)] != expected:
             raise ValueError(f"{name}.npy: found {array.dtype} of shape {array.shape}, expected {expected}")

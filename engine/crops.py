@@ -40,8 +40,9 @@ class CountCandidatesd(Transform):
     candidates up to and including each row, rows in C order.
 
     Args:
-        image_key: background are the unlabelled voxels above 0 in a channel of this entry; with None it is every voxel,
-            labelled or not, which is what MONAI makes of a uint8 label.
+        image_key: background are the unlabelled voxels above 0 in a channel of this entry, and every voxel where there
+            are neither such nor labelled ones; with None it is every voxel, labelled or not, which is what MONAI makes
+            of a uint8 label.
     Shape: label (1, D, H, W), image (channels, D, H, W) -> counts (D * H,), int64.
     """
 
@@ -49,9 +50,11 @@ class CountCandidatesd(Transform):
         self.image_key = image_key
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        masks = self.masks(data["label"], None if self.image_key is None else data[self.image_key])
-        foreground, background = (mask.sum(dim=-1).flatten().cumsum(dim=0) for mask in masks)
-        return {**data, FOREGROUND: foreground, BACKGROUND: background}
+        foreground, background = self.masks(data["label"], None if self.image_key is None else data[self.image_key])
+        if not (foreground.any() or background.any()):
+            background = torch.ones_like(background)
+        counts = (mask.sum(dim=-1).flatten().cumsum(dim=0) for mask in (foreground, background))
+        return {**data, **dict(zip((FOREGROUND, BACKGROUND), counts, strict=True))}
 
     @staticmethod
     def masks(label: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -101,6 +104,8 @@ class RandCropByCountsd(RandCropByPosNegLabeld):
         self, label: Any = None, fg_indices: Any = None, bg_indices: Any = None, image: Tensor | None = None
     ) -> None:
         height, width = label.shape[2:]
+        if bg_indices[-1] == label.numel():  # every voxel is background, whatever the image holds
+            image = None
 
         def read_row(row: int) -> tuple[Tensor, Tensor]:
             plane, line = divmod(row, height)

@@ -1,7 +1,9 @@
 """Every mistake gives one line that names the file or flag, exit status 2, and no training."""
 
+import gzip
 import json
 import pickle
+import re
 import resource
 import shutil
 
@@ -17,7 +19,7 @@ from engine import training_loop
 def assert_one_line(result, *parts):
     """Exit status 2, one line on stderr with every one of ``parts``; progress bars wipe themselves out."""
     status, _, err = result
-    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "checking cases" not in line]
+    lines = [line for line in re.split("[\r\n]|\x1b\\[A", err) if line.strip() and "%|" not in line]
     assert status == 2, err
     assert len(lines) == 1, err
     assert all(str(part) in lines[0] for part in parts), lines[0]
@@ -95,8 +97,40 @@ def label_with(value, dtype):
     return damage_label(change)
 
 
-BROKEN_DATA = {
-    "missing root": (shutil.rmtree, ("boxes", "Tr", "not found", "expected")),
+def rewrite_header(**fields):
+    """Change fields of the first validation image's header, and of its label's, which so stays on the same grid."""
+
+    def apply(root):
+        for folder in ("imagesVal", "labelsVal"):
+            path = root / folder / "box_8.nii.gz"
+            content = bytearray(gzip.decompress(path.read_bytes()))
+            header = np.frombuffer(content, nib.Nifti1Header.template_dtype, 1)
+            for name, value in fields.items():
+                header[name] = value
+            path.write_bytes(gzip.compress(content))
+
+    return apply
+
+
+def cut_uncompressed(root):
+    path = root / "imagesTr" / "box_1.nii.gz"
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes())[:-1])
+    path.unlink()
+
+
+def link_into_training(root):
+    for kind in ("images", "labels"):
+        (root / f"{kind}Tr" / "other.nii.gz").symlink_to(root / f"{kind}Val" / "box_9.nii.gz")
+
+
+def copy_into_training(root):
+    for kind in ("images", "labels"):
+        image = nib.load(root / f"{kind}Val" / "box_9.nii.gz")
+        nib.save(image, root / f"{kind}Tr" / "other.nii")
+
+
+BROKEN_HEADERS = {
+    "missing root": (shutil.rmtree, ("boxes", "imagesTr", "not found", "expected")),
     "missing folder": (remove("labelsVal"), ("labelsVal", "not found", "expected")),
     "empty folder": (empty("imagesTr"), ("imagesTr", "no volume", "expected")),
     "image without label": (lambda root: (root / "labelsTr" / "box_2.nii.gz").unlink(), ("box_2", "without a label")),
@@ -108,38 +142,84 @@ BROKEN_DATA = {
     "shape mismatch": (damage_image(lambda v, a: (v[:-1], a)), ("labelsVal/box_8", "36 x 28 x 18", "35 x 28 x 18")),
     "affine mismatch": (damage_image(shift), ("labelsVal/box_8", "5 mm", "same affine")),
     "singular affine": (flatten_affine, ("imagesVal/box_8", "affine")),
-    "truncated": (truncate, ("imagesTr/box_1", "cannot be read", "expected a whole NIfTI")),
     "not NIfTI": (
         lambda root: (root / "imagesTr" / "box_1.nii.gz").write_bytes(b"hello"),
         ("imagesTr/box_1", "cannot be read"),
     ),
     "4D": (damage_image(lambda v, a: (np.stack([v, v], -1), a)), ("imagesVal/box_8", "4D", "expected a 3D")),
     "2D": (damage_image(lambda v, a: (v[..., 0], a)), ("imagesVal/box_8", "2D", "expected a 3D")),
+    "complex voxels": (damage_image(lambda v, a: (v.astype(np.complex64), a)), ("imagesVal/box_8", "complex64")),
+    "cut off": (cut_uncompressed, ("imagesTr/box_1.nii", "72927 bytes", "expected the 72928")),
+    "far too coarse": (
+        rewrite_header(srow_x=(1e3, 0, 0, 0), srow_y=(0, 1e3, 0, 0), srow_z=(0, 0, 1e3, 0)),
+        ("imagesVal/box_8", "1000 x 1000 x 1000 mm", "expected at most"),
+    ),
+    "a validation case in training": (link_into_training, ("imagesTr/other", "imagesVal/box_9", "two splits")),
+}
+
+BROKEN_VOXELS = {
+    "truncated": (truncate, ("imagesTr/box_1", "cannot be read", "expected a whole NIfTI")),
     "NaN": (damage_image(put(np.nan)), ("imagesVal/box_8", "1 NaN or infinite")),
     "infinite": (damage_image(put(np.inf)), ("imagesVal/box_8", "1 NaN or infinite")),
-    "complex voxels": (damage_image(lambda v, a: (v.astype(np.complex64), a)), ("imagesVal/box_8", "complex64")),
     "undeclared class": (label_with(7, np.uint8), ("labelsTr/box_0", "values 7", "from 0 to 2")),
+    "a class that uint8 would wrap": (label_with(257, np.int16), ("labelsTr/box_0", "values 257", "from 0 to 2")),
     "negative class": (label_with(-1, np.int16), ("labelsTr/box_0", "values -1", "from 0 to 2")),
     "fractional label": (label_with(1.5, np.float32), ("labelsTr/box_0", "values 1.5", "whole numbers")),
     "NaN label": (label_with(np.nan, np.float32), ("labelsTr/box_0", "values nan")),
 }
 
 
-@pytest.mark.parametrize(("damage", "parts"), BROKEN_DATA.values(), ids=BROKEN_DATA)
-def test_broken_dataset(boxes, tmp_path, train, damage, parts):
+@pytest.mark.parametrize(("damage", "parts"), BROKEN_HEADERS.values(), ids=BROKEN_HEADERS)
+def test_what_headers_show_is_found_before_anything_is_written(boxes, tmp_path, train, damage, parts):
     description = shutil.move(boxes / "boxes.json", tmp_path)
     damage(boxes)
-    arguments = train_arguments(boxes, tmp_path / "out", "--dataset", description)
-    assert_one_line(train(*arguments), *parts)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", "--dataset", description)), *parts)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [*BROKEN_VOXELS.values(), (copy_into_training, ("imagesTr/other.nii", "imagesVal/box_9", "two splits"))],
+    ids=[*BROKEN_VOXELS, "a copy of a validation case in training"],
+)
+def test_what_voxels_show_is_found_first_if_asked_for(boxes, tmp_path, train, damage, parts):
+    damage(boxes)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", "--full_check")), *parts)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("damage", "parts"), BROKEN_VOXELS.values(), ids=BROKEN_VOXELS)
+def test_broken_voxels_are_one_line_where_they_are_met(boxes, tmp_path, train, damage, parts):
+    damage(boxes)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), *parts)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("cache", ["--cache_rate", "--cache_dir"])
+def test_broken_voxels_are_one_line_whoever_meets_them(boxes, tmp_path, train, cache, workers):
+    truncate(boxes)
+    where = (cache, tmp_path / "cache" if cache == "--cache_dir" else "0", "--num_workers", workers)
+    arguments = train_arguments(boxes, tmp_path / "out", *where)
+    assert_one_line(train(*arguments), "imagesTr/box_1", "cannot be read", "expected a whole NIfTI")
 
 
 def test_every_broken_case_has_its_line(boxes, tmp_path, train):
     truncate(boxes)
     label_with(7, np.uint8)(boxes)
+    damage_image(put(np.nan))(boxes)
+    status, _, err = train(*train_arguments(boxes, tmp_path / "out", "--full_check"))
+    assert status == 2
+    found = [line.split(": ")[1] for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    expected = ["labelsTr/box_0.nii.gz", "imagesTr/box_1.nii.gz", "imagesVal/box_8.nii.gz"]
+    assert found == [str(boxes / name) for name in expected]
+
+
+def test_everything_that_does_not_pair_has_its_line(boxes, tmp_path, train):
+    (boxes / "labelsTr" / "box_2.nii.gz").unlink()
+    (boxes / "imagesVal" / "box_9.nii.gz").unlink()
     status, _, err = train(*train_arguments(boxes, tmp_path / "out"))
     assert status == 2
-    assert [name in err for name in ("imagesTr/box_1", "labelsTr/box_0")] == [True, True]
+    assert ["box_2 without a label" in err, "box_9 without an image" in err] == [True, True]
 
 
 def test_float_labels_that_hold_whole_numbers_are_fine(boxes, tmp_path, train):
@@ -329,7 +409,7 @@ def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(boxes, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2
     assert err.splitlines()[-1].startswith(f"error: {last}: cannot be written")
-    assert torch.load(last, weights_only=True)["iteration"] == 2
+    assert torch.load(last, weights_only=True)["progress"]["awaits_evaluation"]  # saved before it
     assert not list(last.parent.glob(".*"))
 
 
@@ -381,8 +461,6 @@ def test_prediction_of_nothing(boxes, tmp_path, trained, predict):
     common = ("--output", tmp_path / "out", "--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu")
     assert_one_line(predict(*common), "--root", "--images")
     assert_one_line(predict(*common, "--images", tmp_path / "nowhere"), "nowhere", "not found")
-    truncate(boxes)
-    assert_one_line(predict(*common, "--images", boxes / "imagesTr"), "box_1", "cannot be read")
 
 
 def test_class_count_of_a_state_dict(boxes, tmp_path, trained, predict):

@@ -19,7 +19,9 @@ from load_datasets_transforms import (
     above_minimum,
     data_loader,
     data_transforms,
+    find_cases,
     find_description,
+    find_splits,
     pair_cases,
 )
 
@@ -116,8 +118,62 @@ def test_missing_channel_is_named(tmp_path):
 def test_unpaired_ids_are_named(tmp_path):
     images = touch(tmp_path / "images", *(f"{number}.nii" for number in range(9)))
     labels = touch(tmp_path / "labels", "8.nii")
-    with pytest.raises(InputError, match="0, 1, 2, 3, 4 and 3 more without a label"):
+    with pytest.raises(InputError, match="found 0, 1, 2, 3, 4, 5, 6, 7 without a label"):
         pair_cases(images, labels)
+
+
+def test_all_that_does_not_pair_is_told_and_the_rest_is_paired(tmp_path):
+    images = touch(tmp_path / "images", "a.nii", "b.nii", "c.nii", "c.nii.gz", "d.nii")
+    labels = touch(tmp_path / "labels", "c.nii", "d.nii", "e.nii", "e.nii.gz", "f.nii")
+    cases, problems = find_cases(images, labels)
+    assert ids(cases) == ["c", "d"]
+    assert [problem.partition(", expected")[0] for problem in problems] == [
+        f"{images}/c.nii.gz: found c twice",
+        f"{labels}/e.nii.gz: found e twice",
+        f"{images}: found a, b without a label in {labels}",
+        f"{labels}: found e, f without an image in {images}",
+    ]
+
+
+def test_incomplete_channels_are_told_and_their_labels_are_not(tmp_path):
+    names = ("a_0000", "a_0001", "b_0000", "c_0001", "c_0002", "d_0000", "d_0001")
+    images = touch(tmp_path / "images", *(f"{name}.nii" for name in names))
+    labels = touch(tmp_path / "labels", *(f"{name}.nii" for name in "abc"))
+    cases, problems = find_cases(images, labels, channels=2)
+    assert ids(cases) == ["a"]
+    assert sorted(problem.partition(",")[0] for problem in problems) == [
+        f"{images}: found d without a label in {labels}",
+        "b: found b_0000.nii",
+        "c: found c_0001.nii",
+    ]
+
+
+def test_images_are_cases_where_there_is_no_label(tmp_path):
+    images = touch(tmp_path / "images", "a.nii")
+    cases, problems = find_cases(images, tmp_path / "labels")
+    assert ids(cases) == ["a"]
+    assert problems == [f"{tmp_path}/labels: not found, expected a folder of .nii.gz or .nii files"]
+    assert find_cases(tmp_path / "none", images)[0] == []
+
+
+def test_problems_of_both_splits_are_told_at_once(boxes):
+    for name in ("imagesTr/box_0", "labelsVal/box_9"):
+        (boxes / f"{name}.nii.gz").unlink()
+    with pytest.raises(InputError) as caught:
+        data_loader(argparse.Namespace(root=boxes, dataset="amos", mode="train"))
+    assert ["box_0" in line or "box_9" in line for line in str(caught.value).splitlines()] == [True, True]
+
+
+def test_test_cases_are_found_where_there_are_any(boxes):
+    amos = find_description("amos")
+    assert list(find_splits(boxes, amos, test=True)[0]) == ["training", "validation"]
+    (boxes / "imagesVal").rename(boxes / "imagesTs")
+    splits, problems = find_splits(boxes, amos, test=True)
+    assert [ids(cases) for cases in splits.values()] == [["box_0", "box_1", "box_2"], [], ["box_8", "box_9"]]
+    assert "label" not in splits["test"][0]
+    assert len(problems) == 1
+    (boxes / "labelsVal").rename(boxes / "labelsTs")
+    assert "label" in find_splits(boxes, amos, test=True)[0]["test"][0]
 
 
 def test_loader_reads_both_parts(boxes):

@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_settings_have_one_key_in_every_process(cases, tmp_path, monkeypatch):
     assert other.stdout.strip() == key
     settings = json.loads((tmp_path / key / "settings.json").read_text())
     assert settings["versions"]["torch"] == torch.__version__
-    assert settings["transforms"][0]["class name"].endswith("LoadImaged")
+    assert settings["transforms"][0]["class name"].endswith("LoadVolumed")
 
 
 def test_settings_decide_the_key(tmp_path, monkeypatch):
@@ -208,7 +209,54 @@ def garble_manifest(entry):
     (entry / "entry.json").write_text("[]")
 
 
-@pytest.mark.parametrize("damage", [cut, lose, lose_manifest, change_type, change_shape, empty, garble_manifest])
+def lead_away(entry):
+    """To an array that is there, and would be read with what the manifest says of it."""
+    manifest = json.loads((entry / "entry.json").read_text())
+    shutil.copy(entry / "image.npy", entry.parents[2] / "stolen.npy")
+    manifest["arrays"]["../../../stolen"] = manifest["arrays"]["image"]
+    (entry / "entry.json").write_text(json.dumps(manifest))
+
+
+def lead_to_an_absolute_path(entry):
+    manifest = json.loads((entry / "entry.json").read_text())
+    manifest["arrays"][str(entry / "image")] = manifest["arrays"]["image"]
+    (entry / "entry.json").write_text(json.dumps(manifest))
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["MADE_BY_A_PICKLE"],))
+
+
+def put_pickled_object(entry):
+    np.save(entry / "image.npy", np.array([Malicious()], dtype=object), allow_pickle=True)
+
+
+def put_pickle(entry):
+    (entry / "label.npy").write_bytes(pickle.dumps(Malicious()))
+
+
+@pytest.mark.parametrize("damage", [put_pickled_object, put_pickle])
+def test_nothing_in_a_cache_is_run(cases, tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("MADE_BY_A_PICKLE", str(tmp_path / "made"))
+    training, _ = pipelines()
+    dataset = open_cache(cases, training, tmp_path / "cache", num_workers=0)
+    before = files(tmp_path / "cache")
+    damage(dataset.entries[1])
+    with pytest.raises(InputError, match="gone or damaged"):
+        dataset[1]
+    open_cache(cases, training, tmp_path / "cache", num_workers=0)
+    assert files(tmp_path / "cache") == before
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(cut, lose, lose_manifest, change_type, change_shape, empty, garble_manifest),
+        *(lead_away, lead_to_an_absolute_path),
+    ],
+)
 def test_damaged_entry_is_made_again_and_named(cases, tmp_path, capsys, damage):
     training, _ = pipelines()
     dataset = open_cache(cases, training, tmp_path / "cache", num_workers=0)

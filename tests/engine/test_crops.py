@@ -37,11 +37,16 @@ def test_crops_are_bit_equal_to_monais(image_key, channels, size, labelled):
             assert all(torch.equal(crop[key], expected[key]) for key in KEYS)
 
 
-def test_a_volume_without_any_candidate_is_refused():
+@pytest.mark.filterwarnings("ignore:Num foregrounds")
+def test_a_volume_without_any_candidate_is_background_everywhere():
     case = make_case(1, 0.0) | {"image": torch.zeros(1, 9, 7, 11)}
-    crop = RandCropByCountsd(KEYS, SIZE, SAMPLES, "image")
-    with pytest.raises(ValueError, match="No sampling location"):
-        crop(CountCandidatesd("image")(case))
+    ours = Compose([CountCandidatesd("image"), RandCropByCountsd(KEYS, SIZE, SAMPLES, "image")])
+    everywhere = Compose([RandCropByPosNegLabeld(KEYS, "label", SIZE, 1, 1, SAMPLES, image_key=None)])
+    for transform in (ours, everywhere):
+        transform.set_random_state(0)
+    centres = [[crop["image"].meta["crop_center"] for crop in transform(case)] for transform in (ours, everywhere)]
+    assert centres[0] == centres[1]
+    assert len(set(map(str, centres[0]))) > 1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])

@@ -80,10 +80,11 @@ def worker(rank, folder):
     results["own"] = {name: buffer.clone() for name, buffer in alone.named_buffers()}
     share_buffers(alone)
     results["shared"] = dict(alone.named_buffers())
-    cases = [{"image": f"{folder}/{number}.nii"} for number in range(3)]
-    with patch.object(data_check, "check_case", wraps=data_check.check_case) as check:
+    cases = [{"id": str(number), "image": f"{folder}/{number}.nii"} for number in range(3)]
+    splits = {"training": cases[:2], "validation": cases[2:]}
+    with patch.object(data_check, "examine_case", wraps=data_check.examine_case) as check:
         try:
-            data_check.check_cases(cases, DESCRIPTION, 0)
+            data_check.check_cases(splits, DESCRIPTION, 0, full=False)
         except InputError as error:
             results["problems"] = str(error).splitlines()
         results["checks"] = check.call_count

@@ -1,0 +1,62 @@
+"""Pipelines whose broken files are told as mistakes: one line that names the file, wherever it is met."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.transforms import Compose, LoadImage, MapTransform
+
+from engine.case_check import check_classes, check_finite, read_voxels
+from engine.errors import InputError
+from engine.headers import UNREADABLE, unreadable
+
+
+class Pipeline(Compose):
+    """MONAI's Compose; an InputError that one of its transforms raises leaves it as it is, not wrapped.
+
+    Args: as Compose.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            cause = error.__cause__
+            while cause is not None and not isinstance(cause, InputError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
+
+
+class LoadVolumed(MapTransform):
+    """Read NIfTI files by MONAI's LoadImage, and refuse voxels that would spoil what is learned from them.
+
+    Args:
+        keys: entries with a path, or one a channel; values of "label" have to be classes, of others finite.
+        classes: number of classes.
+    Shape: (X, Y, Z) or (X, Y, Z, channels) in a file -> (channels, X, Y, Z), float32.
+    Raises:
+        InputError: naming the file.
+    """
+
+    def __init__(self, keys: Sequence[str], classes: int) -> None:
+        super().__init__(keys)
+        self.classes = classes
+        self.load = LoadImage(ensure_channel_first=True)
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, **{str(key): self._load(str(key), data[str(key)]) for key in self.keys}}
+
+    def _load(self, key: str, source: str | Sequence[str]) -> Any:
+        paths = [source] if isinstance(source, str) else source
+        try:
+            volume = self.load(source)
+        except UNREADABLE as error:
+            for path in paths:
+                read_voxels(path)  # says which of them it is
+            raise unreadable(", ".join(paths), error) from error
+        voxels = volume.numpy()
+        found = check_classes(voxels, self.classes) if key == "label" else check_finite(voxels)
+        if found:
+            raise InputError("\n".join(f"{', '.join(paths)}: {problem}" for problem in found))
+        return volume
