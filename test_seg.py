@@ -7,6 +7,11 @@ Writes <case>_seg.nii.gz for every case of imagesTs (imagesVal where there is no
 --preview, and where labels exist dice.csv, dice.json and a printed table. The checkpoint says which network and dataset
 it is for; a bare state dict needs --dataset, and --network, --feat_size, --kernel_size and --roi_size where they differ
 from the defaults.
+
+A case that cannot be read, predicted or scored is told at the end, in a line and by exit status 1, and all the others
+are done. The same command again predicts the cases that are not finished: those without a whole label map, newer than
+their image and on its grid. settings.json in the output folder says what made its predictions; other weights or
+settings need another folder or --overwrite.
 """
 
 import argparse
@@ -31,7 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--root", help="dataset folder with imagesTs or imagesVal")
     data.add_argument("--images", help="a folder or a file to predict instead")
     data.add_argument("--labels", help="folder of their labels (labels* beside images*)")
-    data.add_argument("--output", required=True, help="folder for predictions")
+    data.add_argument("--output", required=True, help="folder for predictions; those there are kept")
+    data.add_argument("--overwrite", action="store_true", help="predict again what is there")
     data.add_argument("--dataset", help="as in main_train.py (the checkpoint's)")
     data.add_argument("--num_workers", type=number(int, 0), default=1, help="processes that load data")
     data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
@@ -62,63 +68,36 @@ def main(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace, device: "torch.device") -> None:
-    """Check everything, then predict case by case."""
+    """Predict what is not there yet and score all that is; cases that fail are told at the end."""
     from pathlib import Path
-    from typing import Any
 
-    from monai.data import Dataset
-    from tqdm import tqdm
-
-    from engine.data_check import check_cases
+    from engine.case_prediction import predict_cases, report, review_finished
     from engine.deployment import load_network
     from engine.devices import choose_precision, make_autocast, place
-    from engine.distributed import collect, deal, process_rank
+    from engine.distributed import collect, deal
     from engine.files import make_output_folder
-    from engine.metrics import DiceTable, dice_by_class
-    from engine.nifti import read_labels
-    from engine.pictures import preview, save_png
-    from engine.prediction import Window, case_loader, first_file, overlap_steps, predict_logits
-    from load_datasets_transforms import data_loader, data_transforms, infer_post_transforms
+    from engine.prediction import Window
+    from engine.prediction_folder import digest_weights, divide_cases, prediction_settings
+    from load_datasets_transforms import data_loader
 
     output = Path(args.output)
     make_output_folder(output)
+    digest = digest_weights(args.trained_weights)
     network, roi_size, description = load_network(args)
     args.dataset = description
-    (cases,) = data_loader(args)
-    check_cases(cases, description, args.num_workers)
-
-    (transforms,) = data_transforms(args)
-    invert, save = infer_post_transforms(args, transforms)
+    cases = [{**case, "source": case["image"]} for case in data_loader(args)[0]]
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
+    settings = prediction_settings(args, digest, roi_size, precision, description)
+    finished, missing = divide_cases(cases, output, settings, args.overwrite)
+    if finished:
+        print(f"{len(finished)} of {len(cases)} predictions were there already")
+
     window = Window(roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
-    rows = []
-    sources = [{**case, "source": case["image"]} for case in deal(cases)]
-    network = place(network, device)
-    loader = case_loader(Dataset(sources, transforms), args.num_workers)
-
-    def infer(case: dict[str, Any]) -> dict[str, Any]:
-        # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.
-        return invert({**case, "pred": predict_logits(network, case["image"].to(device), window)})
-
-    def finish(case: dict[str, Any]) -> None:
-        prediction = save(case)["pred"]
-        label = read_labels(case["label"]) if "label" in case else None
-        dice = None if label is None else dice_by_class(prediction, label, len(description.classes))
-        rows.append((case["id"], dice))
-        if args.preview:
-            figure = preview(first_file(case["source"]), prediction, label, description, case["id"])
-            save_png(figure, output / f"{case['id']}.png")
-
-    first = process_rank() == 0
-    overlap_steps(tqdm(loader, "predicting", disable=not first), infer, finish)
-    table = DiceTable(description.classes[1:])
-    for name, dice in collect(rows):
-        if dice is not None:
-            table.add(name, dice)
-    if first and table.cases:
-        table.write(output)
-        print(table.as_text())
-    print(f"{len(cases)} predictions in {output}")
+    predicted = predict_cases(deal(missing), args, place(network, device), device, window)
+    reviewed = review_finished(deal(finished), output, description, args.preview)
+    names = [case["id"] for case in [*missing, *finished]]
+    outcomes = dict(zip(names, [*collect(predicted), *collect(reviewed)], strict=True))  # each case is one process's
+    report([outcomes[case["id"]] for case in cases], output, description)
 
 
 if __name__ == "__main__":

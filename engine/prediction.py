@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from engine.errors import InputError
+from engine.interruption import ignore_requests
 from engine.inversion import to_native_labels
-from engine.nifti import save_labels
+from engine.nifti import first_file, save_labels
+from engine.prediction_folder import prediction_path
 from engine.process import return_freed_memory
 from networks.base import SegmentationNetwork
 
@@ -101,7 +103,8 @@ def case_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
         dataset: of preprocessed cases.
         num_workers: processes that load.
     """
-    return DataLoader(dataset, None, num_workers=num_workers, prefetch_factor=1 if num_workers else None)
+    ahead = 1 if num_workers else None
+    return DataLoader(dataset, None, num_workers=num_workers, prefetch_factor=ahead, worker_init_fn=ignore_requests)
 
 
 def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:
@@ -162,10 +165,5 @@ class SaveLabelsd(Transform):
         self.output = output
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        save_labels(data["pred"], first_file(data["source"]), self.output / f"{data['id']}_seg.nii.gz")
+        save_labels(data["pred"], first_file(data["source"]), prediction_path(self.output, data["id"]))
         return data
-
-
-def first_file(image: str | list[str]) -> str:
-    """The file that gives a case its grid: all the channels share it."""
-    return image if isinstance(image, str) else image[0]

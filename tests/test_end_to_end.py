@@ -14,7 +14,7 @@ import torch
 from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, write_nifti
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine import distributed, training_loop
+from engine import training_loop
 from engine.metrics import dice_by_class
 
 
@@ -149,14 +149,6 @@ def test_prediction_lies_on_the_native_grid_and_scores_as_reported(boxes, traine
     assert "left" in out
 
 
-def test_of_several_processes_each_predicts_its_part(boxes, trained, tmp_path, predict, monkeypatch):
-    monkeypatch.setattr(distributed, "deal", lambda cases: cases[1::2])  # as the second of two
-    weights_file = trained / "best_metric_model.pth"
-    status, *_ = predict("--root", boxes, "--output", tmp_path, "--trained_weights", weights_file, "--gpu", "cpu")
-    assert status == 0
-    assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["box_9_seg.nii.gz"]
-
-
 def test_compiled_training_is_the_same(boxes, tmp_path, train, monkeypatch):
     """With the backend that runs what was traced as it stands; tests/networks/test_compile.py has the compiler's."""
     traced = []
@@ -189,12 +181,14 @@ def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_pat
     (boxes / "imagesTs").mkdir()
     (boxes / "imagesVal" / "box_8.nii.gz").rename(boxes / "imagesTs" / "test_1.nii.gz")
     assert predict(*common, "--root", boxes, "--output", tmp_path / "root")[0] == 0
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["test_1_seg.nii.gz"]  # no labels, no Dice
+    assert {path.name for path in (tmp_path / "root").iterdir()} == {"test_1_seg.nii.gz", "settings.json"}  # no Dice
     assert predict(*common, "--images", boxes / "imagesTr", "--output", tmp_path / "folder")[0] == 0
     assert (tmp_path / "folder" / "dice.csv").exists()
     monkeypatch.chdir(boxes / "imagesTr")
     assert predict(*common, "--images", "box_1.nii.gz", "--output", tmp_path / "file")[0] == 0
-    assert {path.name for path in (tmp_path / "file").iterdir()} == {"box_1_seg.nii.gz", "dice.csv", "dice.json"}
+    assert {path.name for path in (tmp_path / "file").iterdir()} == {
+        *("box_1_seg.nii.gz", "settings.json", "dice.csv", "dice.json")
+    }
 
 
 @pytest.mark.parametrize("separate", [True, False], ids=["a file a channel", "4D"])
