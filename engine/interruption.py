@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
 from typing import Any, Self
 
@@ -82,7 +83,15 @@ def resume_command() -> str:
 def ignore_requests(_: int = 0) -> None:
     """For processes that load data: whoever stops a whole group of processes means the one that trains.
 
-    Without it they would die in the middle of the step that is to be saved. They end when their parent does.
+    Without it they would die in the middle of the step that is to be saved. Their parent alone ends them.
     """
-    for number in REASONS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
