@@ -5,6 +5,7 @@
 #   make bench   the benchmarks, ten minutes on two CPU cores, and README's tables from their results
 #   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: half an hour
 #   make soak    stops a small training run at random moments and compares its end with an undisturbed run's
+#   make fuzz    runs the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # Threads that wait for work must not burn the cores that other processes need.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench bench-slow soak clean
+.PHONY: demo test lint bench bench-slow soak fuzz clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -47,6 +48,13 @@ bench-slow: $(VENV)/.installed
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m experiments.reliability.soak
+
+# The same mistakes again: make fuzz FUZZ_SEED=<the seed in the command that failed>
+FUZZ_FACTOR ?= 10
+FUZZ_SEED ?= $(shell date +%s)
+fuzz: $(VENV)/.installed-dev
+	FUZZ_FACTOR=$(FUZZ_FACTOR) $(BIN)/python -m pytest tests/fuzz --hypothesis-seed=$(FUZZ_SEED) \
+		--hypothesis-show-statistics -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

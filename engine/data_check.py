@@ -113,9 +113,10 @@ def _find_shared_ids(cases: Sequence[CaseReport]) -> Iterator[str]:
 
 
 def _find_missing_classes(cases: Sequence[CaseReport], description: DatasetDescription) -> list[str]:
-    """Classes that no training case has."""
+    """Classes that no training case has, in one line."""
     counted = [case.voxels_by_class for case in cases if case.split == "training" and case.voxels_by_class]
     if not counted:
         return []
     lacking = [name for name in description.classes[1:] if not any(counts[name] for counts in counted)]
-    return [f"class {name}: found no voxel of it in any of {len(counted)} training cases" for name in lacking]
+    found = f"found no voxel of {', '.join(lacking)} in any of {len(counted)} training cases"
+    return [f"{found}, expected every class in some of them"] if lacking else []

@@ -144,7 +144,7 @@ def as_text(results: dict[str, Any]) -> str:
         voxels, having = results["voxels_by_class"], results["cases_by_class"]
         rows = [[name, str(voxels[name]), str(having[name])] for name in voxels]
         text.append(align([["class", "voxels", "cases"], *rows]))
-    text.append(f"--cache_dir takes at most {results['cache_bytes'] / 1e9:.2f} GB")
+    text.append(f"--cache_dir takes at most {results['cache_bytes'] / 1e9:.3g} GB")
     if results["warnings"]:
         text.append("\n".join(f"warning: {warning}" for warning in results["warnings"]))
     return "\n\n".join(text)

@@ -91,7 +91,7 @@ def test_a_class_that_no_training_case_has_is_a_warning(boxes):
     label = boxes / "labelsVal" / "box_8.nii.gz"
     write_nifti(label, np.full((36, 28, 18), 3, np.uint8), nib.load(label).affine)
     assert examine(boxes, True, description).warnings == [
-        "class middle: found no voxel of it in any of 3 training cases"
+        "found no voxel of middle in any of 3 training cases, expected every class in some of them"
     ]
     assert examine(boxes, False, description).warnings == []
 
