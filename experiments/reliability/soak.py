@@ -34,15 +34,16 @@ from tools.make_phantoms import make_dataset
 ROOT = Path(__file__).parents[2]
 LOG = "output.txt"
 RESULT = Path(__file__).with_name("soak.json")
-# bf16 autocast, two processes that load data, random crops and augmentation, warm-up and cosine, five evaluations.
+# bf16 autocast, two processes that load data, random crops and augmentation, warm-up and cosine, eight evaluations.
 RECIPE = (
     *("--network", "REP3D", "--feat_size", "8", "8", "8", "8", "--kernel_size", "5", "--roi_size", "48", "48", "48"),
     *("--amp", "bf16", "--num_workers", "2", "--cache_rate", "0.5", "--lr", "0.004", "--gpu", "cpu", "--overlap", "0"),
-    *("--max_iter", "20", "--eval_step", "4"),
+    *("--max_iter", "40", "--eval_step", "5"),
 )
 # How a run is stopped, and how often: its share of all.
 WAYS = {"SIGKILL": 0.4, "SIGKILL while writing": 0.3, "SIGTERM": 0.2, "Ctrl-C": 0.1}
 DAMAGED = 0.2  # share of the stops after which the last checkpoint is damaged, where there is one before it
+EARLIER = 0.6  # share of an undisturbed run's time in which most stops hit before the end
 PATIENCE_S = 600  # a process that takes longer hangs
 # What the output of a process says last, and what it was doing then.
 PHASES = {
@@ -157,9 +158,9 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> tuple[int, str]:
 def stop(process: subprocess.Popen[bytes], way: str, output: Path, rng: random.Random, longest: float) -> bool:
     """Stop a process in some way at some moment; whether it was still there."""
     if way == "SIGKILL while writing":
-        hit = wait_for_writing(process, output, rng.randint(1, 8))
+        hit = wait_for_writing(process, output, rng.randint(1, 6))
     else:
-        hit = sleep_beside(process, rng.uniform(0, longest))
+        hit = sleep_beside(process, rng.uniform(0, EARLIER * longest))
     if not hit:
         return False
     number = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(way, signal.SIGKILL)
