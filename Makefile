@@ -50,7 +50,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python -m experiments.reliability.soak
 
 # The same mistakes again: make fuzz FUZZ_SEED=<the seed in the command that failed>
-FUZZ_FACTOR ?= 10
+FUZZ_FACTOR ?= 8
 FUZZ_SEED ?= $(shell date +%s)
 fuzz: $(VENV)/.installed-dev
 	FUZZ_FACTOR=$(FUZZ_FACTOR) $(BIN)/python -m pytest tests/fuzz --hypothesis-seed=$(FUZZ_SEED) \

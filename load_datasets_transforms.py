@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.augmentation import RandRotateScaled
 from engine.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.description import DatasetDescription
-from engine.errors import InputError
+from engine.errors import InputError, raise_problems
 from engine.prediction import InvertToLabelsd, SaveLabelsd
 from engine.reading import LoadVolumed, Pipeline
 
@@ -79,8 +79,7 @@ def data_loader(args: argparse.Namespace) -> tuple[list[Case], ...]:
         images, labels = _test_folders(args)
         return (pair_cases(images, labels, len(description.channels)),)
     splits, problems = find_splits(Path(args.root), description)
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_problems(problems)
     return splits["training"], splits["validation"]
 
 
@@ -131,8 +130,7 @@ def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Cas
         InputError: a line a problem.
     """
     cases, problems = find_cases(images, labels, channels)
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_problems(problems)
     return cases
 
 

@@ -13,17 +13,16 @@ goes on is printed, and the exit status is 75.
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.arguments import AMP_CHOICES, boolean, number, odd, positive
+from engine.arguments import AMP_CHOICES, boolean, hours, number, odd, positive
 from engine.errors import OneLineParser, Stopped, run
 from engine.interruption import StopRequests, resume_command
 from engine.process import tune_process
 from networks import NETWORKS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from engine.training import TrainingState
@@ -83,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, order, crops and augmentation"
     )
     execution.add_argument("--resume", action="store_true", help="go on from last_checkpoint.pth in --output")
-    execution.add_argument("--max_hours", type=positive, help="stop in good order after so long, with exit status 75")
+    execution.add_argument("--max_hours", type=hours, help="stop in good order after so long, with exit status 75")
     parser.set_defaults(mode="train")
     args = parser.parse_args(argv)
     if args.warmup_iter is None:
@@ -94,35 +93,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.cache_rate = 0.1
     if args.pretrain != bool(args.pretrained_weights):
         parser.error("--pretrain True and --pretrained_weights go together, expected both or neither")
-    if args.pretrain and args.resume:
-        parser.error("--resume goes on with its own weights, expected it without --pretrain")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
     """Train alone or, under torchrun, together with its other processes."""
     tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
-    with StopRequests(args.max_hours) as stop:
-        from engine.distributed import join_processes
+    try:
+        with StopRequests(args.max_hours) as stop:
+            from engine.distributed import join_processes
 
-        with join_processes(args.gpu) as device:
-            train_network(args, device, stop)
+            with join_processes(args.gpu) as device:
+                train_network(args, device, stop)
+    except Stopped as request:
+        raise Stopped(f"{request}, go on with: {resume_command(Path(args.output))}") from None
 
 
 def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRequests) -> None:
     """Check everything, then train."""
     import json
     from contextlib import nullcontext
-    from pathlib import Path
 
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
     from engine.cache import cached_dataset
-    from engine.checkpoints import BEST, NetworkConfig
+    from engine.checkpoints import NetworkConfig
     from engine.data_check import check_cases
     from engine.distributed import deal, process_count, process_rank
-    from engine.files import make_output_folder, write_text
+    from engine.files import BEST, make_output_folder, write_text
     from engine.prediction import Window
     from engine.training import TrainingState
     from engine.training_loop import TrainingLog, keep_best, log_validation, train
@@ -149,7 +148,8 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     if writes:
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
-        state.save(output)  # so that --resume works from the first moment on
+        with stop.later():
+            state.save(output)  # so that --resume works from the first moment on
     training_transforms, validation_transforms = data_transforms(args)
     share = process_rank(), process_count()
     training_set = cached_dataset(args, training_cases, training_transforms, share)
@@ -173,26 +173,22 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
             progress.awaits_evaluation = False
             save()
 
-        try:
-            train(args, state, training_set, TrainingLog(writer, progress), save, evaluate, stop)
-        except Stopped as request:
-            raise Stopped(f"{request} at iteration {state.iteration}, go on with: {resume_command()}") from None
+        train(args, state, training_set, TrainingLog(writer, progress), save, evaluate, stop)
     print(f"best mean Dice {progress.best_dice:.4f} at iteration {progress.best_iteration}: {output / BEST}")
 
 
 def choose_start(args: argparse.Namespace, state: "TrainingState", output: "Path") -> None:
     """Where the run begins: at an interrupted one's checkpoint, at other weights, or at the network's own."""
-    from pathlib import Path
-
-    from engine.checkpoints import LAST, PREVIOUS, load_checkpoint
+    from engine.checkpoints import load_checkpoint
     from engine.errors import InputError
+    from engine.files import LAST, PREVIOUS
     from engine.weights import load_weights
 
     if args.resume:
         state.restore(output)
     elif (output / LAST).exists() or (output / PREVIOUS).exists():
         raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
-    if args.pretrain:
+    elif args.pretrain:
         weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
         report = load_weights(state.network, load_checkpoint(weights, flag), f"{flag}: {weights}")
         print(f"{flag}: {report}")

@@ -9,9 +9,9 @@ it is for; a bare state dict needs --dataset, and --network, --feat_size, --kern
 from the defaults.
 
 A case that cannot be read, predicted or scored is told at the end, in a line and by exit status 1, and all the others
-are done. The same command again predicts the cases that are not finished: those without a whole label map, newer than
-their image and on its grid. settings.json in the output folder says what made its predictions; other weights or
-settings need another folder or --overwrite.
+are done. The same command again predicts the cases that are not finished: those without a whole label map on their
+image's grid, and those whose image has changed. settings.json in the output folder says what made its predictions;
+other weights or settings need another folder or --overwrite.
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """Types of command-line values, each with the message for a value it cannot take."""
 
 import argparse
+import sys
 from collections.abc import Callable
 
+HOURS_OF_A_YEAR = 8760
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 
 
@@ -16,7 +18,8 @@ def number(kind: type, low: float, high: float = float("inf"), *, open_high: boo
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high or (open_high and value == high):
+        huge = kind is int and value is not None and value > sys.maxsize
+        if value is None or huge or not low <= value <= high or (open_high and value == high):
             raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
         return value
 
@@ -28,6 +31,14 @@ def positive(text: str) -> float:
     value = number(float, 0)(text)
     if value == 0 or value == float("inf"):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return value
+
+
+def hours(text: str) -> float:
+    """A span of time above zero, at most a year."""
+    value = positive(text)
+    if value > HOURS_OF_A_YEAR:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected at most {HOURS_OF_A_YEAR} hours")
     return value
 
 

@@ -44,7 +44,7 @@ Case = dict[str, Any]
 KEY_BYTES = 8  # of a settings or content key; written in hexadecimal
 PARTIAL = ".part"
 ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)  # what damaged entries raise
+DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)  # what damaged entries raise
 
 
 class CachedCases(Dataset):
@@ -64,7 +64,7 @@ class CachedCases(Dataset):
         assert isinstance(self.transform, Compose)
         try:
             item = {**self.data[index], **read_entry(self.entries[index])}
-        except UNREADABLE as error:
+        except DAMAGED_ENTRY as error:
             found = f"{self.entries[index]} gone or damaged ({error})"
             raise InputError(f"--cache_dir: found {found}, expected it to stay while it is used") from error
         first = _first_random(self.transform)
@@ -312,7 +312,7 @@ def read_entry(path: Path) -> dict[str, Tensor]:
     """The arrays of an entry, mapped into memory: a page is read when it is touched, and what is written stays private.
 
     Raises:
-        OSError, ValueError, ...: see ``UNREADABLE``; the entry is missing, cut off, or not what was written.
+        OSError, ValueError, ...: see ``DAMAGED_ENTRY``; the entry is missing, cut off, or not what was written.
     """
     tensors = {}
     for name, expected in json.loads((path / "entry.json").read_text())["arrays"].items():
@@ -329,7 +329,7 @@ def _is_whole(path: Path) -> bool:
     """Whether an entry is there and can be used."""
     try:
         read_entry(path)
-    except UNREADABLE:
+    except DAMAGED_ENTRY:
         return False
     return True
 
@@ -337,7 +337,7 @@ def _is_whole(path: Path) -> bool:
 def _read_sources(path: Path) -> Any:
     try:
         return json.loads((path / "entry.json").read_text())["sources"]
-    except UNREADABLE:
+    except DAMAGED_ENTRY:
         return None
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from engine.headers import UNREADABLE, FileHeader, Grid, compare_grids, open_volume, read_headers, unreadable
-from engine.nifti import turn_to_ras
+from engine.nifti import check_stream, turn_to_ras
 
 MOST_SATURATED = 0.5  # share of the voxels that training sees
+LARGEST_FLOAT32 = np.finfo(np.float32).max  # what the pipelines compute in; no NaN is below it
 LISTED = 5  # wrong label values a message names
 CHUNK = 2**22  # voxels hashed at a time
 
@@ -109,10 +110,11 @@ def read_voxels(path: str) -> NDArray[Any]:
     """The voxels of a file, scaled as its header says.
 
     Raises:
-        InputError: it cannot be read, or ends early.
+        InputError: it cannot be read, ends early, or is not what its checksum was made of.
     """
     image = open_volume(path)
     try:
+        check_stream(path)
         with np.errstate(all="ignore"):
             return np.asanyarray(image.dataobj)
     except UNREADABLE as error:
@@ -121,9 +123,9 @@ def read_voxels(path: str) -> NDArray[Any]:
 
 def check_finite(voxels: NDArray[Any]) -> list[str]:
     """The problem of an image's voxels, if there is one."""
-    if voxels.dtype.kind != "f" or (finite := np.isfinite(voxels)).all():
+    if voxels.dtype.kind != "f" or (finite := np.abs(voxels) <= LARGEST_FLOAT32).all():
         return []
-    return [f"found {np.count_nonzero(~finite)} NaN or infinite voxels, expected finite intensities"]
+    return [f"found {np.count_nonzero(~finite)} NaN or infinite voxels, expected finite intensities (in float32)"]
 
 
 def check_classes(voxels: NDArray[Any], classes: int) -> list[str]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from engine.case_check import check_label
 from engine.description import DatasetDescription
 from engine.distributed import process_rank
-from engine.errors import CasesFailed, InputError, is_out_of_memory
+from engine.errors import CasesFailed, InputError, is_out_of_memory, raise_problems
 from engine.headers import check_headers
 from engine.metrics import DiceTable, dice_by_class
 from engine.nifti import first_file, read_labels
@@ -171,12 +171,6 @@ def describe_error(case: str, error: BaseException) -> str:
     if out_of_memory:
         return f"{case}: out of memory ({reason}), expected lower --sw_batch_size or --num_workers"
     return f"{case}: {reason}"
-
-
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raise an ``InputError`` with a line a problem, if there are any."""
-    if problems:
-        raise InputError("\n".join(problems))
 
 
 def review(case: Case | Failure, folder: Path, description: DatasetDescription, with_picture: bool) -> Outcome:

@@ -15,15 +15,12 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.description import DatasetDescription
-from engine.distributed import process_rank, wait_for_all
+from engine.distributed import collect, process_rank, wait_for_all
 from engine.errors import InputError, is_out_of_memory
-from engine.files import write_whole
+from engine.files import DAMAGED, LAST, PREVIOUS, write_whole
 from networks import build_network
 from networks.base import SegmentationNetwork
 
-# What a run keeps in its folder.
-LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
-DAMAGED = "damaged_checkpoint.pth"
 # Numbers only, which nnU-Net keeps beside its weights; by the name they had in NumPy 1 and by the one they have now.
 MAKE_SCALAR = np.float64().__reduce__()[0]
 NUMPY_SCALARS: list[Any] = [
@@ -119,6 +116,8 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected a checkpoint") from error
     except Exception as error:  # a damaged archive fails in any way
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{flag}: {path} is damaged, expected a whole checkpoint") from error
     if not isinstance(content, dict):
         raise InputError(f"{flag}: {path} holds a {type(content).__name__}, expected a dictionary with the weights")
@@ -150,14 +149,19 @@ def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
         InputError: see ``load_checkpoint``; neither is whole, or there is none.
     """
     last, previous = folder / LAST, folder / PREVIOUS
+    found = None
     try:
-        return load_checkpoint(last, flag)
+        content = load_checkpoint(last, flag)
     except InputError as error:
         lost = not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError)
         if not lost or not previous.exists():
             raise
-        content = load_checkpoint(previous, flag)
-        print(f"{error}; going on from {previous}, iteration {content.get('iteration')}")
+        found = str(error)
+    told = [text for text in collect([found]) if text is not None]
+    if not told:
+        return content
+    content = load_checkpoint(previous, flag)  # all of the processes do, if one has to
+    print(f"{told[0]}; going on from {previous}, iteration {content.get('iteration')}")
     wait_for_all()  # each has read what is now renamed
     if process_rank() == 0:
         if last.exists():

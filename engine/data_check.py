@@ -12,7 +12,8 @@ from tqdm import tqdm
 from engine.case_check import CaseReport, examine_case
 from engine.description import DatasetDescription
 from engine.distributed import collect, deal, process_rank
-from engine.errors import InputError
+from engine.errors import raise_problems
+from engine.headers import image_files
 
 Splits = Mapping[str, Sequence[dict[str, Any]]]  # "training", "validation", "test" -> cases
 
@@ -45,8 +46,7 @@ def check_cases(splits: Splits, description: DatasetDescription, workers: int, f
     if process_rank() == 0:
         for warning in report.warnings:
             print(f"warning: {warning}")
-    if report.problems:
-        raise InputError("\n".join(report.problems))
+    raise_problems(report.problems)
 
 
 def examine_cases(splits: Splits, description: DatasetDescription, workers: int, full: bool) -> DatasetReport:
@@ -60,7 +60,7 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
     """
     part = deal([(case, split) for split, of_split in splits.items() for case in of_split])
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        reports = pool.map(lambda item: examine_case(item[0], item[1], description, full), part)
+        reports = pool.map(lambda item: _examine(item[0], item[1], description, full), part)
         bar = tqdm(reports, "checking cases", len(part), leave=False, disable=process_rank() != 0)
         cases = collect(list(bar))
     problems = [problem for case in cases for problem in case.problems]
@@ -68,6 +68,15 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
     warnings = [warning for case in cases for warning in case.warnings]
     lacking = _find_missing_classes(cases, description) if full else []
     return DatasetReport(cases, problems + leaks, [*warnings, *doubles, *_find_shared_ids(cases), *lacking])
+
+
+def _examine(case: dict[str, Any], split: str, description: DatasetDescription, full: bool) -> CaseReport:
+    try:
+        return examine_case(case, split, description, full)
+    except MemoryError:  # the others may be smaller
+        report = CaseReport(case["id"], split, image_files(case))
+        report.problems.append(f"{report.name}: does not fit in memory, expected a smaller one or lower --num_workers")
+        return report
 
 
 def _compare_images(cases: Sequence[CaseReport]) -> tuple[list[str], list[str]]:

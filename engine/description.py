@@ -56,7 +56,7 @@ class DatasetDescription:
         """
         required = {"name", "modality", "labels", "spacing", "intensity"}
         if not isinstance(values, dict) or not required <= set(values) <= required | {"channels"}:
-            found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+            found = ", ".join(map(json.dumps, values)) if isinstance(values, dict) else type(values).__name__
             raise InputError(f"{source}: found {found}, expected the fields {', '.join(sorted(required))}, [channels]")
 
         def expect(field: str, fine: bool, expected: str) -> None:
@@ -64,11 +64,11 @@ class DatasetDescription:
                 raise InputError(f"{source}: {field}: found {json.dumps(values.get(field))}, expected {expected}")
 
         for field in ("name", "modality"):
-            expect(field, isinstance(values[field], str) and values[field] != "", "some text")
+            expect(field, _is_name(values[field]), "some text")
         labels, spacing, intensity = values["labels"], values["spacing"], values["intensity"]
         consecutive = (
             isinstance(labels, dict)
-            and all(type(value) is int for value in labels.values())
+            and all(_is_name(name) and type(value) is int for name, value in labels.items())
             and sorted(labels.values()) == list(range(len(labels)))
         )
         expected = f"two to {MAX_CLASSES} class names with the values 0 (background), 1, 2, ..."
@@ -79,7 +79,7 @@ class DatasetDescription:
         windowed = window is not None and len(intensity) == 1 and _are_numbers(window, 2) and window[0] < window[1]
         expect("intensity", zscore or windowed, '{"zscore": true} or {"window": [low, high]}')
         channels = values.get("channels", ["image"])
-        named = isinstance(channels, list) and channels and all(isinstance(name, str) and name for name in channels)
+        named = isinstance(channels, list) and channels and all(map(_is_name, channels))
         expect("channels", bool(named) and len(set(channels)) == len(channels), "a list of different channel names")
         return cls(
             name=values["name"],
@@ -100,6 +100,11 @@ class DatasetDescription:
         except (ValueError, RecursionError) as error:
             raise InputError(f"--dataset: {path} is not JSON ({error}), expected a dataset description") from error
         return cls.from_json(values, str(path))
+
+
+def _is_name(value: Any) -> bool:
+    """Whether it can be printed, in one line, and written to any file."""
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 def _are_numbers(values: Any, count: int) -> bool:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 USER_ERROR = 2
@@ -35,7 +35,13 @@ class CasesFailed(InputError):  # noqa: N818
 
 
 class Stopped(BaseException):
-    """A run was asked to stop and has kept what it has. No Exception: nothing on the way may take it for a failure."""
+    """A run was asked to stop, and may go on later. No Exception: nothing on the way may take it for a failure."""
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise an ``InputError`` with a line a problem, if there are any."""
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -44,7 +50,7 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if os.environ.get("RANK", "0") != "0":  # process 0 of torchrun's finds the same mistake, and tells it
             time.sleep(SECONDS_TO_STOP)
-        self.exit(USER_ERROR, f"{self.prog}: error: {message}\n")
+        self.exit(USER_ERROR, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

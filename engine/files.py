@@ -9,6 +9,10 @@ from typing import BinaryIO
 
 from engine.errors import InputError
 
+# What a training run keeps in its folder.
+LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
+DAMAGED = "damaged_checkpoint.pth"
+
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
     """Write aside, flush to the disk, rename: a kill at any moment leaves the old file or the new one.
@@ -19,7 +23,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
         keep: another name in the same folder, for the old file to have from then on. A kill in between leaves the old
             file alone, under this name.
     Raises:
-        InputError: it cannot be written, on a full disk for instance; what was at ``path`` before is untouched.
+        InputError: it cannot be written, on a full disk for instance; what was at ``path`` before is still whole, there
+            or, if the last rename failed, at ``keep``.
     """
     aside = path.with_name(f".{path.name}.part")
     try:

@@ -1,17 +1,21 @@
 """Being asked to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours."""
 
+import multiprocessing
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import Any, Self
 
 from engine.errors import Stopped
+from engine.files import LAST, PREVIOUS
 
+STDERR = 2  # its number: Python's object has a buffer, which may be in use when a signal comes
 REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: "--max_hours"}
 
 
@@ -47,6 +51,7 @@ class StopRequests:
         self.reason = REASONS[signal.Signals(number)]
         if not self._waits:
             raise Stopped(self.reason)
+        os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -73,9 +78,14 @@ class StopRequests:
             self._waits = waited
 
 
-def resume_command() -> str:
-    """The command line of this process with --resume; torchrun's own part is not known here."""
-    words = [*sys.argv, *(["--resume"] if "--resume" not in sys.argv else [])]
+def resume_command(output: Path) -> str:
+    """The command line that goes on with this process's run; torchrun's own part is not known here.
+
+    Args:
+        output: the run's folder; where it holds no checkpoint yet, the command is that of the start.
+    """
+    begun = any((output / name).exists() for name in (LAST, PREVIOUS))
+    words = [*sys.argv, *(["--resume"] if begun and "--resume" not in sys.argv else [])]
     launcher = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else shlex.quote(sys.executable)
     return f"{launcher} {shlex.join(words)}"
 
@@ -88,10 +98,11 @@ def ignore_requests(_: int = 0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_by_parent, daemon=True).start()
+        parent = multiprocessing.parent_process()
+        Thread(target=_end_by, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
 
 
-def _end_by_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_by(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

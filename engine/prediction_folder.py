@@ -17,9 +17,9 @@ from engine.distributed import collect, deal, process_rank, wait_for_all
 from engine.errors import InputError
 from engine.files import write_text
 from engine.headers import image_files
-from engine.nifti import first_file, load_nifti, read_labels
+from engine.nifti import check_stream, first_file, load_nifti, read_labels
 
-SETTINGS = "settings.json"
+SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"
 LONGEST_SHOWN = 24  # characters of a setting's value in a message
 
@@ -95,25 +95,36 @@ def divide_cases(
     Raises:
         InputError: predictions that would stay were made with other settings.
     """
-    check_settings(folder, settings, [case["id"] for case in cases] if overwrite else [])
+    known = _read_settings(folder / SETTINGS)
+    check_settings(folder, settings, known, [case["id"] for case in cases] if overwrite else [])
+    sources = known.get(SOURCES, {}) if known else {}
     classes = len(settings["dataset"]["labels"])
     part = tqdm(deal(cases), "checking cases", leave=False, disable=process_rank() != 0)
-    found = collect([not overwrite and is_finished(folder, case, classes) for case in part])  # all wait for all
+    found = collect(  # all wait for all
+        [
+            not overwrite and sources.get(case["id"]) == describe_source(case) and is_finished(folder, case, classes)
+            for case in part
+        ]
+    )
     finished = [case for case, there in zip(cases, found, strict=True) if there]
     missing = [case for case, there in zip(cases, found, strict=True) if not there]
     if process_rank() == 0:
         remove_predictions(folder, [case["id"] for case in missing])
-        write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        sources |= {case["id"]: describe_source(case) for case in missing}
+        write_text(folder / SETTINGS, json.dumps({**settings, SOURCES: sources}, indent=2) + "\n")
     wait_for_all()
     return finished, missing
 
 
-def check_settings(folder: Path, settings: dict[str, Any], replaced: Collection[str]) -> None:
+def check_settings(
+    folder: Path, settings: dict[str, Any], known: dict[str, Any] | None, replaced: Collection[str]
+) -> None:
     """Make sure that predictions which stay in a folder were made with the same settings.
 
     Args:
         folder: of predictions.
         settings: of ``prediction_settings``.
+        known: those of what is there; None where they cannot be told.
         replaced: ids of the cases whose predictions do not stay.
     Raises:
         InputError: naming what differs.
@@ -121,7 +132,6 @@ def check_settings(folder: Path, settings: dict[str, Any], replaced: Collection[
     there = {path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}")}
     if not there - set(replaced):
         return
-    known = _read_settings(folder / SETTINGS)
     expected = "another folder" if replaced else "--overwrite or another folder"
     if known is None:
         raise InputError(f"--output: {folder} holds predictions but no readable {SETTINGS}, expected {expected}")
@@ -131,14 +141,22 @@ def check_settings(folder: Path, settings: dict[str, Any], replaced: Collection[
         raise InputError(f"--output: {folder} holds predictions with {found}, expected {expected}")
 
 
+def describe_source(case: Case) -> list[list[int]] | None:
+    """Size and time of a case's image files, by which a changed or another image is told; None where one is gone."""
+    try:
+        states = [os.stat(path) for path in image_files(case)]
+    except OSError:
+        return None
+    return [[state.st_size, state.st_mtime_ns] for state in states]
+
+
 def is_finished(folder: Path, case: Case, classes: int) -> bool:
-    """Whether a case's label map is there and newer than its image, readable, of its classes and on its grid."""
+    """Whether a case's label map is there, whole, of its classes, and on its image's grid."""
     path = prediction_path(folder, case["id"])
     if not path.exists():
         return False
     try:
-        if path.stat().st_mtime < max(os.path.getmtime(file) for file in image_files(case)):
-            return False
+        check_stream(str(path))
         image, prediction = load_nifti(first_file(case["image"])), load_nifti(str(path))
         labels = np.asanyarray(prediction.dataobj)
     except Exception:  # whatever is the matter with either, predicting the case will show or mend it
@@ -167,7 +185,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None
+    return values if isinstance(values, dict) and isinstance(values.get(SOURCES), dict) else None
 
 
 def _shorten(value: Any) -> str:

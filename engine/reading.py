@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from monai.data import NibabelReader
 from monai.transforms import Compose, LoadImage, MapTransform
+from monai.utils import ensure_tuple
 
 from engine.case_check import check_classes, check_finite, read_voxels
-from engine.errors import InputError
+from engine.errors import InputError, raise_problems
 from engine.headers import UNREADABLE, unreadable
+from engine.nifti import check_stream, load_nifti
 
 
 class Pipeline(Compose):
@@ -26,6 +29,19 @@ class Pipeline(Compose):
             if cause is None:
                 raise
             raise cause from None
+
+
+class HeaderReader(NibabelReader):
+    """MONAI's reader with nibabel's affine: MONAI's own takes the qform where the sform contradicts pixdim.
+
+    So a volume lies where the header check says and where predictions are written.
+    """
+
+    def read(self, data: Any, **_: Any) -> Any:
+        """The file, or files, opened."""
+        self.filenames = ensure_tuple(data)
+        images = [load_nifti(str(name)) for name in self.filenames]
+        return images if len(images) > 1 else images[0]
 
 
 class LoadVolumed(MapTransform):
@@ -50,13 +66,14 @@ class LoadVolumed(MapTransform):
     def _load(self, key: str, source: str | Sequence[str]) -> Any:
         paths = [source] if isinstance(source, str) else source
         try:
-            volume = self.load(source)
+            for path in paths:
+                check_stream(path)
+            volume = self.load(source, HeaderReader())  # given here, since LoadImage hides its own reader's errors
         except UNREADABLE as error:
             for path in paths:
                 read_voxels(path)  # says which of them it is
             raise unreadable(", ".join(paths), error) from error
         voxels = volume.numpy()
         found = check_classes(voxels, self.classes) if key == "label" else check_finite(voxels)
-        if found:
-            raise InputError("\n".join(f"{', '.join(paths)}: {problem}" for problem in found))
+        raise_problems([f"{', '.join(paths)}: {problem}" for problem in found])
         return volume

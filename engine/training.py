@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from engine.checkpoints import BEST, LAST, PREVIOUS, NetworkConfig, load_last_good, save_checkpoint
+from engine.checkpoints import NetworkConfig, load_last_good, save_checkpoint
 from engine.description import DatasetDescription
 from engine.devices import choose_precision, make_autocast, place
 from engine.distributed import parallelise, process_count, synchronise_batch_norm
 from engine.errors import InputError
+from engine.files import BEST, LAST, PREVIOUS
 from engine.rep_optimizer import scale_updates
 from engine.weights import load_weights
 from networks.base import SegmentationNetwork
@@ -52,6 +54,14 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError where a value, read from a file, is none of these."""
+        counts = (self.iteration, self.best_iteration, self.skipped, self.skipped_in_a_row)
+        if min(map(operator.index, counts)) < 0:
+            raise ValueError(f"counts: found {counts}, expected numbers from 0")
+        for value in (self.best_dice, *self.scalars.values()):
+            math.isnan(value)  # a TypeError unless it is a number
 
 
 class TrainingState:
@@ -132,6 +142,14 @@ class TrainingState:
         content = load_last_good(folder, flag)
         if not set(content) >= NEEDED_TO_RESUME:
             raise InputError(f"{flag}: {path} holds no whole training state, expected a last_checkpoint.pth")
+        try:
+            self._take_up(content, f"{flag}: {path}")
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RuntimeError) as error:
+            raise InputError(f"{flag}: {path} is no training state of this version, expected one") from error
+
+    def _take_up(self, content: dict[str, Any], source: str) -> None:
         for name in COURSE:
             if (saved := content["args"].get(name)) != self.args[name]:
                 raise InputError(f"--{name}: found {self.args[name]}, expected {saved} as in the run to resume")
@@ -152,11 +170,12 @@ class TrainingState:
             raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")
         if content["cases"] != self.cases:
             raise InputError("--root: found other training cases, expected those of the run to resume")
-        load_weights(self.network, content, f"{flag}: {path}", strict=True)
+        load_weights(self.network, content, source, strict=True)
         self.optimizer.load_state_dict(content["optimizer"])
         lay_out_like_parameters(self.optimizer)
         self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
+        self.progress.check()
 
 
 def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from engine.checkpoints import LAST
 from engine.devices import read_later
 from engine.distributed import AnyProcess, mean_over_processes, process_count, process_rank, wait_for_all
 from engine.errors import InputError, Stopped
+from engine.files import LAST
 from engine.interruption import StopRequests, ignore_requests
 from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
@@ -34,7 +34,8 @@ from engine.training import (
     take_back_where,
 )
 
-SKIPS_IN_A_ROW = 10  # of steps that are not finite; more mean that it will not get better
+# Steps that are not finite: the scaler of fp16 may need 16 of them at the start, more do not get better.
+SKIPS_IN_A_ROW = 20
 LAST_GOOD = f"{LAST} holds the last good weights: start from them with a lower --lr or with --amp off"
 
 
@@ -101,7 +102,7 @@ def train(
             save()
         if stopping:
             wait_for_all()  # process 0 has saved
-            raise Stopped(stop.reason or "a request to another process")
+            raise Stopped(f"{stop.reason or 'a request to another process'} at iteration {state.iteration}")
         if progress.awaits_evaluation:
             evaluate()
         asked = time.perf_counter()
@@ -120,7 +121,7 @@ def train_step(state: TrainingState, criterion: nn.Module, image: Tensor, label:
     """One optimiser step on crops (N, channels, D, H, W) and labels (N, 1, D, H, W).
 
     The host waits for nothing. A loss or gradients that are not finite change nothing: neither weights nor moments nor
-    the running statistics of normalisations. Infinite gradients of fp16 are the scaler's to skip, and no failure.
+    the running statistics of normalisations.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -132,9 +133,7 @@ def train_step(state: TrainingState, criterion: nn.Module, image: Tensor, label:
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
     loss = mean_over_processes(loss.detach())  # alike everywhere, so that all skip and stop together
-    bad = ~loss.isfinite()
-    if not state.scaler.is_enabled():
-        bad = bad | ~total_norm(state.network).isfinite()
+    bad = ~(loss.isfinite() & largest_gradient(state.network).isfinite())
     skip_step_where(bad, state.optimizer)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -142,17 +141,19 @@ def train_step(state: TrainingState, criterion: nn.Module, image: Tensor, label:
     return Step(loss, bad)
 
 
-def total_norm(network: nn.Module) -> Tensor:
-    """The norm of all gradients together: a number only if each of them is one."""
-    return get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+def largest_gradient(network: nn.Module) -> Tensor:
+    """The largest absolute value of all gradients: a number only if each of them is one."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return get_total_norm(gradients, norm_type=math.inf)
 
 
 def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
-    """Write best_metric_model.pth where the mean Dice is the best so far; a run without any Dice keeps its first."""
+    """Write best_metric_model.pth where the mean Dice is the best so far; the first stands in until there is a Dice."""
     dice, progress = table.mean(), state.progress
-    score = -1.0 if math.isnan(dice) else dice
-    if score > progress.best_dice:
-        progress.best_dice, progress.best_iteration = score, state.iteration
+    better = dice > progress.best_dice  # NaN is not
+    if better or progress.best_iteration == 0:
+        progress.best_iteration = state.iteration
+        progress.best_dice = dice if better else progress.best_dice
         state.save_best(output)
     tqdm.write(f"iteration {state.iteration}: mean Dice {dice:.4f}, best {progress.best_dice:.4f}")
 

@@ -247,6 +247,8 @@ BAD_FLAGS = {
         ["--pretrain", "True", "--pretrained_weights", "none.pth"],
         ("--pretrained_weights", "none.pth"),
     ),
+    "more hours than a timer takes": (["--max_hours", "1e9"], ("--max_hours", "8760")),
+    "no time": (["--max_hours", "0"], ("--max_hours", "above 0")),
     "huge seed": (["--seed", "18446744073709551616"], ("--seed", "from 0")),
     "nothing to resume": (["--resume"], ("--resume", "last_checkpoint.pth")),
     "unknown flag": (["--learning_rate", "1"], ("--learning_rate",)),

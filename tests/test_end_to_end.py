@@ -111,7 +111,7 @@ def test_losses_that_stay_infinite_end_the_run_and_keep_the_last_weights(boxes, 
     more = ("--lr", "1e30", "--lr_schedule", "constant", "--max_iter", "40", "--eval_step", "40")
     status, out, err = train(*train_arguments(boxes, tmp_path / "run", *more))
     assert status == 2
-    assert "--lr: found 10 iterations in a row" in err
+    assert "--lr: found 20 iterations in a row" in err
     assert "1 steps skipped" in out
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 

@@ -65,7 +65,8 @@ def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(boxes, tmp_path
     (line,) = [line for line in err.splitlines() if line.startswith("stopped by")]
     saved = load(output / LAST)
     reason = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
-    assert line.startswith(f"stopped by {reason} at iteration {saved['iteration']}, go on with: ")
+    assert line.startswith(f"stopped by {reason}")
+    assert f"at iteration {saved['iteration']}, go on with: " in line or saved["progress"]["awaits_evaluation"]
     assert line.endswith(" --resume")
     assert saved["iteration"] >= 5
     assert "Traceback" not in err
@@ -90,8 +91,9 @@ def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, tra
     arguments = train_arguments(box_template, tmp_path, *MORE)
     status, _, err = train(*arguments)
     assert status == 75
-    iteration = {"set-up": 1, "step": 1, "validation": 3}[moment]
-    assert f"stopped by SIGTERM at iteration {iteration}, go on with: " in err
+    stopped = "SIGTERM" if moment == "validation" else "SIGTERM at iteration 1"
+    assert f"stopped by {stopped}, go on with: " in err
+    assert err.endswith(" --resume\n")
     assert load(tmp_path / LAST)["progress"]["awaits_evaluation"] == (moment == "validation")
     assert train(*arguments, "--resume")[0] == 0
     assert differences(whole, tmp_path) == []
@@ -100,8 +102,88 @@ def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, tra
 def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, monkeypatch):
     monkeypatch.setattr("engine.data_check.check_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     status, _, err = train(*train_arguments(box_template, tmp_path))
-    assert (status, err) == (75, "stopped by SIGTERM\n")
+    assert status == 75
+    assert err.startswith("stopped by SIGTERM, go on with: ")
+    assert "--resume" not in err  # there is nothing yet
     assert not list(tmp_path.iterdir())
+
+
+def test_a_request_while_the_first_checkpoint_is_written_waits_for_it(
+    whole, box_template, tmp_path, train, monkeypatch
+):
+    def ask(*args):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return save(*args)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", ask)
+    arguments = train_arguments(box_template, tmp_path, *MORE)
+    status, _, err = train(*arguments)
+    assert status == 75
+    assert err.endswith(" --resume\n")
+    assert load(tmp_path / LAST)["iteration"] <= 1
+    assert train(*arguments, "--resume")[0] == 0
+    assert differences(whole, tmp_path) == []
+
+
+def test_a_run_from_other_weights_is_resumed_by_the_same_command(box_template, trained, tmp_path, train, monkeypatch):
+    def ask(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    step = training_loop.train_step
+    pretrain = ("--pretrain", "True", "--pretrained_weights", trained / BEST)
+    whole, cut = (train_arguments(box_template, tmp_path / name, *MORE, *pretrain) for name in ("whole", "cut"))
+    assert train(*whole)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "train_step", ask)
+        assert train(*cut)[0] == 75
+    assert train(*cut, "--resume")[0] == 0
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
+
+
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+import main_train
+from engine.errors import run
+
+module, name, count = sys.argv.pop(1).split()
+module, count = import_module(module), int(count)
+original = getattr(module, name)
+
+def die(*args, **kwargs):
+    global count
+    count -= 1
+    if count == 0:
+        if name == "save":  # in the middle of the file
+            args[1].write(b"half a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(module, name, die)
+sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "engine.training_loop train_step 5",
+        "engine.validation dice_by_class 3",
+        "torch save 4",  # 1 at the start, 2 before the first validation, 3 the best weights
+        "engine.training_loop log_validation 2",
+    ],
+)
+def test_killed_at(whole, box_template, tmp_path, train, moment):
+    """By a real SIGKILL, after which nothing at all is done."""
+    arguments = [str(word) for word in train_arguments(box_template, tmp_path, *MORE)]
+    words = [sys.executable, "-c", KILLED, moment, *arguments]
+    killed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert train(*arguments, "--resume")[0] == 0
+    assert differences(whole, tmp_path) == []
 
 
 def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train):
@@ -184,6 +266,58 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, box_tem
     assert line.endswith(f"going on from {output / PREVIOUS}, iteration 6")
     assert (output / "damaged_checkpoint.pth").exists()
     assert differences(whole, output) == []
+
+
+def test_the_one_before_may_be_iterations_older(whole, box_template, tmp_path, train, monkeypatch):
+    def ask(state, *rest):
+        if state.iteration == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return step(state, *rest)
+
+    step = training_loop.train_step
+    arguments = train_arguments(box_template, tmp_path, *MORE)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "train_step", ask)
+        assert train(*arguments)[0] == 75
+    assert [load(tmp_path / name)["iteration"] for name in (LAST, PREVIOUS)] == [5, 3]
+    cut(tmp_path / LAST)
+    status, out, _ = train(*arguments, "--resume")
+    assert status == 0
+    assert f"going on from {tmp_path / PREVIOUS}, iteration 3" in out
+    assert differences(whole, tmp_path) == []
+
+
+def test_a_checkpoint_that_does_not_fit_in_memory_is_not_called_damaged(whole, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    output = shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        checkpoints.load_last_good(output, "--resume")
+    assert (output / LAST).exists()
+
+
+def change_progress(content):
+    content["progress"]["mood"] = "good"
+
+
+ODD_STATES = {
+    "progress of another version": change_progress,
+    "no arguments": lambda content: content.update(args=[]),
+    "no optimiser": lambda content: content.update(optimizer={}),
+}
+
+
+@pytest.mark.parametrize("change", ODD_STATES.values(), ids=ODD_STATES)
+def test_a_state_of_another_version_is_one_line(whole, box_template, tmp_path, train, change):
+    output = shutil.copytree(whole, tmp_path / "run")
+    content = load(output / LAST)
+    change(content)
+    torch.save(content, output / LAST)
+    status, _, err = train(*train_arguments(box_template, output, *MORE), "--resume")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no training state of this version" in err
 
 
 def test_two_damaged_checkpoints_end_in_a_line(whole, box_template, tmp_path, train):

@@ -25,7 +25,7 @@ from engine.cache import largest_bytes
 from engine.case_check import CaseReport
 from engine.data_check import DatasetReport, Splits, examine_cases
 from engine.description import DatasetDescription
-from engine.errors import InputError, OneLineParser, run
+from engine.errors import OneLineParser, raise_problems, run
 from engine.headers import by
 from load_datasets_transforms import data_transforms, find_description, find_splits
 
@@ -71,8 +71,7 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(results, indent=2, allow_nan=False))
     elif report.cases:
         print(as_text(results))
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_problems(problems)
 
 
 def summarise(
@@ -174,4 +173,4 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, parse_args()))
+    sys.exit(run(main, parse_args(), to_lower="--num_workers"))

@@ -26,8 +26,8 @@ import torch
 
 from benchmarks.report import describe_machine, publish
 from engine.arguments import number
-from engine.checkpoints import BEST, LAST, PREVIOUS
 from engine.errors import STOPPED, OneLineParser, run
+from engine.files import BEST, LAST, PREVIOUS
 from experiments.reliability.compare import differences
 from tools.make_phantoms import make_dataset
 
@@ -130,11 +130,14 @@ def disturb(folder: Path, output: Path, kills: int, longest: float, rng: random.
         if status == 0:
             return
         assert stopped, f"status {status} without a reason: {text}"
+        phase = phase_of(text)
         tally.stops[way] += 1
-        tally.phases[phase_of(text)] += 1
+        tally.phases[phase] += 1
         if way in ("SIGTERM", "Ctrl-C"):
             tally.statuses[str(status)] += 1
-            assert status in (STOPPED, -signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGINT), text
+            # Before Python has got as far as to hear requests, and after it has heard the last, signals end a process.
+            ends = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT) if phase in ("starting", "ending") else ()
+            assert status in (STOPPED, *ends), text
         if (output / PREVIOUS).exists() and (output / LAST).exists() and rng.random() < DAMAGED:
             damage(output / LAST, rng)
             tally.damaged += 1

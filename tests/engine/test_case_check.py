@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import DESCRIPTION, make_box_case, write_nifti
 
-from engine.case_check import check_classes, check_label, examine_case
+from engine.case_check import check_classes, check_finite, check_label, examine_case, read_voxels
 from engine.description import DatasetDescription
+from engine.errors import InputError
 from load_datasets_transforms import data_transforms
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
@@ -52,6 +53,22 @@ def test_label_values_are_the_declared_classes(kind, classes):
 def test_other_values_are_named(value, kind, found):
     (problem,) = check_classes(np.array([0, 1, 2, value, value], kind), 3)
     assert problem == f"found label values {found}, expected whole numbers from 0 to 2"
+
+
+def test_values_that_float32_does_not_have_are_infinite_to_the_pipelines():
+    assert check_finite(np.array([1e38, -1e38])) == []
+    assert len(check_finite(np.array([1e39, 0.0]))) == 1
+
+
+def test_a_flipped_bit_is_told(tmp_path):
+    make_case(tmp_path, noise((20, 20, 20)))
+    (path,) = tmp_path.rglob("*.nii.gz")
+    whole = gzip.decompress(path.read_bytes())
+    changed = bytearray(whole)
+    changed[5000] ^= 1
+    path.write_bytes(gzip.compress(bytes(changed))[:-8] + gzip.compress(whole)[-8:])
+    with pytest.raises(InputError, match="CRC check failed"):
+        read_voxels(str(path))
 
 
 def test_of_many_wrong_values_some_are_named():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import DESCRIPTION, write_nifti
 
+from engine import data_check
 from engine.data_check import check_cases, examine_cases
 from engine.description import DatasetDescription
 from engine.errors import InputError
@@ -94,6 +95,21 @@ def test_a_class_that_no_training_case_has_is_a_warning(boxes):
         "found no voxel of middle in any of 3 training cases, expected every class in some of them"
     ]
     assert examine(boxes, False, description).warnings == []
+
+
+def test_a_case_too_large_for_the_memory_hides_no_other(boxes, monkeypatch):
+    def run_short(case, *rest):
+        if case["id"] == "box_1":
+            raise MemoryError("Unable to allocate 9 GiB")
+        return examine_case(case, *rest)
+
+    examine_case = data_check.examine_case
+    monkeypatch.setattr(data_check, "examine_case", run_short)
+    (boxes / "imagesVal" / "box_9.nii.gz").write_bytes(b"no volume")
+    report = examine(boxes, True)
+    assert [case.id for case in report.cases] == ["box_0", "box_1", "box_2", "box_8", "box_9"]
+    assert "training case box_1: does not fit in memory" in report.problems[0]
+    assert "box_9" in report.problems[1]
 
 
 @pytest.mark.parametrize("full", [False, True])

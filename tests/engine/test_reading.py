@@ -1,6 +1,7 @@
 """Broken files met by a pipeline: one line that names the file, in this process and others, cached or not."""
 
 import argparse
+import gzip
 import pickle
 import re
 from pathlib import Path
@@ -37,6 +38,14 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def flip_a_bit(path):
+    """Of a voxel, as a disk might: nothing but the checksum at the file's end can tell."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    packed = gzip.compress(bytes(content))
+    content[1000] ^= 1
+    path.write_bytes(gzip.compress(bytes(content))[:-8] + packed[-8:])
+
+
 def spoil(path):
     image = nib.load(path)
     voxels = image.get_fdata(dtype=np.float32)
@@ -51,6 +60,8 @@ def mislabel(path):
 
 BROKEN = [
     ("image", truncate, "cannot be read (Compressed file ended before the end-of-stream marker was reached)"),
+    ("image", flip_a_bit, "cannot be read (CRC check failed"),
+    ("label", flip_a_bit, "cannot be read (CRC check failed"),
     ("image", Path.unlink, "cannot be read"),
     ("label", truncate, "cannot be read"),
     ("image", spoil, "found 2 NaN or infinite voxels"),
@@ -69,6 +80,20 @@ def test_a_broken_file_is_one_line(cases, key, damage, part):
             transforms(dict(cases[0]))
         assert str(caught.value).startswith(f"{cases[0][key]}: {part}")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_volume_lies_where_its_sform_says(tmp_path, kind):
+    """Even where pixdim contradicts it: there MONAI's own reader takes the qform."""
+    image = kind(np.random.default_rng(0).random((12, 10, 8), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    image.header["pixdim"][1:4] = 1, 1, 5
+    nib.save(image, tmp_path / "image.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "image.nii.gz").affine, np.diag([2.0, 2.0, 2.0, 1.0]))
+    volume = LoadVolumed(["image"], 2)({"image": str(tmp_path / "image.nii.gz")})["image"]
+    assert np.array_equal(volume.affine, np.diag([2.0, 2.0, 2.0, 1.0]))
+    (transforms,) = data_transforms(argparse.Namespace(dataset=ZSCORE, mode="test"))
+    resampled = transforms({"id": "case", "image": str(tmp_path / "image.nii.gz")})["image"]
+    assert resampled.shape[1:] == (23, 19, 15)  # from 2 mm to 1
 
 
 def test_the_broken_one_of_several_channels_is_named(tmp_path):

@@ -48,14 +48,16 @@ def test_handlers_and_timer_are_those_of_before_afterwards():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_the_command_that_goes_on(monkeypatch):
+def test_the_command_that_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["main_train.py", "--output", "a run"])
     monkeypatch.setattr(sys, "executable", "python")
-    assert resume_command() == "python main_train.py --output 'a run' --resume"
+    assert resume_command(tmp_path) == "python main_train.py --output 'a run'"
+    (tmp_path / "previous_checkpoint.pth").touch()
+    assert resume_command(tmp_path) == "python main_train.py --output 'a run' --resume"
     monkeypatch.setattr(sys, "argv", ["main_train.py", "--resume"])
-    assert resume_command() == "python main_train.py --resume"
+    assert resume_command(tmp_path) == "python main_train.py --resume"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    assert resume_command() == "torchrun ... main_train.py --resume"
+    assert resume_command(tmp_path) == "torchrun ... main_train.py --resume"
 
 
 def wait_long(started):

@@ -1,7 +1,9 @@
 """One optimiser step: what it waits for, and what a loss that is not finite leaves behind."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import train_arguments
@@ -13,8 +15,9 @@ from engine import training_loop
 from engine.checkpoints import NetworkConfig
 from engine.description import DatasetDescription
 from engine.errors import InputError
+from engine.metrics import DiceTable
 from engine.training import Progress, TrainingState, running_statistics
-from engine.training_loop import SKIPS_IN_A_ROW, Step, TrainingLog, check_finite, train_step
+from engine.training_loop import SKIPS_IN_A_ROW, Step, TrainingLog, check_finite, keep_best, train_step
 
 CPU = torch.device("cpu")
 CRITERION = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -100,15 +103,18 @@ def test_gradients_that_are_not_finite_change_nothing(make_state):
     assert not step(state, image).skipped
 
 
-def test_infinite_gradients_of_fp16_are_the_scalers_to_skip(make_state):
+def test_infinite_gradients_of_fp16_are_skipped_at_a_lower_scale_each_time(make_state):
     state = make_state("--amp", "fp16")
     image = torch.randn(1, 1, 32, 32, 16)
+    assert not step(state, image).skipped  # makes the moments
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    before = everything(state)[0]["out.conv.conv.weight"]
-    done = step(state, image)
-    assert not done.skipped
-    assert torch.equal(before, state.network.out.conv.conv.weight)
+    before = everything(state)
+    assert step(state, image).skipped
+    assert_unchanged(before, state)
     assert state.scaler.get_scale() == 2.0**126
+    state.scaler = torch.amp.GradScaler("cpu")
+    assert not step(state, image).skipped
+    assert not torch.equal(before[0]["out.conv.conv.weight"], state.network.out.conv.conv.weight)
 
 
 def test_a_loss_that_is_not_finite_in_another_process_changes_no_weight(make_state, monkeypatch):
@@ -186,3 +192,30 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
         log_steps([False, *almost, True])
     with pytest.raises(InputError, match="up to 1,"):  # the others were before the run was resumed
         log_steps([True], Progress(skipped_in_a_row=SKIPS_IN_A_ROW - 1))
+
+
+def table(*dice):
+    """The Dice of one case."""
+    made = DiceTable(["left", "right"])
+    made.add("case", np.array(dice))
+    return made
+
+
+def test_a_dice_that_is_no_number_is_never_the_best(make_state, tmp_path):
+    state = make_state()
+    best = tmp_path / "best_metric_model.pth"
+    state.progress.iteration = 1
+    keep_best(state, table(np.nan, np.nan), tmp_path)
+    assert best.exists()  # stands in, so that there is something to predict with
+    assert state.progress.best_dice == -math.inf
+    for iteration, dice, kept in (
+        (2, (0.0, 0.0), 2),
+        (3, (np.nan, np.nan), 2),
+        (4, (np.nan, 0.5), 4),
+        (5, (0.4, 0.5), 4),
+    ):
+        state.progress.iteration = iteration
+        keep_best(state, table(*dice), tmp_path)
+        assert state.progress.best_iteration == kept
+        assert torch.load(best, weights_only=True)["iteration"] == kept
+    assert state.progress.best_dice == 0.5
