@@ -48,7 +48,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _log_differences(one: Path, other: Path) -> Iterator[str]:
-    logs = [EventAccumulator(str(folder / "tensorboard")).Reload() for folder in (one, other)]
+    everything = {"scalars": 0, "images": 0}  # 0 is no limit; beyond one it would draw a sample
+    logs = [EventAccumulator(str(folder / "tensorboard"), everything).Reload() for folder in (one, other)]
     for kind, read in (("scalars", "Scalars"), ("images", "Images")):
         names = [set(log.Tags()[kind]) for log in logs]
         if names[0] != names[1]:
