@@ -177,7 +177,7 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     print(f"best mean Dice {progress.best_dice:.4f} at iteration {progress.best_iteration}: {output / BEST}")
 
 
-def choose_start(args: argparse.Namespace, state: "TrainingState", output: "Path") -> None:
+def choose_start(args: argparse.Namespace, state: "TrainingState", output: Path) -> None:
     """Where the run begins: at an interrupted one's checkpoint, at other weights, or at the network's own."""
     from engine.checkpoints import load_checkpoint
     from engine.errors import InputError
