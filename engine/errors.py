@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -69,6 +70,8 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         args: for it.
         to_lower: the flags that decide how much memory it needs; a lack of memory is a mistake, too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be text
     try:
         main(args)
     except InputError as mistake:

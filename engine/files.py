@@ -57,8 +57,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    """Write a text file whole or not at all; names that are no text have their bytes spelt out."""
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def make_output_folder(path: Path) -> None:

@@ -89,3 +89,8 @@ def test_parser_reports_in_one_line(capsys):
         parser.parse_args(["--number", "x"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names_that_are_no_text_can_be_printed(capfdbinary):
+    assert run(lambda args: print("case_\udcff"), ARGS) == 0
+    assert capfdbinary.readouterr().out == b"case_\\udcff\n"
