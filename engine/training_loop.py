@@ -1,7 +1,6 @@
 """The iterations of a training run: batches, optimiser steps, evaluations, logs."""
 
 import argparse
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
