@@ -106,8 +106,8 @@ def open_cache(
         transform: deterministic transforms, and random ones after them.
         folder: the cache, of any number of datasets and settings; made if need be.
         num_workers: processes that preprocess; with 0 this one does.
-        share: (number of this process, how many there are): each makes its part of the entries, and has to wait for
-            the others before it uses the dataset.
+        share: (number of this process, how many there are): each makes its part of the entries. All have to call
+            this, they wait for each other before they begin; each has to wait again before it uses the dataset.
     Raises:
         InputError: ``folder`` cannot be written to, or has not enough space.
     """
@@ -118,6 +118,7 @@ def open_cache(
     entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
     dataset = CachedCases(cases, transform, entries)
     missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
+    wait_for_all()  # what one says about missing and damaged entries is from before another made any
     if missing:
         _announce(dataset, missing)
         _fill(dataset, [number for number in missing if number % processes == rank], num_workers)
