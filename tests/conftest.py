@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import main_train
 import test_seg as predict_script
+from engine import case_prediction
 from engine.errors import run
 from tools.make_phantoms import make_dataset
 
@@ -106,6 +108,15 @@ def _run(capsys, script, argv):
     return status, captured.out, captured.err
 
 
+def assert_one_line(result, *parts):
+    """Exit status 2, one line on stderr with every one of ``parts``; progress bars wipe themselves out."""
+    status, _, err = result
+    lines = [line for line in re.split("[\r\n]|\x1b\\[A", err) if line.strip() and "%|" not in line]
+    assert status == 2, err
+    assert len(lines) == 1, err
+    assert all(str(part) in lines[0] for part in parts), lines[0]
+
+
 # What the fixture ``trained`` was trained with; later flags replace earlier ones.
 TRAINED = ("--lr", "0.01", "--max_iter", "60", "--eval_step", "20")
 
@@ -124,6 +135,36 @@ def trained(box_template, tmp_path_factory):
     arguments = [str(word) for word in train_arguments(box_template, output, *TRAINED)]
     assert run(main_train.main, main_train.parse_args(arguments)) == 0
     return output
+
+
+def prediction_arguments(boxes, output, trained, *more):
+    """Predict the three training cases, with their labels."""
+    images = ("--images", boxes / "imagesTr", "--output", output)
+    weights = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu", "--num_workers", "0")
+    return [str(word) for word in (*images, *weights, *more)]
+
+
+@pytest.fixture(scope="session")
+def predicted(box_template, trained, tmp_path_factory):
+    """The output folder of a run that nothing happened to."""
+    output = tmp_path_factory.mktemp("predicted")
+    words = prediction_arguments(box_template, output, trained)
+    assert run(predict_script.main, predict_script.parse_args(words)) == 0
+    return output
+
+
+@pytest.fixture
+def count_forwards(monkeypatch):
+    """The images that the network is given from now on."""
+    seen = []
+    predict_logits = case_prediction.predict_logits
+
+    def record(network, image, window):
+        seen.append(image)
+        return predict_logits(network, image, window)
+
+    monkeypatch.setattr(case_prediction, "predict_logits", record)
+    return seen
 
 
 def real_data(name):

@@ -158,7 +158,7 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def predicted(trained, tmp_path_factory):
+def predictions(trained, tmp_path_factory):
     """Variant -> (image, its label or None where it shows no boxes, prediction), all three as read from their files."""
     folder = tmp_path_factory.mktemp("grids")
     make_box_case(folder, "Tr", "phantom", 8)
@@ -181,8 +181,8 @@ def predicted(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_prediction_lies_on_the_images_grid(predicted, name):
-    image, expected, prediction = predicted[name]
+def test_prediction_lies_on_the_images_grid(predictions, name):
+    image, expected, prediction = predictions[name]
     assert prediction.shape == image.shape
     assert np.array_equal(prediction.affine, image.affine)
     assert prediction.get_data_dtype() == np.uint8
@@ -196,8 +196,8 @@ def test_prediction_lies_on_the_images_grid(predicted, name):
             assert dice_by_class(moved, expected, 3).min() < BOUND
 
 
-def test_files_are_what_the_variants_say(predicted):
-    images = {name: image for name, (image, *_) in predicted.items()}
+def test_files_are_what_the_variants_say(predictions):
+    images = {name: image for name, (image, *_) in predictions.items()}
     for codes in ("LPS", "SPR"):
         assert "".join(nib.aff2axcodes(images[f"orientation {codes}"].affine)) == codes
     assert images["uint8"].get_data_dtype() == np.uint8

@@ -1,0 +1,42 @@
+"""What the tests of prediction share: the command, and what is done to files and found in folders."""
+
+import nibabel as nib
+import numpy as np
+from conftest import write_nifti
+
+NAMES = ("box_0", "box_1", "box_2")
+
+
+def path_of(folder, name):
+    return folder / f"{name}_seg.nii.gz"
+
+
+def errors_at_the_end(err):
+    """The errors' lines, which nothing may follow; progress bars wipe themselves out."""
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert lines[len(lines) - len(errors) :] == errors
+    return errors
+
+
+def assert_same_files(folder, expected, names):
+    for name in names:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def rewrite(path, change):
+    image = nib.load(path)
+    write_nifti(path, change(np.asarray(image.dataobj).copy()), image.affine)
+
+
+def put(value):
+    def change(voxels):
+        voxels[3, 4, 5] = value
+        return voxels
+
+    return change
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
