@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from engine.description import DatasetDescription
 from engine.errors import InputError
-from engine.headers import UNREADABLE, FileHeader, Grid, compare_grids, open_volume, read_headers, unreadable
+from engine.headers import (
+    UNREADABLE,
+    FileHeader,
+    Grid,
+    compare_grids,
+    open_volume,
+    problems_of,
+    read_headers,
+    unreadable,
+)
 from engine.nifti import check_stream, turn_to_ras
 
 MOST_SATURATED = 0.5  # share of the voxels that training sees
@@ -78,7 +87,7 @@ def examine_case(case: dict[str, Any], split: str, description: DatasetDescripti
     """
     headers = read_headers(case, description)
     report = CaseReport(case["id"], split, [header.path for header in headers])
-    report.problems = [problem for header in headers for problem in header.problems] + compare_grids(headers)
+    report.problems = problems_of(headers)
     grid = headers[0].grid
     if grid is not None:
         turned = grid.turn_to_ras()

@@ -1,4 +1,4 @@
-"""User mistakes: one line each, exit status 2, never a traceback."""
+"""How a script ends: exit statuses, and user mistakes in a line each, never a traceback."""
 
 import argparse
 import errno

@@ -85,7 +85,11 @@ def check_headers(case: dict[str, Any], description: DatasetDescription) -> list
         case: "image" (a path, or one a channel) and, where there is one, "label".
         description: channels and spacing to expect.
     """
-    headers = read_headers(case, description)
+    return problems_of(read_headers(case, description))
+
+
+def problems_of(headers: Sequence[FileHeader]) -> list[str]:
+    """All the problems of a case's headers: each one's own, and where they differ."""
     return [problem for header in headers for problem in header.problems] + compare_grids(headers)
 
 

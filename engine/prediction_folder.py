@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.case_check import read_voxels
 from engine.description import DatasetDescription
 from engine.distributed import collect, deal, process_rank, wait_for_all
 from engine.errors import InputError
 from engine.files import write_text
 from engine.headers import image_files
-from engine.nifti import check_stream, first_file, load_nifti, read_labels
+from engine.nifti import first_file, load_nifti, read_labels
 
 SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"
@@ -156,9 +157,8 @@ def is_finished(folder: Path, case: Case, classes: int) -> bool:
     if not path.exists():
         return False
     try:
-        check_stream(str(path))
         image, prediction = load_nifti(first_file(case["image"])), load_nifti(str(path))
-        labels = np.asanyarray(prediction.dataobj)
+        labels = read_voxels(str(path))
     except Exception:  # whatever is the matter with either, predicting the case will show or mend it
         return False
     same_grid = prediction.shape == image.shape[:3] and np.array_equal(prediction.affine, image.affine)

@@ -48,6 +48,11 @@ def test_handlers_and_timer_are_those_of_before_afterwards():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_time_is_up_is_a_request():
+    with pytest.raises(Stopped, match="--max_hours"), StopRequests(max_hours=0.01 / 3600):
+        time.sleep(10)
+
+
 def test_the_command_that_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["main_train.py", "--output", "a run"])
     monkeypatch.setattr(sys, "executable", "python")
