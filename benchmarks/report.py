@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from engine.files import write_text
 
@@ -33,11 +34,8 @@ def name_machine(results: dict[str, Any]) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned right, two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
-    )
+    """Columns aligned right."""
+    return tabulate(rows, header, "plain", colglobalalign="right", disable_numparse=True)
 
 
 def publish(results: dict[str, Any], text: str, path: Path) -> dict[str, Any]:

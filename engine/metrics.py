@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tabulate import tabulate
 
 from engine.files import write_text
 
@@ -78,9 +79,7 @@ class DiceTable:
         """An aligned table, a row a case and the mean; "-" where a class is absent."""
         head = ["case", *self.classes, "mean"]
         body = [[name, *map(_cell, dice), _cell(mean_over_classes(dice))] for name, dice in self._rows()]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, *body)]
-        return "\n".join("  ".join(line) for line in lines)
+        return tabulate(body, head, "plain", colalign=("left",), colglobalalign="right", disable_numparse=True)
 
     def write(self, folder: Path) -> None:
         """Write dice.csv and dice.json into ``folder``; an absent class is an empty cell, or null."""

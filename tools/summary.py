@@ -28,6 +28,7 @@ from typing import Any
 
 import monai
 import torch
+from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -187,7 +188,9 @@ def report(results: dict[str, Any]) -> str:
         line += f"step: median of {results['steps']}, autocast {autocast}, {results['device']}, "
         line += f"{results['threads']} CPU threads; "
     line += f"torch {results['versions']['torch']}, {results['date']}"
-    return f"{line}\n\n{format_table(header, [cells(row) for row in results['rows']])}"
+    rows = [cells(row) for row in results["rows"]]
+    markdown = tabulate(rows, header, "pipe", colalign=("left",), colglobalalign="right", disable_numparse=True)
+    return f"{line}\n\n{markdown}"
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -199,14 +202,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     if row["reason"] is not None:
         return [*counted, row["reason"].partition(":")[0], "-"]
     return [*counted, f"{row['step_seconds']:.3g}", f"{row['peak_bytes'] / 1e9:.2f}"]
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column is aligned left, the others right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (header, rule, *rows))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
