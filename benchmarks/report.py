@@ -35,7 +35,7 @@ def name_machine(results: dict[str, Any]) -> str:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned right."""
-    return tabulate(rows, header, "plain", colglobalalign="right", disable_numparse=True)
+    return tabulate([header, *rows], tablefmt="plain", colglobalalign="right", disable_numparse=True)
 
 
 def publish(results: dict[str, Any], text: str, path: Path) -> dict[str, Any]:

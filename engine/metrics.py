@@ -79,7 +79,9 @@ class DiceTable:
         """An aligned table, a row a case and the mean; "-" where a class is absent."""
         head = ["case", *self.classes, "mean"]
         body = [[name, *map(_cell, dice), _cell(mean_over_classes(dice))] for name, dice in self._rows()]
-        return tabulate(body, head, "plain", colalign=("left",), colglobalalign="right", disable_numparse=True)
+        return tabulate(
+            [head, *body], tablefmt="plain", colalign=("left",), colglobalalign="right", disable_numparse=True
+        )
 
     def write(self, folder: Path) -> None:
         """Write dice.csv and dice.json into ``folder``; an absent class is an empty cell, or null."""

@@ -135,15 +135,15 @@ def as_text(results: dict[str, Any]) -> str:
     padded = ", ".join(f"{count} along {axis}" for axis, count in results["padded_cases_by_axis"].items())
     text = [
         f"{results['dataset']['name']}: {parts} cases in {results['root']}",
-        tabulate(map(case_row, cases), header, "plain", disable_numparse=True),
+        table([header, *map(case_row, cases)]),
         LEGEND,
-        tabulate(statistics, ["minimum / median / maximum", *AXES], "plain", disable_numparse=True),
+        table([["minimum / median / maximum", *AXES], *statistics]),
         f"{results['padded_cases']} of {len(cases)} cases are padded to {by(results['roi_size'])}: {padded}",
     ]
     if results["voxels_read"]:
         voxels, having = results["voxels_by_class"], results["cases_by_class"]
         rows = [[name, str(voxels[name]), str(having[name])] for name in voxels]
-        text.append(tabulate(rows, ["class", "voxels", "cases"], "plain", disable_numparse=True))
+        text.append(table([["class", "voxels", "cases"], *rows]))
     text.append(f"--cache_dir takes at most {results['cache_bytes'] / 1e9:.3g} GB")
     if results["warnings"]:
         text.append("\n".join(f"warning: {warning}" for warning in results["warnings"]))
@@ -165,6 +165,11 @@ def statistics_row(name: str, values: dict[str, list[float]]) -> list[str]:
     """One quantity, along the three axes."""
     cells = (" / ".join(f"{value:.4g}" for value in axis) for axis in zip(*values.values(), strict=True))
     return [QUANTITIES[name], *cells]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of them the header, as lines with aligned columns."""
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
 if __name__ == "__main__":

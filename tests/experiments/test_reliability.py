@@ -60,7 +60,8 @@ def test_a_step_too_many_is_seen(trained, copy, step, expected):
     assert [expected in found for found in differences(trained, copy)] == [True]
 
 
-def test_one_stop_of_the_soak(tmp_path):
+def test_one_stop_of_the_soak(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "RECIPE", (*soak.RECIPE, "--max_iter", "6", "--eval_step", "3"))
     soak.main(soak.parse_args(["--kills", "1", "--result", str(tmp_path / "soak.json")]))
     result = json.loads((tmp_path / "soak.json").read_text())
     assert sum(result["stops"].values()) == 1
