@@ -28,6 +28,7 @@ from engine.augmentation import RandRotateScaled
 from engine.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.description import DatasetDescription
 from engine.errors import InputError, raise_problems
+from engine.headers import Case
 from engine.prediction import InvertToLabelsd, SaveLabelsd
 from engine.reading import LoadVolumed, Pipeline
 
@@ -48,8 +49,6 @@ DATASETS = {
         DatasetDescription("hepatic", "CT", ("background", "hepatic vessel", "tumor"), CT_SPACING, (0.0, 230.0)),
     )
 }
-
-Case = dict[str, Any]  # "id": str, "image": path, or list of paths (one a channel), "label": path where there is one
 
 
 def find_description(dataset: str | DatasetDescription) -> DatasetDescription:

@@ -150,6 +150,7 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     if not args.resume:
         with stop.later():
             state.save(output)  # so that --resume works from the first moment on
+        stop.answer()
     training_transforms, validation_transforms = data_transforms(args)
     share = process_rank(), process_count()
     training_set = cached_dataset(args, training_cases, training_transforms, share)

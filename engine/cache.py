@@ -29,22 +29,21 @@ from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose, RandomizableTrait, Spacingd, Transform
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from engine.crops import PadToSized
 from engine.distributed import process_rank, wait_for_all
 from engine.errors import DISK_IS_FULL, InputError
+from engine.files import DIGEST_BYTES, digest_files
 from engine.fingerprint import fingerprint, library_versions
-from engine.headers import Grid, image_files, open_volume, unreadable
-from engine.interruption import ignore_requests
+from engine.headers import Case, Grid, image_files, open_volume, unreadable
+from engine.loading import Loader
 
-Case = dict[str, Any]
-KEY_BYTES = 8  # of a settings or content key; written in hexadecimal
 PARTIAL = ".part"
 ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
-DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)  # what damaged entries raise
+# What damaged entries raise.
+DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class CachedCases(Dataset):
@@ -147,7 +146,7 @@ def _make_home(folder: Path, transform: Compose) -> Path:
     """The folder of this pipeline's entries, rid of what killed processes left there long ago."""
     steps = transform.transforms[: _first_random(transform)]
     settings = json.dumps({"versions": library_versions(), "transforms": fingerprint(steps)}, indent=2) + "\n"
-    home = folder / hashlib.blake2b(settings.encode(), digest_size=KEY_BYTES).hexdigest()
+    home = folder / hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES).hexdigest()
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "settings.json").exists():  # a complete cache need not be writable
@@ -188,14 +187,10 @@ def _files(case: Case) -> list[str]:
 
 def _content_key(case: Case) -> str:
     """A hash of what the case's files hold; InputError where one cannot be read."""
-    whole = hashlib.blake2b(digest_size=KEY_BYTES)
-    for path in _files(case):
-        try:
-            with open(path, "rb") as file:
-                whole.update(hashlib.file_digest(file, "blake2b").digest())
-        except OSError as error:
-            raise unreadable(path, error) from error
-    return whole.hexdigest()
+    try:
+        return digest_files(_files(case))
+    except OSError as error:
+        raise unreadable(str(error.filename), error) from error
 
 
 def largest_bytes(case: Case, transform: Compose) -> int:
@@ -252,13 +247,12 @@ class _Maker(TorchDataset[OSError | None]):
 def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> None:
     """Make entries; after the first that cannot be written no other is begun."""
     errors: list[OSError] = []
-    loader = DataLoader(
+    loader = Loader(
         _Maker(dataset),
         batch_size=None,
         sampler=(number for number in missing if not errors),
         num_workers=num_workers,
         prefetch_factor=1 if num_workers else None,
-        worker_init_fn=ignore_requests,
         generator=torch.Generator(),  # whether there was anything to do shows in no later random number
     )
     for error in tqdm(loader, "preprocessing", len(missing), disable=process_rank() != 0):
@@ -301,7 +295,7 @@ def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[s
             _discard(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    versions = re.compile(re.escape(path.name[: -2 * KEY_BYTES]) + f"[0-9a-f]{{{2 * KEY_BYTES}}}")
+    versions = re.compile(re.escape(path.name[: -2 * DIGEST_BYTES]) + f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
     for other in path.parent.iterdir():
         # By the name alone it may be another dataset's case, and in use.
         if other != path and versions.fullmatch(other.name) and _read_sources(other) == list(sources):

@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.description import DatasetDescription
-from engine.errors import InputError
+from engine.errors import InputError, raise_problems
 from engine.headers import (
     UNREADABLE,
+    Case,
     FileHeader,
     Grid,
     compare_grids,
-    open_volume,
     problems_of,
     read_headers,
     unreadable,
 )
-from engine.nifti import check_stream, turn_to_ras
+from engine.nifti import load_checked, turn_to_ras
 
 MOST_SATURATED = 0.5  # share of the voxels that training sees
 LARGEST_FLOAT32 = np.finfo(np.float32).max  # what the pipelines compute in; no NaN is below it
@@ -76,7 +76,7 @@ class CaseReport:
         return self.cropped_shape or self.resampled_shape
 
 
-def examine_case(case: dict[str, Any], split: str, description: DatasetDescription, full: bool) -> CaseReport:
+def examine_case(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
     """Everything about a case.
 
     Args:
@@ -103,16 +103,20 @@ def examine_case(case: dict[str, Any], split: str, description: DatasetDescripti
     return report
 
 
-def check_label(case: dict[str, Any], description: DatasetDescription) -> list[str]:
-    """All the problems of a case's label, a line each: unreadable, of another grid than the image, undeclared values.
+def read_label(case: Case, description: DatasetDescription) -> NDArray[np.uint8]:
+    """The label map (X, Y, Z) of a case.
 
     Args:
         case: "image" and "label".
         description: channels and classes to expect.
+    Raises:
+        InputError: a line for all that is wrong: unreadable, on another grid than the image, undeclared values.
     """
     image, *_, label = read_headers(case, description)
-    found = [*label.problems, *compare_grids([image, label])]
-    return found + _read_checked(label, lambda voxels: check_classes(voxels, len(description.classes)))[1]
+    voxels, found = _read_checked(label, lambda voxels: check_classes(voxels, len(description.classes)))
+    raise_problems([*label.problems, *compare_grids([image, label]), *found])
+    assert voxels is not None
+    return voxels.astype(np.uint8)
 
 
 def read_voxels(path: str) -> NDArray[Any]:
@@ -121,11 +125,9 @@ def read_voxels(path: str) -> NDArray[Any]:
     Raises:
         InputError: it cannot be read, ends early, or is not what its checksum was made of.
     """
-    image = open_volume(path)
     try:
-        check_stream(path)
         with np.errstate(all="ignore"):
-            return np.asanyarray(image.dataobj)
+            return np.asanyarray(load_checked(path).dataobj)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 

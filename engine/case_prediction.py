@@ -1,6 +1,7 @@
 """Case by case from loading to the Dice table: what fails is that case's failure, and the run goes on."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +15,16 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine.case_check import check_label
+from engine.case_check import read_label
 from engine.description import DatasetDescription
 from engine.distributed import process_rank
-from engine.errors import CasesFailed, InputError, is_out_of_memory, raise_problems
-from engine.headers import check_headers
+from engine.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
+from engine.headers import Case, check_headers
 from engine.metrics import DiceTable, dice_by_class
-from engine.nifti import first_file, read_labels
+from engine.nifti import first_file
 from engine.pictures import preview, save_png
 from engine.prediction import Window, case_loader, overlap_steps, predict_logits
-from engine.prediction_folder import Case, picture_path, prediction_path, read_prediction
+from engine.prediction_folder import picture_path, prediction_path, read_prediction
 from engine.process import return_freed_memory
 from load_datasets_transforms import data_transforms, infer_post_transforms
 from networks.base import SegmentationNetwork
@@ -110,7 +111,7 @@ def predict_cases(
 
     def finish(case: Case | Failure) -> None:
         # A folder that cannot be written to is no fault of the case, and would fail all the others.
-        saved = attempt(save, case, fatal=(InputError,))
+        saved = attempt(save, case, fatal=(DiskError,))
         outcomes.append(review(saved, Path(args.output), args.dataset, args.preview))
 
     loader = case_loader(CasesToPredict(cases, transforms, args.dataset), args.num_workers)
@@ -190,7 +191,7 @@ def review(case: Case | Failure, folder: Path, description: DatasetDescription, 
     failures = [scored.reason] if isinstance(scored, Failure) else []
     label, dice = (None, None) if isinstance(scored, Failure) else scored
     if with_picture and not picture_path(folder, case["id"]).exists():
-        drawn = attempt(lambda case: draw(case, label, folder, description), case, fatal=(InputError,))
+        drawn = attempt(lambda case: draw(case, label, folder, description), case, fatal=(DiskError,))
         failures += [drawn.reason] if isinstance(drawn, Failure) else []
     return Outcome(case["id"], dice, tuple(failures))
 
@@ -205,8 +206,7 @@ def score(
     """
     if "label" not in case:
         return None, None
-    raise_problems(check_label({"image": case["source"], "label": case["label"]}, description))
-    label = read_labels(case["label"])
+    label = read_label({"image": case["source"], "label": case["label"]}, description)
     return label, dice_by_class(case["pred"], label, len(description.classes))
 
 
@@ -233,6 +233,7 @@ def report(outcomes: Sequence[Outcome], folder: Path, description: DatasetDescri
     if process_rank() == 0 and table.cases:
         table.write(folder)
         print(table.as_text())
-    print(f"{sum(prediction_path(folder, outcome.case).exists() for outcome in outcomes)} predictions in {folder}")
+    there = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes)
+    print(f"{there} predictions in {folder}")
     if failures := [line for outcome in outcomes for line in outcome.failures]:
         raise CasesFailed("\n".join(failures))

@@ -1,6 +1,7 @@
 """Checkpoints: plain dictionaries of tensors and plain values, the weights under "model"."""
 
 import argparse
+import errno
 import operator
 import os
 import pickle
@@ -153,7 +154,8 @@ def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
     try:
         content = load_checkpoint(last, flag)
     except InputError as error:
-        lost = not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError)
+        cause = error.__cause__  # a file that cannot be reached now may be whole; one on a bad sector is not
+        lost = not isinstance(cause, OSError) or cause.errno in (errno.ENOENT, errno.EIO)
         if not lost or not previous.exists():
             raise
         found = str(error)

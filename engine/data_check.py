@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from tqdm import tqdm
 
@@ -13,9 +12,9 @@ from engine.case_check import CaseReport, examine_case
 from engine.description import DatasetDescription
 from engine.distributed import collect, deal, process_rank
 from engine.errors import raise_problems
-from engine.headers import image_files
+from engine.headers import Case, image_files
 
-Splits = Mapping[str, Sequence[dict[str, Any]]]  # "training", "validation", "test" -> cases
+Splits = Mapping[str, Sequence[Case]]  # "training", "validation", "test" -> cases
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
     return DatasetReport(cases, problems + leaks, [*warnings, *doubles, *_find_shared_ids(cases), *lacking])
 
 
-def _examine(case: dict[str, Any], split: str, description: DatasetDescription, full: bool) -> CaseReport:
+def _examine(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
     try:
         return examine_case(case, split, description, full)
     except MemoryError:  # the others may be smaller

@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import time
@@ -13,8 +14,9 @@ from typing import NoReturn
 USER_ERROR = 2
 SOME_CASES_FAILED = 1
 STOPPED = 75  # sysexits.h calls it EX_TEMPFAIL: to be tried again
-SECONDS_TO_STOP = 5  # more than torchrun takes to end its other processes when one has ended
+SECONDS_TO_STOP = 15  # more than torchrun takes to end its other processes when one has ended, on a busy machine too
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (*DISK_IS_FULL, errno.EROFS)  # a disk that fails becomes read-only
 # How PyTorch and its data loader tell that memory was short, in a RuntimeError.
 MEMORY_MESSAGES = (
     *("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed", "MemoryError", "ALLOC_FAILED"),
@@ -27,6 +29,10 @@ class InputError(ValueError):
     """A mistake in flags, files or folders: one line a problem, naming what was found and what was expected."""
 
     status = USER_ERROR
+
+
+class DiskError(InputError):
+    """A file cannot be written for want of space or permission: others will not be either."""
 
 
 class CasesFailed(InputError):  # noqa: N818
@@ -74,6 +80,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be text
     try:
         main(args)
+        sys.stdout.flush()
     except InputError as mistake:
         text = str(mistake)
         if text.startswith(FROM_A_LOADER):
@@ -94,8 +101,20 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         print(f"error: out of memory ({reason}), expected lower {to_lower}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:  # of writers that are not ours, TensorBoard's for instance
-        if error.errno not in DISK_IS_FULL:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
+        if error.errno not in NOT_WRITABLE:
             raise
         print(f"error: {error.filename or '--output'}: {error.strerror}, expected a disk with space", file=sys.stderr)
         return USER_ERROR
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout leads to a pipe that was closed, as by ``head``; then nothing that is left is written any more."""
+    stdout, poll = sys.stdout.fileno(), select.poll()
+    poll.register(stdout, 0)
+    if not any(state & select.POLLERR for _, state in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

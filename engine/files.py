@@ -1,17 +1,20 @@
 """Writing so that a file is whole or not there."""
 
+import errno
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.errors import InputError
+from engine.errors import DiskError, InputError
 
 # What a training run keeps in its folder.
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
 DAMAGED = "damaged_checkpoint.pth"
+DIGEST_BYTES = 8
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
@@ -23,8 +26,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
         keep: another name in the same folder, for the old file to have from then on. A kill in between leaves the old
             file alone, under this name.
     Raises:
-        InputError: it cannot be written, on a full disk for instance; what was at ``path`` before is still whole, there
-            or, if the last rename failed, at ``keep``.
+        DiskError: it cannot be written, on a full disk for instance; what was at ``path`` before is still whole,
+            there or, if the last rename failed, at ``keep``.
+        InputError: its name is too long.
     """
     aside = path.with_name(f".{path.name}.part")
     try:
@@ -40,10 +44,13 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's own error hides it
         if not isinstance(cause, OSError):
             raise
+        if cause.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{path}: cannot be written, expected a shorter name") from error
         reason = f"cannot be written ({cause.strerror}), expected a disk with space"
-        raise InputError(f"{path}: {reason}; an older file of that name is still whole") from error
+        raise DiskError(f"{path}: {reason}; an older file of that name is still whole") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that has become read-only keeps it
+            aside.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
@@ -59,6 +66,19 @@ def _flush_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; names that are no text have their bytes spelt out."""
     write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def digest_files(paths: Iterable[str]) -> str:
+    """A hash of what files hold; an OSError that names the first that cannot be read."""
+    whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                whole.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            error.filename = path  # reading does not know it
+            raise
+    return whole.hexdigest()
 
 
 def make_output_folder(path: Path) -> None:

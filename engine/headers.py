@@ -31,6 +31,8 @@ DEFLATE_RATIO = 1032  # bytes that a byte of a .gz file can become at most
 # nibabel prints what it mends and what it refuses: the latter is told here, in a line that names the file.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
+Case = dict[str, Any]  # "id": str, "image": path, or list of paths (one a channel), "label": path where there is one
+
 
 class Grid(NamedTuple):
     """Where a volume's voxels lie: how many along each axis, and the affine from their indices to mm."""
@@ -73,12 +75,12 @@ class FileHeader(NamedTuple):
     problems: list[str]
 
 
-def image_files(case: dict[str, Any]) -> list[str]:
+def image_files(case: Case) -> list[str]:
     """The files of a case's image: one, or one a channel."""
     return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
 
 
-def check_headers(case: dict[str, Any], description: DatasetDescription) -> list[str]:
+def check_headers(case: Case, description: DatasetDescription) -> list[str]:
     """All the problems that the headers of a case's files show, a line each; empty where all is well.
 
     Args:
@@ -93,7 +95,7 @@ def problems_of(headers: Sequence[FileHeader]) -> list[str]:
     return [problem for header in headers for problem in header.problems] + compare_grids(headers)
 
 
-def read_headers(case: dict[str, Any], description: DatasetDescription) -> list[FileHeader]:
+def read_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
     """The headers of a case's files: images first, then the label, where there is one."""
     images = image_files(case)
     volumes = len(description.channels) // len(images)

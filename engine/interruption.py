@@ -53,9 +53,14 @@ class StopRequests:
             raise Stopped(self.reason)
         os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
 
+    def answer(self) -> None:
+        """Raise ``Stopped`` if there was a request."""
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
     @contextmanager
     def later(self) -> Iterator[None]:
-        """A block that no request cuts: it looks at ``reason`` where it can stop."""
+        """A block that no request cuts: it looks at ``reason`` where it can stop, or ``answer`` comes after it."""
         waited, self._waits = self._waits, True
         try:
             yield
@@ -71,8 +76,7 @@ class StopRequests:
         """
         waited, self._waits = self._waits, False
         try:
-            if self.reason is not None:
-                raise Stopped(self.reason)
+            self.answer()
             yield
         finally:
             self._waits = waited
@@ -90,10 +94,27 @@ def resume_command(output: Path) -> str:
     return f"{launcher} {shlex.join(words)}"
 
 
+@contextmanager
+def hold_requests() -> Iterator[None]:
+    """A block that no request comes into; one that is sent meanwhile comes at its end.
+
+    Processes that are started in the block hold requests until they undo it themselves.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, REASONS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 def ignore_requests(_: int = 0) -> None:
     """For processes that load data: whoever stops a whole group of processes means the one that trains.
 
-    Without it they would die in the middle of the step that is to be saved. Their parent alone ends them.
+    Without it they would die in the middle of the step that is to be saved. Their parent alone ends them. To be started
+    where requests are held, since this comes too late for their first moments.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from engine.files import write_whole
 
-CHUNK = 2**22  # bytes
-
 
 def first_file(image: str | list[str]) -> str:
     """The file that gives a case its grid: all the channels share it."""
@@ -31,17 +29,18 @@ def load_nifti(path: str) -> nib.Nifti1Image:
     return image
 
 
-def check_stream(path: str) -> None:
-    """Read a .gz file to its end, where its checksum stands: nibabel stops at the last voxel and never compares it.
+def load_checked(path: str) -> nib.Nifti1Image:
+    """As ``load_nifti``; a .gz file is read to its end, where its checksum stands, and kept: nibabel never compares it.
 
     Raises:
-        OSError, EOFError, zlib.error: it is damaged. Other files have no checksum.
+        ImageFileError: another format.
+        OSError, EOFError, zlib.error: a .gz file is damaged. Others have no checksum.
     """
+    image = load_nifti(path)
     if not path.endswith(".gz"):
-        return
+        return image
     with gzip.open(path) as file:
-        while file.read(CHUNK):
-            pass
+        return type(image).from_bytes(file.read())
 
 
 def read_labels(path: str) -> NDArray[np.uint8]:

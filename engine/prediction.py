@@ -11,11 +11,11 @@ import torch
 from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from engine.errors import InputError
-from engine.interruption import ignore_requests
 from engine.inversion import to_native_labels
+from engine.loading import Loader
 from engine.nifti import first_file, save_labels
 from engine.prediction_folder import prediction_path
 from engine.process import return_freed_memory
@@ -96,7 +96,7 @@ def free_memory(device: torch.device) -> float:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def case_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
+def case_loader(dataset: Dataset[Any], num_workers: int) -> Loader:
     """Whole cases one at a time; volumes are large, so that one waiting a worker is enough.
 
     Args:
@@ -104,7 +104,7 @@ def case_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
         num_workers: processes that load.
     """
     ahead = 1 if num_workers else None
-    return DataLoader(dataset, None, num_workers=num_workers, prefetch_factor=ahead, worker_init_fn=ignore_requests)
+    return Loader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=ahead)
 
 
 def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:

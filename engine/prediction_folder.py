@@ -1,6 +1,7 @@
 """The folder of predictions: which cases are finished there, and with what settings."""
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -16,15 +17,15 @@ from engine.case_check import read_voxels
 from engine.description import DatasetDescription
 from engine.distributed import collect, deal, process_rank, wait_for_all
 from engine.errors import InputError
-from engine.files import write_text
-from engine.headers import image_files
+from engine.files import digest_files, write_text
+from engine.headers import Case, image_files
 from engine.nifti import first_file, load_nifti, read_labels
 
 SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"
 LONGEST_SHOWN = 24  # characters of a setting's value in a message
-
-Case = dict[str, Any]
+# What a prediction is worth: it need not be made again; it has to go; its image cannot be read now, so nobody knows.
+WHOLE, OUTDATED, KEPT = "whole", "outdated", "kept"
 
 
 def prediction_path(folder: Path, case: str) -> Path:
@@ -85,8 +86,9 @@ def divide_cases(
 ) -> tuple[list[Case], list[Case]]:
     """The cases that are finished in a folder and those that are not; the same in every process.
 
-    Afterwards the folder holds no prediction that other settings made, whenever the run is killed: what stays was made
-    with the same ones, and what does not is gone before the new settings are written.
+    Afterwards the folder holds no prediction of other settings or of another image, whenever the run is killed: what
+    stays was made of the same ones, and gives way to a new one by a rename; what does not is gone before the new
+    settings are written.
 
     Args:
         cases: of all the processes.
@@ -98,20 +100,24 @@ def divide_cases(
     """
     known = _read_settings(folder / SETTINGS)
     check_settings(folder, settings, known, [case["id"] for case in cases] if overwrite else [])
-    sources = known.get(SOURCES, {}) if known else {}
+    sources = known[SOURCES] if known is not None and not differing_settings(settings, known) else {}
     classes = len(settings["dataset"]["labels"])
     part = tqdm(deal(cases), "checking cases", leave=False, disable=process_rank() != 0)
-    found = collect(  # all wait for all
-        [
-            not overwrite and sources.get(case["id"]) == describe_source(case) and is_finished(folder, case, classes)
-            for case in part
-        ]
-    )
-    finished = [case for case, there in zip(cases, found, strict=True) if there]
-    missing = [case for case, there in zip(cases, found, strict=True) if not there]
+    found = collect([examine_prediction(folder, case, sources.get(case["id"]), classes) for case in part])
+    finished: list[Case] = []
+    missing: list[Case] = []
+    removed: list[Path] = []
+    for case, (source, worth) in zip(cases, found, strict=True):
+        if source is not None:
+            sources[case["id"]] = source
+        if worth == WHOLE and not overwrite:
+            finished.append(case)
+        else:
+            missing.append(case)
+            removed += [prediction_path(folder, case["id"])] if worth == OUTDATED else []
+            removed += [picture_path(folder, case["id"])] if worth != KEPT else []
     if process_rank() == 0:
-        remove_predictions(folder, [case["id"] for case in missing])
-        sources |= {case["id"]: describe_source(case) for case in missing}
+        remove_files([*removed, folder / "dice.csv", folder / "dice.json"] if missing else [])
         write_text(folder / SETTINGS, json.dumps({**settings, SOURCES: sources}, indent=2) + "\n")
     wait_for_all()
     return finished, missing
@@ -136,28 +142,54 @@ def check_settings(
     expected = "another folder" if replaced else "--overwrite or another folder"
     if known is None:
         raise InputError(f"--output: {folder} holds predictions but no readable {SETTINGS}, expected {expected}")
-    differing = [name for name, value in settings.items() if known.get(name) != value]
-    if differing:
+    if differing := differing_settings(settings, known):
         found = ", ".join(f"{name} {_shorten(known.get(name))} (now {_shorten(settings[name])})" for name in differing)
         raise InputError(f"--output: {folder} holds predictions with {found}, expected {expected}")
 
 
-def describe_source(case: Case) -> list[list[int]] | None:
-    """Size and time of a case's image files, by which a changed or another image is told; None where one is gone."""
+def differing_settings(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """The names of the settings that are not those of what is there."""
+    return [name for name, value in settings.items() if known.get(name) != value]
+
+
+def examine_prediction(folder: Path, case: Case, known: Any, classes: int) -> tuple[dict[str, Any] | None, str]:
+    """What a case's image is now, and what its prediction in a folder is worth: ``WHOLE``, ``OUTDATED`` or ``KEPT``.
+
+    Args:
+        folder: of predictions.
+        case: "id" and "image".
+        known: what the image was when the prediction was made with the same settings; None if there was none.
+        classes: number of classes.
+    """
+    source = describe_source(case, known)
+    if source is None:  # it may come back, as it was
+        return None, OUTDATED if known is None else KEPT
+    same = isinstance(known, dict) and known.get("digest") == source["digest"]
+    return source, WHOLE if same and is_finished(folder, case, classes) else OUTDATED
+
+
+def describe_source(case: Case, known: Any = None) -> dict[str, Any] | None:
+    """What a case's image files hold, as a digest, with their sizes and times; None where one cannot be read.
+
+    Args:
+        case: its files.
+        known: of an earlier call; files of the same sizes and times are not read again.
+    """
+    files = image_files(case)
     try:
-        states = [os.stat(path) for path in image_files(case)]
+        state = [[status.st_size, status.st_mtime_ns] for status in map(os.stat, files)]
+        if isinstance(known, dict) and known.get("state") == state and "digest" in known:
+            return known
+        return {"state": state, "digest": digest_files(files)}
     except OSError:
         return None
-    return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
 def is_finished(folder: Path, case: Case, classes: int) -> bool:
     """Whether a case's label map is there, whole, of its classes, and on its image's grid."""
     path = prediction_path(folder, case["id"])
-    if not path.exists():
-        return False
     try:
-        image, prediction = load_nifti(first_file(case["image"])), load_nifti(str(path))
+        prediction, image = load_nifti(str(path)), load_nifti(first_file(case["image"]))
         labels = read_voxels(str(path))
     except Exception:  # whatever is the matter with either, predicting the case will show or mend it
         return False
@@ -170,20 +202,20 @@ def read_prediction(folder: Path, case: Case) -> Case:
     return {**case, "pred": read_labels(str(prediction_path(folder, case["id"])))}
 
 
-def remove_predictions(folder: Path, cases: Iterable[str]) -> None:
-    """Remove the label maps and pictures of cases that are to be predicted, and the Dice of what was there."""
-    paths = [path(folder, case) for case in cases for path in (prediction_path, picture_path)]
-    for path in [*paths, folder / "dice.csv", folder / "dice.json"] if paths else []:
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove what is there of an output folder's files."""
+    for path in paths:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(f"--output: {path} cannot be removed ({error.strerror}), expected a file") from error
+            if error.errno != errno.ENAMETOOLONG:  # no file is there
+                raise InputError(f"--output: {path} cannot be removed ({error.strerror}), expected a file") from error
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) and isinstance(values.get(SOURCES), dict) else None
 

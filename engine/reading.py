@@ -10,7 +10,7 @@ from monai.utils import ensure_tuple
 from engine.case_check import check_classes, check_finite, read_voxels
 from engine.errors import InputError, raise_problems
 from engine.headers import UNREADABLE, unreadable
-from engine.nifti import check_stream, load_nifti
+from engine.nifti import load_checked
 
 
 class Pipeline(Compose):
@@ -40,7 +40,7 @@ class HeaderReader(NibabelReader):
     def read(self, data: Any, **_: Any) -> Any:
         """The file, or files, opened."""
         self.filenames = ensure_tuple(data)
-        images = [load_nifti(str(name)) for name in self.filenames]
+        images = [load_checked(str(name)) for name in self.filenames]
         return images if len(images) > 1 else images[0]
 
 
@@ -66,8 +66,6 @@ class LoadVolumed(MapTransform):
     def _load(self, key: str, source: str | Sequence[str]) -> Any:
         paths = [source] if isinstance(source, str) else source
         try:
-            for path in paths:
-                check_stream(path)
             volume = self.load(source, HeaderReader())  # given here, since LoadImage hides its own reader's errors
         except UNREADABLE as error:
             for path in paths:

@@ -12,7 +12,6 @@ from monai.data import Dataset, list_data_collate
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -20,7 +19,8 @@ from engine.devices import read_later
 from engine.distributed import AnyProcess, mean_over_processes, process_count, process_rank, wait_for_all
 from engine.errors import InputError, Stopped
 from engine.files import LAST
-from engine.interruption import StopRequests, ignore_requests
+from engine.interruption import StopRequests
+from engine.loading import Loader
 from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
 from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
@@ -70,13 +70,12 @@ def train(
     """
     device, part = state.device, (process_rank(), process_count())
     batches = EndlessBatches(len(dataset), args.batch_size, args.seed, state.iteration, args.max_iter, *part)
-    loader = DataLoader(
+    loader = Loader(
         SeededDataset(dataset, args.seed),
         batch_sampler=batches,
         num_workers=args.num_workers,
         collate_fn=list_data_collate,
         pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_requests,
     )
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     someone, progress = AnyProcess(device), state.progress

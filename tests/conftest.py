@@ -8,11 +8,14 @@ import json
 import re
 import shutil
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import main_train
 import test_seg as predict_script
@@ -126,6 +129,17 @@ def train_arguments(root, output, *more):
     data = ["--root", root, "--output", output, "--dataset", root / "boxes.json", "--num_workers", "0"]
     cache = [] if "--cache_dir" in more else ["--cache_rate", "1"]
     return [*data, *SMALL, "--max_iter", "4", "--eval_step", "2", *cache, *more]
+
+
+def wait_for_iteration(checkpoint, iteration, seconds=120):
+    """Until another process has written a checkpoint that is as far."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(FileNotFoundError):  # also between two renames
+            if torch.load(checkpoint, weights_only=True)["iteration"] >= iteration:
+                return
+        time.sleep(0.02)
+    raise TimeoutError(checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Checkpoints that are none, that run code, or that fit no network give one line, exit status 2, and run nothing."""
 
+import os
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import assert_one_line, train_arguments
 
 class Malicious:
     def __reduce__(self):
-        return (print, ("pickled code ran",))
+        return (os.mkdir, (os.environ["MADE_BY_A_PICKLE"],))
 
 
 def write_malicious(path):
@@ -39,13 +40,20 @@ BAD_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize(("write", "part"), BAD_CHECKPOINTS.values(), ids=BAD_CHECKPOINTS)
-def test_bad_checkpoint(boxes, tmp_path, train, predict, write, part):
+def test_bad_checkpoint(boxes, tmp_path, train, predict, monkeypatch, write, part):
+    monkeypatch.setenv("MADE_BY_A_PICKLE", str(tmp_path / "made"))
     path = tmp_path / "weights.pth"
     write(path)
     arguments = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu", "--dataset", boxes / "boxes.json")
     assert_one_line(predict(*arguments, "--trained_weights", path), "--trained_weights", path, part)
     pretrain = ("--pretrain", "True", "--pretrained_weights", path)
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *pretrain)), "--pretrained_weights", path, part)
+    last = tmp_path / "run" / "last_checkpoint.pth"
+    last.parent.mkdir()
+    write(last)
+    arguments = train_arguments(boxes, last.parent, "--resume")
+    assert_one_line(train(*arguments), "--resume", last)
+    assert not (tmp_path / "made").exists()
 
 
 BAD_CONFIGS = [

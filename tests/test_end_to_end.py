@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, write_nifti
+from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, wait_for_iteration, write_nifti
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import training_loop
@@ -80,16 +79,6 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(boxes, tmp_path, trai
     assert_equal_weights(weights(tmp_path / "whole", best), weights(tmp_path / "killed", best))
     log = EventAccumulator(str(tmp_path / "killed" / "tensorboard")).Reload()
     assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 13))
-
-
-def wait_for_iteration(path, iteration, seconds=120):
-    """Until the checkpoint has come as far."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.exists() and torch.load(path, weights_only=True)["iteration"] >= iteration:
-            return
-        time.sleep(0.02)
-    raise TimeoutError(path)
 
 
 def test_run_killed_before_its_first_evaluation_resumes_at_the_beginning(boxes, tmp_path, train, monkeypatch):

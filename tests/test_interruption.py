@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged anywhere goes on to the weights, scores and logs of one that was not."""
 
+import errno
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, train_arguments
+from conftest import REPOSITORY, train_arguments, wait_for_iteration
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import checkpoints, files, training_loop, validation
@@ -44,21 +45,12 @@ def start(boxes, output, *more):
     )
 
 
-def wait_for_iteration(output, iteration, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (output / LAST).exists() and load(output / LAST)["iteration"] >= iteration:
-            return
-        time.sleep(0.02)
-    raise TimeoutError(output)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(boxes, tmp_path, train, number):
     """As batch systems and terminals send it, to the processes that load data as well."""
     output = tmp_path / "run"
     process = start(boxes, output, "--max_iter", "2000", "--eval_step", "5")
-    wait_for_iteration(output, 5)
+    wait_for_iteration(output / LAST, 5)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -77,7 +69,7 @@ def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(boxes, tmp_path
 @pytest.mark.parametrize("moment", ["set-up", "step", "validation"])
 def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, train, monkeypatch, moment):
     def ask(*args, **kwargs):
-        monkeypatch.undo()
+        setattr(module, name, original)
         signal.raise_signal(signal.SIGTERM)
         return original(*args, **kwargs)
 
@@ -108,11 +100,11 @@ def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_request_while_the_first_checkpoint_is_written_waits_for_it(
+def test_a_request_while_the_first_checkpoint_is_written_waits_for_it_alone(
     whole, box_template, tmp_path, train, monkeypatch
 ):
     def ask(*args):
-        monkeypatch.undo()
+        torch.save = save
         signal.raise_signal(signal.SIGTERM)
         return save(*args)
 
@@ -122,7 +114,7 @@ def test_a_request_while_the_first_checkpoint_is_written_waits_for_it(
     status, _, err = train(*arguments)
     assert status == 75
     assert err.endswith(" --resume\n")
-    assert load(tmp_path / LAST)["iteration"] <= 1
+    assert load(tmp_path / LAST)["iteration"] == 0
     assert train(*arguments, "--resume")[0] == 0
     assert differences(whole, tmp_path) == []
 
@@ -333,11 +325,26 @@ def test_two_damaged_checkpoints_end_in_a_line(whole, box_template, tmp_path, tr
     assert (output / LAST).exists()
 
 
+def test_a_checkpoint_on_a_bad_sector_is_a_damaged_one(whole, tmp_path, monkeypatch, capsys):
+    output = shutil.copytree(whole, tmp_path / "run")
+    load_file = torch.load
+
+    def fail(path, **options):
+        if path == output / LAST:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return load_file(path, **options)
+
+    monkeypatch.setattr(torch, "load", fail)
+    assert checkpoints.load_last_good(output, "--resume")["iteration"] == 6
+    assert f"{output / LAST} cannot be read (Input/output error)" in capsys.readouterr().out
+    assert (output / "damaged_checkpoint.pth").exists()
+
+
 def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(whole, tmp_path, monkeypatch):
     output = shutil.copytree(whole, tmp_path / "run")
 
     def fail(*_, **__):
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(checkpoints.InputError, match="cannot be read"):

@@ -23,6 +23,8 @@ from prediction_folders import (
     truncate,
 )
 
+from engine import case_prediction
+
 
 def states(folder):
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.nii.gz")}
@@ -108,6 +110,63 @@ def test_prediction_whose_image_moved_is_made_again(boxes, trained, predicted, t
     )
 
 
+def test_images_that_were_copied_anew_are_the_same_images(boxes, trained, predicted, tmp_path, predict, count_forwards):
+    """As to a node's own disk, by a copy that does not keep times; they are hashed once."""
+    output = Path(shutil.copytree(predicted, tmp_path / "out"))
+    before = states(output)
+    for name in NAMES:
+        os.utime(boxes / "imagesTr" / f"{name}.nii.gz", ns=(0, 0))
+    for _ in range(2):
+        status, out, _ = predict(*prediction_arguments(boxes, output, trained))
+        assert status == 0
+        assert "3 of 3 predictions were there already" in out
+    assert not count_forwards
+    assert states(output) == before
+    known = json.loads((output / "settings.json").read_text())["sources"]
+    assert [known[name]["state"][0][1] for name in NAMES] == [0, 0, 0]
+
+
+def test_a_prediction_outlives_an_image_that_is_away(boxes, trained, predicted, tmp_path, predict, count_forwards):
+    output = Path(shutil.copytree(predicted, tmp_path / "out"))
+    image = boxes / "imagesTr" / "box_1.nii.gz"
+    image.rename(boxes / "away.nii.gz")
+    image.symlink_to("/nowhere/box_1.nii.gz")
+    status, _, err = predict(*prediction_arguments(boxes, output, trained))
+    assert status == 1
+    assert str(image) in errors_at_the_end(err)[0]
+    assert states(output) == states(predicted)
+    image.unlink()
+    (boxes / "away.nii.gz").rename(image)
+    assert predict(*prediction_arguments(boxes, output, trained))[0] == 0
+    assert not count_forwards
+    assert_same_files(output, predicted, [path.name for path in predicted.glob("dice.*")])
+
+
+def test_overwriting_with_the_same_settings_loses_nothing_when_it_is_stopped(
+    boxes, trained, predicted, tmp_path, predict, monkeypatch
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    output = Path(shutil.copytree(predicted, tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr(case_prediction, "predict_logits", stop)
+        assert predict(*prediction_arguments(boxes, output, trained, "--overwrite"))[0] == 130
+    assert_same_files(output, predicted, [f"{name}_seg.nii.gz" for name in NAMES])
+
+
+def test_a_name_too_long_for_its_prediction_is_that_cases_failure(boxes, trained, predicted, tmp_path, predict):
+    name = "x" * 247
+    for folder in ("imagesTr", "labelsTr"):
+        (boxes / folder / "box_1.nii.gz").rename(boxes / folder / f"{name}.nii.gz")
+    status, out, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained, "--preview"))
+    assert status == 1
+    (line,) = errors_at_the_end(err)
+    assert f"{name}_seg.nii.gz: cannot be written, expected a shorter name" in line
+    assert "2 predictions in" in out
+    assert_same_files(tmp_path / "out", predicted, ("box_0_seg.nii.gz", "box_2_seg.nii.gz"))
+
+
 def test_old_prediction_of_a_volume_that_is_unreadable_now_is_not_left(boxes, trained, predicted, tmp_path, predict):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     (boxes / "imagesTr" / "box_1.nii.gz").write_text("no volume")
@@ -148,7 +207,7 @@ def test_predictions_of_other_settings_are_not_taken_for_these(boxes, trained, s
     description = json.loads((boxes / "boxes.json").read_text()) | {"spacing": [2, 2, 2]}
     (boxes / "other.json").write_text(json.dumps(description))
     assert_refused("dataset", more=("--dataset", boxes / "other.json"))
-    for damage in (lambda path: path.write_text("{"), Path.unlink):
+    for damage in (lambda path: path.write_text("{"), lambda path: path.write_text("[" * 100_000), Path.unlink):
         damage(output / "settings.json")
         assert_refused("no readable settings.json")
 

@@ -223,6 +223,10 @@ def lead_to_an_absolute_path(entry):
     (entry / "entry.json").write_text(json.dumps(manifest))
 
 
+def nest(entry):
+    (entry / "entry.json").write_text("[" * 100_000)
+
+
 class Malicious:
     def __reduce__(self):
         return (os.mkdir, (os.environ["MADE_BY_A_PICKLE"],))
@@ -254,7 +258,7 @@ def test_nothing_in_a_cache_is_run(cases, tmp_path, monkeypatch, damage):
     "damage",
     [
         *(cut, lose, lose_manifest, change_type, change_shape, empty, garble_manifest),
-        *(lead_away, lead_to_an_absolute_path),
+        *(lead_away, lead_to_an_absolute_path, nest),
     ],
 )
 def test_damaged_entry_is_made_again_and_named(cases, tmp_path, capsys, damage):

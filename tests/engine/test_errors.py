@@ -3,9 +3,13 @@
 import argparse
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch.utils.data import DataLoader, Dataset
 
 from engine.errors import InputError, OneLineParser, run
@@ -71,9 +75,35 @@ def test_lack_of_memory_is_one_line_that_says_what_to_lower(capsys, main):
     assert message.count("\n") == 1
 
 
-def test_full_disk_is_one_line(capsys):
-    assert run(fail_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/log")), ARGS) == 2
-    assert capsys.readouterr().err == "error: /data/log: No space left on device, expected a disk with space\n"
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_one_line(capsys, number):
+    reason = os.strerror(number)
+    assert run(fail_with(OSError(number, reason, "/data/log")), ARGS) == 2
+    assert capsys.readouterr().err == f"error: /data/log: {reason}, expected a disk with space\n"
+
+
+PRINTS_MUCH = """
+import sys
+from engine.errors import run
+sys.exit(run(lambda _: [print("a line", number) for number in range(int(sys.argv[1]))], None))
+"""
+
+
+@pytest.mark.parametrize("lines", [3, 100_000])
+def test_a_reader_that_has_enough_is_no_error(lines):
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTS_MUCH, str(lines)], cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    os.close(reader)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_broken_pipe_that_is_not_stdout_keeps_its_traceback(capfd):
+    with pytest.raises(BrokenPipeError):
+        run(fail_with(BrokenPipeError(errno.EPIPE, "of a socket")), ARGS)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EIO, "broken"), ValueError("ours")])

@@ -85,10 +85,54 @@ def test_a_process_that_loads_data_is_ended_by_its_parent_alone():
     assert process.exitcode == 0
 
 
+STOPPED_WHILE_A_LOADER_STARTS = """
+import os, signal, sys, time
+from torch.utils.data._utils import worker
+from engine.errors import run
+from engine.interruption import StopRequests
+from engine.loading import Loader
+
+number, block = int(sys.argv[1]), sys.argv[2]
+generate_state = worker._generate_state
+
+def stop_all(*args):  # what a process that loads data does before it comes to its init function
+    os.killpg(0, number)
+    time.sleep(0.2)
+    return generate_state(*args)
+
+def main(_):
+    with StopRequests() as stop, stop.later():
+        with getattr(stop, block)():
+            for number in Loader(range(1000), num_workers=1):
+                time.sleep(0.05)
+                if number == 10:
+                    break
+        stop.answer()
+
+worker._generate_state = stop_all
+sys.exit(run(main, None))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("block", ["later", "at_once"])
+def test_a_request_to_the_whole_group_while_a_loader_starts(number, block):
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number)), block],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("stopped by ")
+    assert "Traceback" not in ended.stderr
+
+
 HOLDS_ITS_LOADER = """
-from torch.utils.data import DataLoader
-from engine.interruption import ignore_requests
-held = iter(DataLoader(range(1000), num_workers=1, worker_init_fn=ignore_requests))
+from engine.loading import Loader
+held = iter(Loader(range(1000), num_workers=1))
 next(held)
 raise SystemExit(3)
 """

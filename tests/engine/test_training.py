@@ -1,6 +1,8 @@
 """Schedule, optimisers, and checkpoints that are whole or not there."""
 
 import argparse
+import errno
+import os
 import resource
 from contextlib import contextmanager
 
@@ -10,7 +12,7 @@ from torch import nn
 
 from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.devices import choose_device, choose_precision, make_autocast, place
-from engine.errors import InputError
+from engine.errors import DiskError, InputError
 from engine.files import write_whole
 from engine.training import learning_rate, make_optimizer
 from networks import build_network
@@ -72,6 +74,20 @@ def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
         save_checkpoint(path, {"model": {"weight": torch.ones(2000)}})
     assert torch.equal(load_checkpoint(path, "--resume")["model"]["weight"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_becomes_read_only_is_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = tmp_path / "last.pth"
+    write_whole(path, lambda file: file.write(b"old"))
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "replace"), (os, "unlink")):
+            patch.setattr(module, name, fail)
+        with pytest.raises(DiskError, match="Read-only file system"):
+            write_whole(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old"
 
 
 def test_other_mistakes_while_writing_are_not_taken_for_a_full_disk(tmp_path):

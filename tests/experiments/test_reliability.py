@@ -65,4 +65,4 @@ def test_one_stop_of_the_soak(tmp_path, monkeypatch):
     soak.main(soak.parse_args(["--kills", "1", "--result", str(tmp_path / "soak.json")]))
     result = json.loads((tmp_path / "soak.json").read_text())
     assert sum(result["stops"].values()) == 1
-    assert [end["differences"] for end in result["runs"]] == [[]]
+    assert all(end["differences"] == [] for end in result["runs"])  # more than one if the first ended undisturbed
