@@ -26,8 +26,10 @@ demo: $(VENV)/.installed
 		--trained_weights demo/run/best_metric_model.pth --preview
 	@echo "Label maps and pictures: demo/predictions. Curves: $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
+# A file of tests is one process's: most of a test is on one core.
+TEST_PROCESSES ?= 2
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -16,12 +16,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 import main_train
 import test_seg as predict_script
 from engine import case_prediction
 from engine.errors import run
 from tools.make_phantoms import make_dataset
+
+# TensorBoard reads the logs of one second in the order of their names, which end in a number: of equal length here, where
+# one process writes many.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
