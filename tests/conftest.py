@@ -24,8 +24,8 @@ from engine import case_prediction
 from engine.errors import run
 from tools.make_phantoms import make_dataset
 
-# TensorBoard reads the logs of one second in the order of their names, which end in a number: of equal length here, where
-# one process writes many.
+# TensorBoard reads the logs of one second in the order of their names, which end in a number: of equal length here,
+# where one process writes many.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 REPOSITORY = Path(__file__).parents[1]

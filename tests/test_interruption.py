@@ -12,8 +12,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, train_arguments, wait_for_iteration
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from engine import checkpoints, files, training_loop, validation
+from engine.training import TrainingState
 from experiments.reliability.compare import differences
 
 MORE = ("--max_iter", "6", "--eval_step", "3", "--num_workers", "1")
@@ -176,6 +178,25 @@ def test_killed_at(whole, box_template, tmp_path, train, moment):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert train(*arguments, "--resume")[0] == 0
     assert differences(whole, tmp_path) == []
+
+
+def test_logs_are_written_before_a_checkpoint_counts_on_them(box_template, tmp_path, train, monkeypatch):
+    """Logs have a queue: here a slow one."""
+
+    def write_late(self, data):
+        time.sleep(0.05)
+        write(self, data)
+
+    def look(state, output):
+        if state.iteration:
+            log = EventAccumulator(str(output / "tensorboard")).Reload()
+            assert len(log.Scalars("train/loss")) == state.iteration
+        save(state, output)
+
+    write, save = RecordWriter.write, TrainingState.save
+    monkeypatch.setattr(RecordWriter, "write", write_late)
+    monkeypatch.setattr(TrainingState, "save", look)
+    assert train(*train_arguments(box_template, tmp_path, *MORE))[0] == 0
 
 
 def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train, monkeypatch):
