@@ -5,6 +5,7 @@ Spacings, intensity windows, crops and augmentations are those of the paper's da
 
 import argparse
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,15 @@ def find_splits(
         description: of the dataset.
         test: look for test cases as well, which may be missing, or have no labels.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return {}, [f"--root: {root} not found, expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"]
     folders = {"training": "Tr", "validation": "Val"}
-    if test and (root / "imagesTs").is_dir():
+    if test and os.path.isdir(root / "imagesTs"):
         folders["test"] = "Ts"
     splits, problems = {}, []
     for split, part in folders.items():
         images, labels = root / f"images{part}", root / f"labels{part}"
-        labelled = split != "test" or labels.is_dir()
+        labelled = split != "test" or os.path.isdir(labels)
         splits[split], found = find_cases(images, labels if labelled else None, len(description.channels))
         problems += found
     return splits, problems
@@ -114,12 +115,12 @@ def _test_folders(args: argparse.Namespace) -> tuple[Path, Path | None]:
         raise InputError("--root: found none, expected a dataset folder, or --images with a folder or a file")
     else:
         root = Path(args.root)
-        images = root / ("imagesTs" if (root / "imagesTs").is_dir() else "imagesVal")
+        images = root / ("imagesTs" if os.path.isdir(root / "imagesTs") else "imagesVal")
     if args.labels is not None:
         return images, Path(args.labels)
-    folder = (images.parent if images.is_file() else images).resolve()
+    folder = Path(os.path.realpath(images.parent if os.path.isfile(images) else images))
     beside = folder.with_name(folder.name.replace("images", "labels", 1))
-    return images, beside if beside != folder and beside.is_dir() else None
+    return images, beside if beside != folder and os.path.isdir(beside) else None
 
 
 def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Case]:
@@ -154,7 +155,7 @@ def find_cases(images: Path, labels: Path | None, channels: int = 1) -> tuple[li
     if known and (without := sorted(known - label_files.keys())):
         found = ", ".join(without)
         problems.append(f"{images}: found {found} without a label in {labels}, expected one label an image")
-    if known and not images.is_file() and (without := sorted(label_files.keys() - known)):
+    if known and not os.path.isfile(images) and (without := sorted(label_files.keys() - known)):
         found = ", ".join(without)
         problems.append(f"{labels}: found {found} without an image in {images}, expected one image a label")
     paired = sorted(cases.keys() & label_files.keys())

@@ -190,7 +190,7 @@ def review(case: Case | Failure, folder: Path, description: DatasetDescription, 
     scored = attempt(lambda case: score(case, description), case)
     failures = [scored.reason] if isinstance(scored, Failure) else []
     label, dice = (None, None) if isinstance(scored, Failure) else scored
-    if with_picture and not picture_path(folder, case["id"]).exists():
+    if with_picture and not os.path.exists(picture_path(folder, case["id"])):
         drawn = attempt(lambda case: draw(case, label, folder, description), case, fatal=(DiskError,))
         failures += [drawn.reason] if isinstance(drawn, Failure) else []
     return Outcome(case["id"], dice, tuple(failures))

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 USER_ERROR = 2
 SOME_CASES_FAILED = 1
@@ -53,6 +53,12 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage text."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. What holds a NUL character, which only other programs can hand over, names no file."""
+        if any("\0" in word for word in args or ()):
+            self.error("found a NUL character, expected text without")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         if os.environ.get("RANK", "0") != "0":  # process 0 of torchrun's finds the same mistake, and tells it

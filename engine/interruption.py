@@ -88,7 +88,7 @@ def resume_command(output: Path) -> str:
     Args:
         output: the run's folder; where it holds no checkpoint yet, the command is that of the start.
     """
-    begun = any((output / name).exists() for name in (LAST, PREVIOUS))
+    begun = any(os.path.exists(output / name) for name in (LAST, PREVIOUS))
     words = [*sys.argv, *(["--resume"] if begun and "--resume" not in sys.argv else [])]
     launcher = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else shlex.quote(sys.executable)
     return f"{launcher} {shlex.join(words)}"

@@ -42,6 +42,21 @@ def test_bad_flag(boxes, tmp_path, train, flags, parts):
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *flags)), *parts)
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "loop/x"])
+def test_a_path_that_no_file_can_have(boxes, tmp_path, trained, train, predict, monkeypatch, path):
+    monkeypatch.chdir(boxes)
+    (boxes / "loop").symlink_to("loop")
+    pretrain = ("--pretrain", "True", "--pretrained_weights", path)
+    for words in (pretrain, ("--root", path), ("--output", path), ("--dataset", f"{path}.json"), ("--cache_dir", path)):
+        arguments = train_arguments(boxes, tmp_path / "new", "--max_iter", "1", *words)
+        assert_one_line(train(*arguments), "NUL" if "\0" in path else f"{words[-2]}: ")
+    weights = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu", "--num_workers", "0")
+    base = ("--root", boxes, "--output", tmp_path / "predictions", *weights)
+    for flag in ("--output", "--images", "--labels", "--trained_weights", "--dataset"):
+        words = (flag, f"{path}.json" if flag == "--dataset" else path)
+        assert_one_line(predict(*base, *words))
+
+
 BAD_DESCRIPTIONS = {
     "not an object": ([1, 2], "expected the fields"),
     "missing field": ({"spacing": None}, "spacing"),

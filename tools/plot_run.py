@@ -6,6 +6,7 @@ Writes curve.png, and masks.png where the network has masks.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Draw both pictures."""
     output, logs = Path(args.output), Path(args.run) / "tensorboard"
-    if not logs.is_dir():
+    if not os.path.isdir(logs):
         raise InputError(f"--run: found no {logs}, expected the output folder of main_train.py")
     make_output_folder(output)
     save_png(draw_curve(EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()), output / "curve.png")

@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Count, measure, print the table, write the JSON."""
-    if args.json and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):
+    if args.json and (os.path.isdir(args.json) or not os.access(args.json.parent, os.W_OK)):
         raise InputError(f"--json: {args.json} cannot be written, expected a file in a folder that is there")
     with redirect_stdout(sys.stderr):  # the table alone goes to stdout
         device = choose_device(args.gpu)
