@@ -99,7 +99,7 @@ def predict_cases(
         device: the network's.
         window: how it slides.
     Raises:
-        InputError: the output cannot be written.
+        DiskError: the output cannot be written.
     """
     (transforms,) = data_transforms(args)
     invert, save = infer_post_transforms(args, transforms)
@@ -183,7 +183,7 @@ def review(case: Case | Failure, folder: Path, description: DatasetDescription, 
         description: of the dataset.
         with_picture: whether to draw it, unless its picture is there.
     Raises:
-        InputError: the picture cannot be written.
+        DiskError: the picture cannot be written.
     """
     if isinstance(case, Failure):
         return Outcome(case.case, None, (case.reason,))
