@@ -2,7 +2,7 @@
 #   make demo    a dataset, a trained network, predictions and pictures, in minutes on a CPU
 #   make test    the whole test suite
 #   make lint    ruff and mypy
-#   make bench   the benchmarks, ten minutes on two CPU cores, and README's tables from their results
+#   make bench   the benchmarks, seven minutes on two CPU cores, and README's tables from their results
 #   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: half an hour
 #   make soak    stops a small training run at random moments and compares its end with an undisturbed run's
 #   make fuzz    runs the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
