@@ -170,8 +170,6 @@ def _volumes(folder: Path) -> tuple[dict[str, str], list[str]]:
         return {}, [f"{folder}: not found, expected a folder of .nii.gz or .nii files"]
     except OSError as error:
         return {}, [f"{folder}: cannot be read ({error.strerror}), expected a folder of volumes"]
-    except ValueError as error:  # a name that no file can have
-        return {}, [f"{folder}: cannot be read ({error}), expected a folder of volumes"]
     volumes: dict[str, str] = {}
     problems = []
     for path in paths:

@@ -103,7 +103,7 @@ def examine_case(case: Case, split: str, description: DatasetDescription, full: 
     return report
 
 
-def read_label(case: Case, description: DatasetDescription) -> NDArray[np.uint8]:
+def read_checked_label(case: Case, description: DatasetDescription) -> NDArray[np.uint8]:
     """The label map (X, Y, Z) of a case.
 
     Args:

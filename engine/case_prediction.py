@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine.case_check import read_label
+from engine.case_check import read_checked_label
 from engine.description import DatasetDescription
 from engine.distributed import process_rank
 from engine.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
@@ -206,7 +206,7 @@ def score(
     """
     if "label" not in case:
         return None, None
-    label = read_label({"image": case["source"], "label": case["label"]}, description)
+    label = read_checked_label({"image": case["source"], "label": case["label"]}, description)
     return label, dice_by_class(case["pred"], label, len(description.classes))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import DESCRIPTION, make_box_case, write_nifti
 
-from engine.case_check import check_classes, check_finite, examine_case, read_label, read_voxels
+from engine.case_check import check_classes, check_finite, examine_case, read_checked_label, read_voxels
 from engine.description import DatasetDescription
 from engine.errors import InputError
 from load_datasets_transforms import data_transforms
@@ -212,10 +212,10 @@ def damaged_label(folder, change):
 def test_a_label_alone(tmp_path, change, parts):
     case = damaged_label(tmp_path, change)
     if not parts:
-        assert np.array_equal(read_label(case, ZSCORE), nib.load(case["label"]).dataobj)
+        assert np.array_equal(read_checked_label(case, ZSCORE), nib.load(case["label"]).dataobj)
         return
     with pytest.raises(InputError) as error:
-        read_label(case, ZSCORE)
+        read_checked_label(case, ZSCORE)
     found = str(error.value).splitlines()
     assert [part in line for part, line in zip(parts, found, strict=True)] == [True] * len(parts)
     assert all(line.startswith(f"{case['label']}: ") for line in found)
