@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 
+import gzip
 import json
 import re
 import shutil
@@ -44,6 +45,14 @@ def write_nifti(path, voxels, affine=None):
     """Write voxels (X, Y, Z) with an affine to mm, by default 1 mm voxels in RAS."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+
+
+def flip_a_bit(path):
+    """Of a voxel, as a disk might: nothing but the checksum at the file's end can tell."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    packed = gzip.compress(bytes(content))
+    content[1000] ^= 1
+    path.write_bytes(gzip.compress(bytes(content))[:-8] + packed[-8:])
 
 
 def make_box_case(root, part, name, seed):

@@ -6,7 +6,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import DESCRIPTION, make_box_case, write_nifti
+from conftest import DESCRIPTION, flip_a_bit, make_box_case, write_nifti
 
 from engine.case_check import check_classes, check_finite, examine_case, read_checked_label, read_voxels
 from engine.description import DatasetDescription
@@ -63,10 +63,7 @@ def test_values_that_float32_does_not_have_are_infinite_to_the_pipelines():
 def test_a_flipped_bit_is_told(tmp_path):
     make_case(tmp_path, noise((20, 20, 20)))
     (path,) = tmp_path.rglob("*.nii.gz")
-    whole = gzip.decompress(path.read_bytes())
-    changed = bytearray(whole)
-    changed[5000] ^= 1
-    path.write_bytes(gzip.compress(bytes(changed))[:-8] + gzip.compress(whole)[-8:])
+    flip_a_bit(path)
     with pytest.raises(InputError, match="CRC check failed"):
         read_voxels(str(path))
 

@@ -1,7 +1,6 @@
 """Broken files met by a pipeline: one line that names the file, in this process and others, cached or not."""
 
 import argparse
-import gzip
 import pickle
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import DESCRIPTION, write_nifti
+from conftest import DESCRIPTION, flip_a_bit, write_nifti
 from monai.data import CacheDataset
 from monai.transforms import Compose, Lambda, LoadImaged
 
@@ -36,14 +35,6 @@ def cases(boxes):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:2000])
-
-
-def flip_a_bit(path):
-    """Of a voxel, as a disk might: nothing but the checksum at the file's end can tell."""
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    packed = gzip.compress(bytes(content))
-    content[1000] ^= 1
-    path.write_bytes(gzip.compress(bytes(content))[:-8] + packed[-8:])
 
 
 def spoil(path):
