@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib import color_sequences
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
 def draw_curve(logs: EventAccumulator) -> Figure:
     """Running mean of the training loss, and Dice by class on the validation cases."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, dice_axes = figure.subplots(1, 2)
     if "train/loss" not in logs.Tags()["scalars"]:
@@ -63,13 +64,14 @@ def draw_curve(logs: EventAccumulator) -> Figure:
     smooth = np.convolve([event.value for event in losses], np.full(width, 1 / width), mode="valid")
     loss_axes.plot([event.step for event in losses][width - 1 :], smooth)
     loss_axes.set(xlabel="iteration", ylabel=f"DiceCE loss, mean of {width}", title="training")
+    dice_axes.set_prop_cycle(color=color_sequences["tab20"])
     for tag in logs.Tags()["scalars"]:
         if tag.startswith("dice/"):
             events = logs.Scalars(tag)
             label = tag.removeprefix("dice/")
             dice_axes.plot([event.step for event in events], [event.value for event in events], "o-", label=label)
     dice_axes.set(xlabel="iteration", ylabel="Dice", ylim=(0, 1), title="validation")
-    dice_axes.legend()
+    figure.legend(loc="outside right upper")  # sixteen names would cover the curves
     return figure
 
 
