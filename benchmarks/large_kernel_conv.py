@@ -1,17 +1,18 @@
-"""Cost of a depthwise large-kernel convolution: native F.conv3d, FFTs, DFTs as matrix products, and Rep3D's choice.
+"""Cost of a large depthwise convolution on a CPU: native F.conv3d, FFTs, DFTs as matrix products, and Rep3D's choice.
 
-    python -m benchmarks.large_kernel_conv [--device cuda] [--kernel_size 21] [--skip_native]
+    python -m benchmarks.large_kernel_conv [--kernel_size 21] [--skip_native]
 
-One run times all of them on one device at the four stages that a 96^3 crop passes, batch 1, float32:
+One run times all of them at the four stages that a 96^3 crop passes, batch 1, float32 (``benchmarks.gpu`` does so on a
+GPU):
 
 - native: F.conv3d;
 - fft: the FFT path, which keeps its spectra for the backward pass;
 - recomputed: the same without any budget for them;
-- dft: ``benchmarks.dft_matmul``;
+- dft: ``benchmarks.candidates.dft_matmul``;
 - auto: the path that Rep3D chooses.
 
-Each runs once to warm up and then ``--repeats`` times, of which the median is reported, save that on a CPU native's
-backward pass runs once, without warm-up: stage 1 takes about two minutes with two cores. Kept are the bytes that the
+Each runs once to warm up and then ``--repeats`` times, of which the median is reported, save that native's backward
+pass runs once, without warm-up: stage 1 takes about two minutes with two cores. Kept are the bytes that the
 forward pass leaves for the backward pass. A deployed layer's forward pass is timed with and without the kernel's
 spectrum at hand.
 
@@ -31,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.dft_matmul import dft_matmul
+from benchmarks.candidates.dft_matmul import dft_matmul
 from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.errors import OneLineParser, run
 from engine.files import make_output_folder
@@ -80,8 +81,6 @@ def time_passes(
     def timed(run: Callable[[], Any]) -> tuple[float, Any]:
         start = time.perf_counter()
         result = run()
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
         return time.perf_counter() - start, result
 
     x, weight = (tensor.detach().requires_grad_() for tensor in tensors[:2])
@@ -120,8 +119,6 @@ def time_deployed(x: Tensor, weight: Tensor, repeats: int) -> dict[str, float]:
         for name, spectrum in (("known_s", known), ("unknown_s", None)):
             start = time.perf_counter()
             large_kernel_conv3d(x, weight, known=spectrum)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
             seconds[name].append(time.perf_counter() - start)
     return {name: median(times[1:]) for name, times in seconds.items()}
 
@@ -135,13 +132,13 @@ def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict
 
 
 def measure_stage(
-    channels: int, side: int, kernel_size: int, repeats: int, device: torch.device, skip_native: bool, seed: int
+    channels: int, side: int, kernel_size: int, repeats: int, skip_native: bool, seed: int
 ) -> dict[str, Any]:
     """Seconds and errors of each method at one stage, as one row of the results."""
     generator = torch.Generator().manual_seed(seed)
     grid = (1, channels, *[side] * 3)
     shapes = grid, (channels, 1, *[kernel_size] * 3), grid
-    tensors = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
     doubles = [tensor.double() for tensor in tensors]
     *_, reference = time_passes(fft, doubles)
     row: dict[str, Any] = {"channels": channels, "side": side, "reference_error": None}
@@ -152,7 +149,7 @@ def measure_stage(
     for name, convolve in METHODS.items():
         if name == "native" and skip_native:
             continue
-        backwards = 1 if name == "native" and device.type == "cpu" else repeats + 1
+        backwards = 1 if name == "native" else repeats + 1
         forward, backward, found = time_passes(convolve, tensors, repeats, backwards)
         row[name] = {
             "forward_s": forward,
@@ -199,12 +196,12 @@ def report(results: dict[str, Any]) -> str:
         known, unknown = (f"{row['deployed'][key]:.4f}" for key in ("known_s", "unknown_s"))
         layers.append([label, ratio, known, unknown, f"{max(check.values()):.1e}" if check else "-"])
 
-    native_runs = "its backward pass once and cold" if results["native_backward_once"] else "as the others"
+    native_runs = "its backward pass once and cold" if "native" in names else "skipped"
     return "\n".join(
         [
             f"{name_machine(results)}; kernel {results['kernel_size']}^3, batch 1, float32",
             f"Median of {results['repeats']} after one warm-up; native: "
-            f"{native_runs if 'native' in names else 'skipped'}. Errors are relative to the float64 FFT.\n",
+            f"{native_runs}. Errors are relative to the float64 FFT.\n",
             format_table(
                 ["stage", "method", "fwd s", "bwd s", "kept MB", *(f"{key} error" for key in PASSES)], methods
             ),
@@ -244,38 +241,33 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--skip_native", action="store_true", help="leave the timing of F.conv3d out (default: measure it)"
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     how.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median (default: %(default)s)")
     how.add_argument("--seed", type=int, default=0, help="seed of the random tensors (default: %(default)s)")
     how.add_argument(
         "--output",
         type=Path,
-        help="JSON file to write (default: benchmarks/results/large_kernel_conv_<device>.json)",
+        default=Path("benchmarks/results/large_kernel_conv_cpu.json"),
+        help="JSON file to write (default: %(default)s)",
     )
     args = parser.parse_args(arguments)
     if args.kernel_size < 1 or args.kernel_size % 2 == 0:
         parser.error(f"--kernel_size: found {args.kernel_size}, expected an odd positive number")
     if args.repeats < 1:
         parser.error(f"--repeats: found {args.repeats}, expected at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found cuda, expected cpu: torch sees no CUDA device")
-    args.output = args.output or Path(f"benchmarks/results/large_kernel_conv_{args.device}.json")
     return args
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the tables, write the JSON, and return what was written."""
     make_output_folder(args.output.parent)
-    device = torch.device(args.device)
     rows = []
     for channels, side in args.stages:
         print(f"measuring {channels} channels, {side}^3 ...", file=sys.stderr, flush=True)
-        rows.append(measure_stage(channels, side, args.kernel_size, args.repeats, device, args.skip_native, args.seed))
+        rows.append(measure_stage(channels, side, args.kernel_size, args.repeats, args.skip_native, args.seed))
     results = {
-        **describe_machine(device),
+        **describe_machine(torch.device("cpu")),
         "kernel_size": args.kernel_size,
         "repeats": args.repeats,
-        "native_backward_once": device.type == "cpu",
         "seed": args.seed,
         "rows": rows,
         "totals": totals(rows),

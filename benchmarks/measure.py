@@ -1,16 +1,20 @@
-"""Training steps measured in processes of their own: seconds, and peak memory."""
+"""Training steps measured: seconds and peak memory."""
 
 import argparse
+import gc
+import math
 import multiprocessing
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from monai.losses import DiceCELoss
@@ -44,6 +48,7 @@ class Step:
         published: as the published code: direct convolutions, plain layout, optimiser and memory allocation.
         checkpointing: as ``main_train --checkpointing``.
         compiled: as ``main_train --compile``.
+        channels_last: the layout of kernels and activations, in place of the device's (``engine.devices.place``).
     """
 
     config: NetworkConfig
@@ -53,6 +58,7 @@ class Step:
     published: bool = False
     checkpointing: bool = False
     compiled: bool = False
+    channels_last: bool | None = None
 
 
 class StepProcess:
@@ -99,6 +105,74 @@ class StepProcess:
         self._process.join()  # the next one finds its memory free
 
 
+def measure_step(step: Step, repeats: int, limit_s: float = math.inf, own_process: bool = False) -> dict[str, Any]:
+    """Median seconds and peak bytes of a step, or the reason why it has none.
+
+    The first run warms up, and counts only where it is the only one.
+
+    Args:
+        step: to measure.
+        repeats: timed runs.
+        limit_s: no run starts after so many seconds of running.
+        own_process: not this one, whose peak on a CPU is that of all it has done.
+    Returns: "step_s", "steps_s", "peak_bytes" and "reason", of which the last or the others are None.
+    """
+    runs: list[tuple[float, int]] = []
+    try:
+        with _elsewhere(step) if own_process else _here(step) as run:
+            while len(runs) <= repeats and sum(seconds for seconds, _ in runs) < limit_s:
+                runs.append(run())
+    except NotMeasured as reason:
+        return {"step_s": None, "steps_s": None, "peak_bytes": None, "reason": str(reason)}
+    steps_s = [seconds for seconds, _ in runs[1:] or runs]
+    return {"step_s": median(steps_s), "steps_s": steps_s, "peak_bytes": runs[-1][1], "reason": None}
+
+
+@contextmanager
+def _elsewhere(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
+    with StepProcess(step, available_memory(step.device)) as process:
+        yield process.run
+
+
+@contextmanager
+def _here(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
+    """The step in this process, which is spared the seconds that another takes to start."""
+    gc.collect()  # of the step before, whose memory this one may need
+    if step.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(step.device)
+    try:
+        with native_convolutions() if step.published else nullcontext():
+            yield timed_step(step)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotMeasured(describe_lack_of_memory(error)) from None
+
+
+@contextmanager
+def native_convolutions() -> Iterator[None]:
+    """Have PyTorch's own code compute every convolution inside."""
+    costs = dict(DIRECT_COST)
+    DIRECT_COST.update(dict.fromkeys(DIRECT_COST, 0.0))
+    try:
+        yield
+    finally:
+        DIRECT_COST.update(costs)
+
+
+def timed_step(step: Step) -> Callable[[], tuple[float, int]]:
+    """Make a step ready; the function returned runs it and returns its seconds and the peak bytes so far."""
+    train_step = prepare(step)
+
+    def run() -> tuple[float, int]:
+        start = time.perf_counter()
+        train_step()
+        return time.perf_counter() - start, _peak_bytes(step.device)
+
+    return run
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that a step may take: most of what is free."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _proc_bytes("meminfo", "MemAvailable")
@@ -107,40 +181,43 @@ def available_memory(device: torch.device) -> int:
 
 def _serve(step: Step, memory: int, connection: Connection) -> None:
     """What the new process does: a step for each message, until there are no more."""
-    if step.published:
-        DIRECT_COST.update(dict.fromkeys(DIRECT_COST, 0.0))  # so that no convolution of this process goes by FFT
-    else:
+    if not step.published:
         tune_process()
     if step.device.type == "cpu":
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         soft = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     try:
-        train_step = prepare(step)
-        while connection.recv():
-            start = time.perf_counter()
-            train_step()
-            connection.send((time.perf_counter() - start, _peak_bytes(step.device)))
+        with native_convolutions() if step.published else nullcontext():
+            run = timed_step(step)
+            while connection.recv():
+                connection.send(run())
     except (EOFError, BrokenPipeError):  # nobody asks any more
         return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        connection.send(f"{OUT_OF_MEMORY}: {str(error).partition(chr(10))[0]}")
+        connection.send(describe_lack_of_memory(error))
+
+
+def describe_lack_of_memory(error: BaseException) -> str:
+    """The first line of what PyTorch says of it."""
+    return f"{OUT_OF_MEMORY}: {str(error).partition(chr(10))[0]}"
 
 
 def prepare(step: Step) -> Callable[[], None]:
     """Build network, optimiser and random data; the function returned does forward, DiceCE, backward and update."""
     torch.manual_seed(0)
     device, config = step.device, step.config
-    network = config.build().train()
+    with device:  # a network with a billion weights takes a CPU half a minute to initialise
+        network = config.build().train()
     if step.checkpointing:
         network.enable_checkpointing()
     if step.published:
         network.to(device)
         optimizer: Optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
     else:
-        place(network, device)
+        place(network, device, step.channels_last)
         optimizer = make_optimizer(argparse.Namespace(optim="AdamW", lr=LR, weight_decay=WEIGHT_DECAY), network)
     forward = torch.compile(network) if step.compiled else network
     scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.processes import SAMPLE_EVERY, resident_bytes
 from engine.arguments import number
 from engine.errors import OneLineParser, run
 from engine.files import make_output_folder
@@ -32,12 +33,13 @@ from engine.process import tune_process
 from networks import NETWORKS
 
 if TYPE_CHECKING:  # the processes import them: their memory counts there
+    import torch
+
     from networks.base import SegmentationNetwork
 
 DATASET = "amos"
 CLASSES = 16
 SPACING = (0.8, 0.8, 2.5)  # mm, of the synthetic CT
-SAMPLE_EVERY = 0.02  # seconds
 WAYS = {"published": "published way", "lean": "test_seg.py's steps", "loop": "test_seg.py's loop"}
 
 
@@ -56,7 +58,7 @@ def make_ct(path: Path, shape: Sequence[int], seed: int) -> None:
     nib.save(nib.Nifti1Image(voxels.astype(np.int16), affine), path)
 
 
-def make_network(name: str | None, roi_size: Sequence[int]) -> "SegmentationNetwork":
+def make_network(name: str | None, roi_size: Sequence[int], device: "torch.device") -> "SegmentationNetwork":
     """The named network with random weights, or the stand-in: a class for each of 16 bands of intensity."""
     import torch
 
@@ -73,28 +75,30 @@ def make_network(name: str | None, roi_size: Sequence[int]) -> "SegmentationNetw
     if name is not None:
         torch.manual_seed(0)
         network = build_network(name, in_chans=1, out_chans=CLASSES, roi_size=roi_size, deploy=True)
-        return place(network.eval(), torch.device("cpu"))
+        return place(network.eval(), device)
     # -a (x - middle)^2, without the a x^2 that all the classes share
-    middles = torch.linspace(0, 1, CLASSES)[:, None, None, None]
+    middles = torch.linspace(0, 1, CLASSES, device=device)[:, None, None, None]
     slopes, offsets = 2000 * middles, 1000 * middles**2
     return Bands()
 
 
-def predict(way: str, args: argparse.Namespace, folder: Path, answers: Connection) -> None:
+def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers: Connection) -> None:
     """Predict in this process, and answer with seconds: first an empty answer, when the libraries are imported."""
     if way != "published":
         tune_process()
     import torch
     from monai.data import Dataset
 
-    from engine.devices import make_autocast
+    from engine.devices import choose_device, choose_precision, make_autocast
     from engine.prediction import Window, case_loader, overlap_steps, predict_logits
     from load_datasets_transforms import data_transforms, infer_post_transforms
 
     (transforms,) = data_transforms(argparse.Namespace(dataset=DATASET, mode="test"))
-    autocast = make_autocast(torch.device("cpu"), None)
-    window = Window(args.roi_size, sw_batch_size=4, overlap=args.overlap, autocast=autocast)
-    network = make_network(args.network, args.roi_size)
+    device = choose_device(gpu)
+    network = make_network(args.network, args.roi_size, device)
+    # A CPU's ratios are float32's.
+    precision = None if device.type == "cpu" else choose_precision("auto", device, args.roi_size, network.input_sizes)
+    window = Window(args.roi_size, 4, args.overlap, make_autocast(device, precision))
     output = folder / way
     invert, save = infer_post_transforms(argparse.Namespace(output=output), transforms)
     source = str(folder / "ct.nii.gz")
@@ -103,13 +107,19 @@ def predict(way: str, args: argparse.Namespace, folder: Path, answers: Connectio
     answers.send({})
 
     def infer(case: dict[str, Any]) -> dict[str, Any]:
-        return {**case, "pred": predict_logits(network, case["image"], window)}
+        logits = predict_logits(network, case["image"].to(device), window)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return {**case, "pred": logits}
+
+    def peak_on_gpu() -> dict[str, int]:
+        return {"gpu_peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
 
     start = time.perf_counter()
     if way == "loop":
         loader = case_loader(Dataset(cases, transforms), args.num_workers)
         overlap_steps(loader, lambda case: invert(infer(case)), save)
-        answers.send({"total": (time.perf_counter() - start) / args.cases})
+        answers.send({"total": (time.perf_counter() - start) / args.cases, **peak_on_gpu()})
         return
     with timed(seconds, "load"):
         case: Any = transforms(cases[0])
@@ -120,7 +130,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, answers: Connectio
             make_published_post(transforms, output)(case)
         else:
             save(invert(case))
-    answers.send({**seconds, "total": time.perf_counter() - start})
+    answers.send({**seconds, "total": time.perf_counter() - start, **peak_on_gpu()})
 
 
 def make_published_post(transforms: Any, output: Path) -> Callable[[dict[str, Any]], Any]:
@@ -147,28 +157,11 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def resident_bytes(process: int) -> int:
-    """Resident memory of a process and its descendants, from Linux's /proc."""
-    parents, resident = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            pages = int((folder / "statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
-            continue
-        parents[int(folder.name)], resident[int(folder.name)] = parent, pages * 4096
-
-    def belongs(number: int) -> bool:
-        return number == process or (number in parents and belongs(parents[number]))
-
-    return sum(size for number, size in resident.items() if belongs(number))
-
-
-def measure(way: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Predict in a new process: seconds and the peak of its memory, bytes."""
+def measure(way: str, args: argparse.Namespace, folder: Path, gpu: str = "cpu") -> dict[str, Any]:
+    """Predict in a new process on a device: seconds and the peak of its memory, bytes."""
     context = multiprocessing.get_context("spawn")
     answers, end = context.Pipe(duplex=False)
-    process = context.Process(target=predict, args=(way, args, folder, end))
+    process = context.Process(target=predict, args=(way, args, folder, gpu, end))
     process.start()
     end.close()
     assert process.pid is not None  # it was started

@@ -1,14 +1,14 @@
-"""What a training step of REP3D costs: with kernel 21, with kernel 3, and as the published code does it with kernel 21.
+"""What a training step of REP3D costs on a CPU: with kernel 21, with kernel 3, and as the published code does it.
 
-    python -m benchmarks.training_step [--gpu 0] [--roi_size 96 96 96] [--published] [--checkpointing] [--compile]
+    python -m benchmarks.training_step [--roi_size 96 96 96] [--published] [--checkpointing] [--compile]
 
 A step is forward, DiceCE loss, backward and AdamW update on one random crop. Kernels 21 and 3 run with this project's
 settings (layout, precision, optimiser, memory) in a process each, which take turns, so that what else the machine does
 slows both. The median of ``--repeats`` is reported after the runs that warm up. The published recipe is native
-depthwise convolution, float32, contiguous layout, AdamW and no other lever; on a CPU, where it takes minutes, its first
-run counts: eleven minutes on two cores.
+depthwise convolution with kernel 21, float32, contiguous layout, AdamW and no other lever; its first run counts, which
+took eleven minutes on two cores. Peak memory is the resident memory of the process, libraries included.
 
-Peak memory: on a CPU the resident memory of the process, libraries included; on a GPU what PyTorch had allocated.
+``benchmarks.gpu`` measures the same on a GPU.
 """
 
 import argparse
@@ -20,11 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.measure import NotMeasured, Step, StepProcess, available_memory
 from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.arguments import AMP_CHOICES, number, odd
 from engine.checkpoints import NetworkConfig
-from engine.devices import choose_device, choose_precision
+from engine.devices import choose_precision
 from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder
 from networks.base import InputSizes
@@ -49,21 +51,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--checkpointing", action="store_true", help="also the large kernel with checkpointing")
     what.add_argument("--compile", action="store_true", help="also the large kernel under torch.compile")
     how = parser.add_argument_group("how")
-    how.add_argument("--gpu", default="cpu", help="CUDA device number, or cpu (default: %(default)s)")
     how.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision (default: %(default)s)")
     how.add_argument("--repeats", type=number(int, 1), default=3, help="timed steps (default: %(default)s)")
     how.add_argument(
         "--output",
         type=Path,
-        help="JSON file to write (default: benchmarks/results/training_step[_published]_<cpu or cuda>.json)",
+        help="JSON file to write (default: benchmarks/results/training_step[_published]_cpu.json)",
     )
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table, write the JSON, and return what was written."""
-    device = choose_device(args.gpu)
-    name = f"training_step{'_published' if args.published else ''}_{device.type}.json"
+    device = torch.device("cpu")
+    name = f"training_step{'_published' if args.published else ''}_cpu.json"
     output = args.output or Path("benchmarks/results") / name
     make_output_folder(output.parent)
     precision = choose_precision(args.amp, device, args.roi_size, InputSizes(16))
@@ -82,9 +83,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     rows = [summarise(name, ours[name], runs[WARM_UPS:]) for name, runs in take_turns(ours, args.repeats).items()]
     if args.published:
         published = replace(large, precision=None, published=True)
-        warm_ups, repeats = (0, 1) if device.type == "cpu" else (WARM_UPS, args.repeats)
-        runs = take_turns({PUBLISHED: published}, repeats, warm_ups)[PUBLISHED]
-        rows.append(summarise(PUBLISHED, published, runs[warm_ups:]))
+        rows.append(summarise(PUBLISHED, published, take_turns({PUBLISHED: published}, 1, 0)[PUBLISHED]))
     results = {
         **describe_machine(device),
         "kernel_size": args.kernel_size,

@@ -13,6 +13,7 @@ from networks.base import InputSizes
 from networks.layers import ChannelsLastInstanceNorm3d
 
 SMALLEST_BF16_SIDE = 3
+CHANNELS_LAST_DEVICES = ("cpu",)  # on GPUs the plain layout, until benchmarks.gpu has compared the two
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -64,10 +65,16 @@ def choose_precision(
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-def place(network: Network, device: torch.device) -> Network:
-    """Move a network to its device; on a CPU in the layout that its 3D convolutions are fastest in, channels last."""
+def place(network: Network, device: torch.device, channels_last: bool | None = None) -> Network:
+    """Move a network to its device, in the layout that its 3D convolutions are fastest in.
+
+    Args:
+        network: changed in place, and returned.
+        device: to move to.
+        channels_last: the layout of kernels and activations; by default the device's, channels last on a CPU.
+    """
     network.to(device)
-    if device.type == "cpu":
+    if device.type in CHANNELS_LAST_DEVICES if channels_last is None else channels_last:
         for tensor in itertools.chain(network.parameters(), network.buffers()):
             if tensor.dim() == 5:  # Module.to(memory_format=...) takes 4D tensors for images and fails
                 tensor.data = tensor.data.to(memory_format=torch.channels_last_3d)

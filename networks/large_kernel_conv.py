@@ -112,7 +112,7 @@ def large_kernel_conv3d(
             keep = forward == backward == "fft" and (x.shape[0] + 1) * x.shape[1] * channel_bytes <= budget
             out = _DepthwiseConv3d.apply(x, weight.to(dtype), forward, backward, keep)
         elif known is not None and x.shape[1] * channel_bytes <= budget:
-            out, _ = _correlate(x, weight, known.find(weight, dtype, _circular_lengths(x, weight)))
+            out, _ = _correlate(x, weight, known.find(weight, dtype, circular_lengths(x, weight)))
         else:
             out, _ = _correlate(x, weight.to(dtype))
         if bias is not None:
@@ -159,7 +159,7 @@ def choose_method(x: Tensor, weight: Tensor, direction: Literal["forward", "back
     """
     key = (x.device.type, direction) if (x.device.type, direction) in DIRECT_COST else ("cpu", direction)
     multiply_adds = math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
-    points = math.prod(_circular_lengths(x, weight))
+    points = math.prod(circular_lengths(x, weight))
     return "direct" if DIRECT_COST[key] * multiply_adds <= FFT_COST[key] * points * math.log2(points + 1) else "fft"
 
 
@@ -193,7 +193,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
         half_widths = _half_widths(weight)
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None
-        lengths, kept = _circular_lengths(x, weight), iter(spectra)
+        lengths, kept = circular_lengths(x, weight), iter(spectra)
         for channels in _channel_chunks(x, weight):
             if spectra:
                 x_hat, w_hat = next(kept), next(kept)
@@ -215,7 +215,7 @@ def _correlate(
     x: Tensor, weight: Tensor, spectrum: Tensor | None = None, keep: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """The output and, to ``keep``, the spectra of input and kernel, chunk by chunk; with the kernel's where known."""
-    lengths = _circular_lengths(x, weight)
+    lengths = circular_lengths(x, weight)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     spectra: list[Tensor] = []
     for channels in _channel_chunks(x, weight):
@@ -228,7 +228,7 @@ def _correlate(
 
 def _shifted_spectrum(x: Tensor, weight: Tensor) -> Tensor:
     """Half spectrum of the input (N, C, ...), laid the kernel's half-width into the grid."""
-    sizes = zip(_half_widths(weight), _circular_lengths(x, weight), x.shape[2:], strict=True)
+    sizes = zip(_half_widths(weight), circular_lengths(x, weight), x.shape[2:], strict=True)
     margins = [(half_width, length - half_width - side) for half_width, length, side in sizes]
     shifted = F.pad(x, [amount for margin in reversed(margins) for amount in margin])  # F.pad: last axis first
     return torch.fft.rfftn(shifted, dim=_SPACE)
@@ -240,10 +240,10 @@ def _kernel_spectrum(weight: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _inverse(spectrum: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return torch.fft.irfftn(spectrum, s=_circular_lengths(x, weight), dim=_SPACE)
+    return torch.fft.irfftn(spectrum, s=circular_lengths(x, weight), dim=_SPACE)
 
 
-def _circular_lengths(x: Tensor, weight: Tensor) -> list[int]:
+def circular_lengths(x: Tensor, weight: Tensor) -> list[int]:
     """Side + half-width a axis keeps wrapped values out of 'same' outputs; rounded up to lengths that FFTs are fast at.
 
     Those have no prime factor above 7 and, on the last axis, whose transform is real, are even: MKL took 0.73 times as
@@ -263,7 +263,7 @@ def _next_smooth(length: int) -> int:
 
 def _channel_bytes(x: Tensor, weight: Tensor) -> int:
     """Of the half spectrum of one channel of one sample."""
-    *rows, last = _circular_lengths(x, weight)
+    *rows, last = circular_lengths(x, weight)
     return math.prod(rows) * (last // 2 + 1) * 2 * x.element_size()
 
 

@@ -67,6 +67,39 @@ def make_box_case(root, part, name, seed):
     write_nifti(root / f"labels{part}" / f"{name}.nii.gz", label)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--gpu", default="0", help="of the gpu tests: a CUDA device's number, or cpu to rehearse them")
+
+
+def pytest_runtest_setup(item):
+    wanted = item.config.getoption("--gpu")
+    if item.get_closest_marker("gpu") and wanted != "cpu" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+
+
+@pytest.fixture(scope="session")
+def gpu(request):
+    """The device of the gpu tests, as the scripts' --gpu has it."""
+    return request.config.getoption("--gpu")
+
+
+@pytest.fixture(scope="session")
+def device(gpu):
+    return torch.device("cpu") if gpu == "cpu" else torch.device("cuda", int(gpu))
+
+
+@pytest.fixture
+def full_float32():
+    """No TF32, which is a GPU's default in convolutions."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    yield
+    for backend, precision in zip(backends, before, strict=True):
+        backend.fp32_precision = precision
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Whatever a test runs in this process, it reaches no other machine."""

@@ -134,7 +134,7 @@ def test_lengths_are_the_shortest_without_large_factors():
 
     for side in range(1, 200):
         x, weight = torch.empty(1, 1, side, side, side, device="meta"), torch.empty(1, 1, 1, 1, 1)
-        *rows, last = conv_module._circular_lengths(x, weight)
+        *rows, last = conv_module.circular_lengths(x, weight)
         assert rows == [next(number for number in range(side, 400) if is_smooth(number))] * 2
         assert last == next(number for number in range(side, 400) if is_smooth(number) and number % 2 == 0)
 
@@ -146,7 +146,7 @@ def test_chunks_of_channels_do_not_change_the_result(backward, set_methods, monk
     whole = all_passes(large_kernel_conv3d, tensors)
     x, weight, _ = tensors
     for spectra in (1, 3):  # channels a chunk: 7 chunks, and 3 with a shorter last one
-        lengths = conv_module._circular_lengths(x, weight)
+        lengths = conv_module.circular_lengths(x, weight)
         spectrum_bytes = 2 * lengths[0] * lengths[1] * (lengths[2] // 2 + 1) * 16
         monkeypatch.setattr(conv_module, "CPU_SPECTRUM_BYTES", spectra * spectrum_bytes)
         assert len(conv_module._channel_chunks(x, weight)) == -(-7 // spectra)

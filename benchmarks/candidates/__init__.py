@@ -1,0 +1,1 @@
+"""Ways to compute the large-kernel convolution on a GPU that wait for a measurement against the FFT."""

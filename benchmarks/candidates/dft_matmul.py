@@ -1,0 +1,175 @@
+"""A candidate for GPUs: the depthwise convolution by DFTs as real matrix products, in half precision or TF32.
+
+Along an axis of circular length L only S points of the input are not zero, and only S of the output are wanted (K for
+the kernel and its gradient), so that a dense matrix of 2L x S or 2S x 2L numbers takes the place of a transform. Real
+and imaginary parts are stacked in the order that makes each axis one product over contiguous memory, nothing is ever
+transposed. Matrix products have no best lengths: L is as short as wrap-around allows, up to the next multiple of 4.
+
+Source: the correlation theorem, as in ``networks.large_kernel_conv``; complex products as real 2 x 2 blocks.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+MULTIPLE = 4  # of a length L: rows of 2L half-precision numbers then start at multiples of 16 bytes
+
+
+def dft_matmul(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """'Same' depthwise convolution as ``large_kernel_conv3d`` has it, x (N, C, D, H, W) and weight (C, 1, K, K, K).
+
+    Args:
+        x: input.
+        weight: one kernel a channel; may be larger than the grid.
+        dtype: of matrices and spectra, the input's by default. Products of half-precision numbers are summed in
+            float32 by the GPU's matrix units, and rounded once an axis; float32 is TF32 where PyTorch is told so.
+    """
+    cuts = [max(0, weight.shape[-1] // 2 - side + 1) for side in x.shape[2:]]
+    taps = tuple(slice(cut, weight.shape[-1] - cut) for cut in cuts)
+    return _DFTConv3d.apply(x, weight[(slice(None), slice(None), *taps)].transpose(0, 1), dtype or x.dtype)
+
+
+def traffic(shape: Sequence[int], kernel_size: int, element_bytes: int) -> dict[str, int]:
+    """Bytes that each pass reads and writes: "forward", "dx", "dw" and, sharing one transform, "backward".
+
+    Args:
+        shape: (N, C, D, H, W) of the input.
+        kernel_size: side of the kernel, cropped to the taps that reach data.
+        element_bytes: of a number.
+    """
+    samples, channels, *grid = shape
+    taps = [min(kernel_size, 2 * side - 1) for side in grid]
+    lengths = _lengths(grid, [tap // 2 for tap in taps])
+    spectrum = 2 * _frequencies(lengths[0]) * lengths[1] * lengths[2]
+
+    def transform(sides: Sequence[int]) -> int:
+        first = 2 * _frequencies(lengths[0]) * sides[1] * sides[2]
+        second = 2 * _frequencies(lengths[0]) * lengths[1] * sides[2]
+        return math.prod(sides) + 2 * first + 2 * second + spectrum
+
+    grids, kernels = samples * channels, channels
+    product = (2 * grids + kernels) * spectrum  # two are read or written for each sample, one for all
+    numbers = {
+        "forward": 2 * grids * transform(grid) + kernels * transform(taps) + product,
+        "dx": 2 * grids * transform(grid) + product,
+        "dw": grids * transform(grid) + product + kernels * transform(taps),
+    }
+    numbers["backward"] = numbers["dx"] + numbers["dw"] - grids * transform(grid)
+    return {name: element_bytes * number for name, number in numbers.items()}
+
+
+class _DFTConv3d(torch.autograd.Function):
+    """With p the kernel's half-width, x lies p voxels into the circular grid, kernel and gradient at its origin.
+
+    Spectra are scaled by 1 / sqrt(L) an axis, so that float16 can hold them, and inverses not at all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        half_widths = [side // 2 for side in weight.shape[2:]]
+        lengths = _lengths(x.shape[2:], half_widths)
+        x_hat, w_hat = _transform(x.to(dtype), lengths, half_widths), _transform(weight.to(dtype), lengths, (0, 0, 0))
+        ctx.save_for_backward(x_hat, w_hat)
+        ctx.sizes = x.shape[2:], weight.shape[2:], lengths, half_widths
+        ctx.types = x.dtype, weight.dtype
+        return _invert(multiply_spectra(x_hat, w_hat, conjugate=True), x.shape[2:], lengths, (0, 0, 0)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (x_hat, w_hat), (grid, kernel, lengths, half_widths) = ctx.saved_tensors, ctx.sizes
+        g_hat = _transform(grad.to(x_hat.dtype), lengths, (0, 0, 0))
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            product = multiply_spectra(g_hat, w_hat, conjugate=False)
+            dx = _invert(product, grid, lengths, half_widths).to(ctx.types[0])
+        if ctx.needs_input_grad[1]:
+            product = multiply_spectra(x_hat, g_hat, conjugate=True, summed=True)
+            dw = _invert(product, kernel, lengths, (0, 0, 0)).to(ctx.types[1])
+        return dx, dw, None
+
+
+def multiply_spectra(first: Tensor, second: Tensor, conjugate: bool, summed: bool = False) -> Tensor:
+    """Voxel by voxel first * second, or first * conj(second), with real and imaginary parts along the axis before last.
+
+    Args:
+        first, second: (N, C, F, L, 2, L) each, of which one may have a single sample for all.
+        conjugate: the second.
+        summed: over the samples, N becomes 1.
+    """
+    if first.is_cuda:  # in one kernel; Triton has no code for CPUs
+        from benchmarks.candidates.triton_kernels import multiply_spectra_kernel
+
+        return multiply_spectra_kernel(first, second, conjugate, summed)
+    (a, b), (c, d) = first.unbind(-2), second.unbind(-2)
+    d = -d if conjugate else d
+    product = torch.stack((a * c - b * d, a * d + b * c), dim=-2)
+    return product.sum(0, keepdim=True) if summed else product
+
+
+def _transform(x: Tensor, lengths: Sequence[int], starts: Sequence[int]) -> Tensor:
+    """Half spectrum (N, C, F, L1, 2, L2) of x (N, C, S0, S1, S2), laid at ``starts`` into the circular grid.
+
+    The axes' orders, with c for real and imaginary part: (S0, S1 S2) -> (F c, S1 S2) = (F, c S1, S2) -> (F, L1 c, S2)
+    = (F L1, c S2) -> (F L1, c L2).
+    """
+    samples, channels, depth, height, width = x.shape
+    frequencies, batch = _frequencies(lengths[0]), samples * channels
+    ranges = [range(start, start + side) for start, side in zip(starts, x.shape[2:], strict=True)]
+    first = _complex_matrix(range(frequencies), ranges[0], lengths[0], x)[..., 0].transpose(1, 2)  # (F, c, S0)
+    second = _complex_matrix(range(lengths[1]), ranges[1], lengths[1], x).permute(0, 2, 3, 1)  # (L1, c', c, S1)
+    third = _complex_matrix(ranges[2], range(lengths[2]), lengths[2], x).permute(3, 0, 2, 1)  # (c, S2, c', L2)
+    planes = _times(first.reshape(-1, depth), x.reshape(batch, depth, -1))
+    rows = _times(second.reshape(2 * lengths[1], -1), planes.view(batch * frequencies, 2 * height, width))
+    spectrum = rows.view(-1, 2 * width) @ third.reshape(2 * width, -1)
+    return spectrum.view(samples, channels, frequencies, lengths[1], 2, lengths[2])
+
+
+def _invert(spectrum: Tensor, sides: Sequence[int], lengths: Sequence[int], starts: Sequence[int]) -> Tensor:
+    """The points from ``starts`` on, ``sides`` of them, of the circular grid with this half spectrum.
+
+    The orders of ``_transform``, backwards: (F L1, c L2) -> (F L1, c S2) = (F, L1 c, S2) -> (F, c S1, S2)
+    = (F c, S1 S2) -> (S0, S1 S2).
+    """
+    samples, channels, frequencies, *_ = spectrum.shape
+    batch, (depth, height, width) = samples * channels, sides
+    ranges = [range(start, start + side) for start, side in zip(starts, sides, strict=True)]
+    make = partial(_complex_matrix, like=spectrum, inverse=True)
+    third = make(range(lengths[2]), ranges[2], lengths[2]).permute(3, 0, 2, 1)  # (c, L2, c', S2)
+    second = make(ranges[1], range(lengths[1]), lengths[1]).permute(2, 0, 1, 3)  # (c', S1, L1, c)
+    first = make(ranges[0], range(frequencies), lengths[0])[:, :, 0]  # (S0, F, c): the real part
+    twice = first.new_full((frequencies, 1), 2.0)  # for the frequencies left out, which mirror these
+    twice[0] = twice[-1] = 1.0  # L is even: the first and the last are their own mirror images
+    rows = spectrum.view(-1, 2 * lengths[2]) @ third.reshape(2 * lengths[2], -1)
+    planes = _times(second.reshape(2 * height, -1), rows.view(batch * frequencies, 2 * lengths[1], width))
+    out = _times((first * twice).reshape(depth, -1), planes.view(batch, 2 * frequencies, height * width))
+    return out.view(samples, channels, depth, height, width)
+
+
+def _times(matrix: Tensor, batch: Tensor) -> Tensor:
+    """One matrix (R, S) times each of (B, S, T), without a copy of either."""
+    return torch.bmm(matrix.expand(len(batch), -1, -1), batch)
+
+
+def _complex_matrix(rows: range, columns: range, length: int, like: Tensor, inverse: bool = False) -> Tensor:
+    """exp(-+2 pi i row column / length) as real blocks (rows, columns, 2, 2): [..., p, q] takes part q to part p.
+
+    Angles are reduced in integers and computed in float64. Forward ones are scaled by 1 / sqrt(length).
+    """
+    turns = (torch.tensor(rows)[:, None] * torch.tensor(columns) % length).double() * (2 * math.pi / length)
+    real, imaginary = turns.cos(), turns.sin() if inverse else -turns.sin()
+    blocks = torch.stack((torch.stack((real, -imaginary), -1), torch.stack((imaginary, real), -1)), -2)
+    return (blocks if inverse else blocks / math.sqrt(length)).to(like.device, like.dtype)
+
+
+def _lengths(grid: Sequence[int], half_widths: Sequence[int]) -> list[int]:
+    return [math.ceil((side + half) / MULTIPLE) * MULTIPLE for side, half in zip(grid, half_widths, strict=True)]
+
+
+def _frequencies(length: int) -> int:
+    return length // 2 + 1

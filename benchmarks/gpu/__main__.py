@@ -1,0 +1,87 @@
+"""Measure everything that is claimed of GPUs, in the order of worth, within a budget of seconds.
+
+    python -m benchmarks.gpu --output DIR [--data HIPPOCAMPUS] [--budget_s 480] [--steps machine convolution] [--gpu 0]
+
+Each step runs in a process of its own with its own share of the time, and writes DIR/<step>_cuda.json row by row, so
+that whatever fails, hangs or runs out of memory is told there and costs none of the others. A table ends it all.
+``--gpu cpu`` is the rehearsal: the same steps at sizes that take seconds.
+
+docs/gpu.md says how to run it on a machine without network, and what came of it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.bench import Bench, results_path
+from benchmarks.gpu.report import table
+from benchmarks.gpu.schedule import STEPS, run_steps
+from benchmarks.report import describe_machine
+from engine.arguments import positive
+from engine.errors import CasesFailed, InputError, OneLineParser, run
+from engine.files import make_output_folder, write_text
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser(
+        prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files and table.txt")
+    parser.add_argument("--data", type=Path, help="dataset folder of MSD hippocampus (default: no accuracy)")
+    parser.add_argument(
+        "--budget_s", type=positive, default=480, help="seconds for all the steps together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=f"of {', '.join(STEPS)} (all)"
+    )
+    parser.add_argument("--gpu", default="0", help="CUDA device number, or cpu to rehearse (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the steps, print the table and write it."""
+    check(args)
+    names = [name for name in STEPS if name in args.steps]
+    make_output_folder(args.output)
+    device = torch.device("cpu") if args.gpu == "cpu" else torch.device("cuda", int(args.gpu))
+    for name in names:
+        if (path := results_path(args.output, name, device.type)).exists():
+            raise InputError(f"--output: found {path}, expected a folder without results of these steps")
+    bench = Bench(
+        step="",
+        gpu=args.gpu,
+        machine=describe_machine(device),
+        output=args.output.resolve(),
+        scratch=args.output,
+        data=args.data and args.data.resolve(),
+        seconds=args.budget_s,
+    )
+    failures = run_steps(names, bench)
+    text = "\n".join(table(names, args.output, device.type))
+    print(text)
+    write_text(args.output / "table.txt", text + "\n")
+    if failures:
+        raise CasesFailed("\n".join(failures))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise InputError for a device or a folder that is not there."""
+    if args.gpu != "cpu":
+        if not args.gpu.isdecimal():
+            raise InputError(f"--gpu: found {args.gpu!r}, expected cpu or the number of a CUDA device")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(args.gpu) >= count:
+            raise InputError(
+                f"--gpu: found {args.gpu}, and torch sees {count} CUDA devices: expected one of them or cpu"
+            )
+    if args.data is not None and not os.path.isdir(args.data / "imagesTr"):
+        raise InputError(f"--data: found no {args.data / 'imagesTr'}, expected a dataset folder of MSD hippocampus")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))

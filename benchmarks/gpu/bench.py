@@ -1,0 +1,111 @@
+"""What a step is given to measure with, and the JSON file it leaves, which is whole after each of its rows."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import describe_lack_of_memory
+from engine.errors import is_out_of_memory
+from engine.files import write_text
+
+Row = dict[str, Any]
+LEFT_OUT = "left out: no time"
+
+
+def results_path(folder: Path, step: str, kind: str) -> Path:
+    """Of a step's JSON, by the kind of device: "cuda" or "cpu"."""
+    return folder / f"{step}_{kind}.json"
+
+
+def read_results(folder: Path, step: str, kind: str) -> dict[str, Any] | None:
+    """What a step left; None where it was not run."""
+    path = results_path(folder, step, kind)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@dataclass
+class Bench:
+    """A step's device, time, folders and results.
+
+    Args:
+        step: its name.
+        gpu: the device as flags have it: a CUDA device's number, or cpu.
+        machine: what results say of it (``benchmarks.report.describe_machine``).
+        output: folder of the JSON files.
+        scratch: folder for whatever else it writes.
+        data: a dataset folder of MSD hippocampus, None where there is none.
+        seconds: that it may take.
+    """
+
+    step: str
+    gpu: str
+    machine: dict[str, Any]
+    output: Path
+    scratch: Path
+    data: Path | None
+    seconds: float
+    results: dict[str, Any] = field(init=False)
+    deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + self.seconds
+        self.results = {**self.machine, "step": self.step, "reduced": self.reduced, "rows": []}
+
+    @property
+    def device(self) -> torch.device:
+        """To measure on."""
+        return torch.device("cpu") if self.gpu == "cpu" else torch.device("cuda", int(self.gpu))
+
+    @property
+    def reduced(self) -> bool:
+        """Whether this is the rehearsal: on a CPU, with sizes that take seconds."""
+        return self.gpu == "cpu"
+
+    def seconds_left(self) -> float:
+        """Until the step is stopped."""
+        return self.deadline - time.monotonic()
+
+    def record(self, **row: Any) -> None:
+        """Add a row to the file."""
+        self.results["rows"].append(row)
+        self._write()
+
+    def note(self, **facts: Any) -> None:
+        """Say something of the whole step in the file."""
+        self.results.update(facts)
+        self._write()
+
+    def attempt(self, row: Row, measure: Callable[[], Row], least_s: float = 0) -> Row:
+        """Record a row with what was measured, or with the reason why there is nothing.
+
+        Args:
+            row: what the row is about.
+            measure: the rest of it, which may say a "reason" itself; whatever it raises becomes one.
+            least_s: without so many seconds left it is left out.
+        Returns: the row.
+        """
+        if self.seconds_left() < least_s:
+            found: Row = {"reason": LEFT_OUT}
+        else:
+            try:
+                found = {"reason": None, **measure()}
+            except Exception as error:
+                found = {"reason": describe_failure(error)}
+        self.record(**row, **found)
+        return {**row, **found}
+
+    def _write(self) -> None:
+        write_text(results_path(self.output, self.step, self.device.type), json.dumps(self.results, indent=1) + "\n")
+
+
+def describe_failure(error: BaseException) -> str:
+    """Why there is no measurement, in a line."""
+    if is_out_of_memory(error):
+        return describe_lack_of_memory(error)
+    text = str(error).strip().partition("\n")[0]
+    return f"failed: {type(error).__name__}: {text}"

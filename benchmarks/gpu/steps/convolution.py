@@ -1,0 +1,255 @@
+"""Step 3: the depthwise convolution at the four stages of a 96^3 crop, every way to compute it, each pass by itself.
+
+Each is shown beside two floors, over the measured rate of a copy: reading and writing the pass's tensors once, and the
+traffic of the method's own passes over memory.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.candidates import dft_matmul as dft
+from benchmarks.candidates.implicit_gemm import implicit_gemm
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.ceilings import find_ceilings
+from benchmarks.gpu.costs import Comparison, fit_costs, ready_to_paste
+from benchmarks.gpu.timing import count_sets, device_seconds
+from benchmarks.report import format_table
+from networks.large_kernel_conv import circular_lengths, large_kernel_conv3d
+
+PASSES = ("forward", "dx", "dw", "backward")  # backward: dx and dw together
+KERNEL_SIZE, STAGES = 21, ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
+FITTED_SIDES = (3, 5, 7, 9, 11, 15, 21)  # kernels that the choice between direct and FFT is fitted to
+REDUCED_KERNEL_SIZE, REDUCED_STAGES, REDUCED_SIDES = 5, ((3, 6), (4, 4)), (3, 5)
+OURS = {"samples": 2, "precision": "bf16", "method": "fft"}  # what a training step under autocast does
+FFT_NUMBER_BYTES = 4  # float32 whatever the input's type
+TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Convolve = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One convolution: x (samples, channels, side, side, side), kernel (channels, 1, kernel_size, ...)."""
+
+    samples: int
+    channels: int
+    side: int
+    kernel_size: int
+    precision: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.samples, self.channels, *[self.side] * 3
+
+    @property
+    def taps(self) -> int:
+        """Side of the kernel without the taps that never meet data."""
+        return min(self.kernel_size, 2 * self.side - 1)
+
+    def inputs(self, device: torch.device, seed: int = 0) -> list[Tensor]:
+        """Input, kernel and the output's gradient; the kernel is float32 as a network's, the others of the type."""
+        generator = torch.Generator(device).manual_seed(seed)
+        shapes = self.shape, (self.channels, 1, *[self.kernel_size] * 3), self.shape
+        x, weight, grad = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+        return [x.to(TYPES[self.precision]), weight, grad.to(TYPES[self.precision])]
+
+
+def methods(precision: str) -> dict[str, Convolve]:
+    """Every way to compute in a precision, from x of that type and a float32 kernel."""
+    ways: dict[str, Convolve] = {"native": native, "fft": fft}
+    if precision == "bf16":
+        ways |= {f"dft {name}": _in(dft.dft_matmul, dtype) for name, dtype in HALVES.items()}
+        ways |= {f"gemm {name}": _in(implicit_gemm, dtype) for name, dtype in HALVES.items()}
+    else:
+        ways |= {"dft tf32": _in(dft.dft_matmul, torch.float32), "gemm tf32": _in(implicit_gemm, torch.float32)}
+    return ways
+
+
+def native(x: Tensor, weight: Tensor) -> Tensor:
+    """PyTorch's own, with the kernel cast as autocast does."""
+    return F.conv3d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def fft(x: Tensor, weight: Tensor) -> Tensor:
+    """The FFT path as it is used."""
+    return large_kernel_conv3d(x, weight, method="fft")
+
+
+def _in(convolve: Callable[[Tensor, Tensor, torch.dtype], Tensor], dtype: torch.dtype) -> Convolve:
+    return lambda x, weight: convolve(x, weight, dtype)
+
+
+def measure(bench: Bench) -> None:
+    """A row a problem and method, and the constants of ``choose_method``."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # of the candidates' float32 products, in this process
+    copy_rate, _ = find_ceilings(bench)
+    bench.note(copy_rate=copy_rate)
+    kernel_size, stages = (REDUCED_KERNEL_SIZE, REDUCED_STAGES) if bench.reduced else (KERNEL_SIZE, STAGES)
+    for samples, precision in ((2, "bf16"), (2, "float32"), (1, "bf16"), (1, "float32")):
+        for channels, side in stages:
+            measure_problem(bench, Problem(samples, channels, side, kernel_size, precision), copy_rate)
+        if samples == 2 and precision == "bf16":
+            fit(bench, stages, REDUCED_SIDES if bench.reduced else FITTED_SIDES)
+    bench.note(totals=totals(bench.results["rows"], len(stages)))
+    if ours := [total for total in bench.results["totals"] if all(total[key] == OURS[key] for key in OURS)]:
+        seconds = sum(ours[0][name] for name in ("forward", "backward"))
+        floor = floors_total(bench.results, 2, "bf16", "fft")
+        bench.note(fft_over_floor=seconds / (floor["forward"] + floor["backward"]))
+
+
+def measure_problem(bench: Bench, problem: Problem, copy_rate: float) -> None:
+    """A row a method: seconds, errors and floors of each pass."""
+    expected = all_passes(fft, [tensor.double() for tensor in problem.inputs(bench.device)])
+    for method, convolve in methods(problem.precision).items():
+        if method.startswith("gemm") and bench.device.type != "cuda":
+            continue  # Triton has no code for CPUs; tests interpret it
+        row = {**asdict(problem), "method": method}
+        bench.attempt(row, lambda convolve=convolve: measure_method(bench, problem, convolve, expected), least_s=3)  # type: ignore[misc]
+    bench.note(floors=[*bench.results.get("floors", []), floors(problem, copy_rate)])
+
+
+def measure_method(bench: Bench, problem: Problem, convolve: Convolve, expected: Sequence[Tensor]) -> dict[str, Any]:
+    """Seconds of each pass, and relative errors (root mean square) of output and gradients."""
+    found = all_passes(convolve, problem.inputs(bench.device))
+    errors = {
+        name: ((ours.double() - theirs).norm() / theirs.norm()).item()
+        for name, ours, theirs in zip(PASSES, found, expected, strict=False)
+    }
+    return {"seconds": time_passes(bench, problem, convolve), "errors": errors}
+
+
+def time_passes(bench: Bench, problem: Problem, convolve: Convolve, passes: Sequence[str] = PASSES) -> dict[str, float]:
+    """Device seconds of each pass."""
+    device = bench.device
+    set_bytes = sum(tensor.numel() * tensor.element_size() for tensor in problem.inputs(device))
+    sets = [problem.inputs(device, seed) for seed in range(count_sets(set_bytes, device))]
+    leaves = [(x.requires_grad_(), weight.requires_grad_(), grad) for x, weight, grad in sets]
+    seconds = {"forward": device_seconds(lambda x, weight, _: convolve(x, weight), leaves, device)}
+    graphs = [(convolve(x, weight), x, weight, grad) for x, weight, grad in leaves]
+    wanted = {"dx": (0,), "dw": (1,), "backward": (0, 1)}
+    for name in passes[1:]:
+
+        def differentiate(out: Tensor, *rest: Tensor, indices: Sequence[int] = wanted[name]) -> None:
+            torch.autograd.grad(out, [rest[index] for index in indices], rest[2], retain_graph=True)
+
+        seconds[name] = device_seconds(differentiate, graphs, device)
+    return seconds
+
+
+def all_passes(convolve: Convolve, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(out, dx, dw)."""
+    x, weight, grad = inputs
+    out = convolve(x.requires_grad_(), weight.requires_grad_())
+    return out.detach(), *torch.autograd.grad(out, (x, weight), grad)
+
+
+def floors(problem: Problem, copy_rate: float) -> dict[str, Any]:
+    """Seconds that memory alone takes: of each pass's tensors, read or written once, and of each method's passes."""
+    number = torch.finfo(TYPES[problem.precision]).bits // 8
+    grid, kernel = number * math.prod(problem.shape), FFT_NUMBER_BYTES * problem.channels * problem.taps**3
+    tensors = {"forward": 2 * grid + kernel, "dx": 2 * grid + kernel, "dw": 2 * grid + kernel}
+    tensors["backward"] = 3 * grid + 2 * kernel  # reads x, g and w, writes dx and dw
+    bytes_of = {
+        "tensors": tensors,
+        "fft": fft_traffic(problem),
+        "dft": dft.traffic(problem.shape, problem.kernel_size, number),
+    }
+    seconds = {name: {key: value / copy_rate for key, value in found.items()} for name, found in bytes_of.items()}
+    return {**asdict(problem), **seconds}
+
+
+def fft_traffic(problem: Problem) -> dict[str, int]:
+    """Bytes of the FFT path: each transform goes over memory once an axis, and products once."""
+    lengths = fft_lengths(problem)
+    half = 2 * FFT_NUMBER_BYTES * lengths[0] * lengths[1] * (lengths[2] // 2 + 1)
+    transform = FFT_NUMBER_BYTES * math.prod(lengths) + 5 * half
+    grids, kernels = problem.samples * problem.channels, problem.channels
+    product = (2 * grids + kernels) * half
+    found = {
+        "forward": (2 * grids + kernels) * transform + product,
+        "dx": 2 * grids * transform + product,
+        "dw": (grids + kernels) * transform + product,
+    }
+    return {**found, "backward": found["dx"] + found["dw"] - grids * transform}
+
+
+def fft_lengths(problem: Problem) -> list[int]:
+    """Sides of the FFT path's circular grid."""
+    kernel = torch.empty(problem.channels, 1, *[problem.taps] * 3, device="meta")
+    return circular_lengths(torch.empty(problem.shape, device="meta"), kernel)
+
+
+def fit(bench: Bench, stages: Sequence[tuple[int, int]], sides: Sequence[int]) -> None:
+    """Note the constants of ``choose_method``, from native and FFT over kernels of many sides."""
+    comparisons: dict[str, list[Comparison]] = {"forward": [], "backward": []}
+    for channels, side in stages:
+        for kernel_size in sides:
+            problem = Problem(2, channels, side, kernel_size, "bf16")
+            if bench.seconds_left() > 3:
+                compare(bench, problem, comparisons)
+    costs = {name: fit_costs(found) for name, found in comparisons.items()}
+    bench.note(
+        comparisons={name: [asdict(each) for each in found] for name, found in comparisons.items()},
+        costs={name: asdict(each) for name, each in costs.items()},
+        ready_to_paste=ready_to_paste(costs),
+    )
+
+
+def compare(bench: Bench, problem: Problem, comparisons: dict[str, list[Comparison]]) -> None:
+    """Add what both methods take for the passes of one problem."""
+    names = tuple(comparisons)
+    by_native, by_fft = (time_passes(bench, problem, convolve, names) for convolve in (native, fft))
+    points = math.prod(fft_lengths(problem))
+    volumes, multiply_adds = problem.samples * problem.channels, problem.side**3 * problem.taps**3
+    for name, found in comparisons.items():
+        work = multiply_adds, points * math.log2(points + 1)
+        found.append(Comparison(volumes, *work, by_native[name], by_fft[name]))
+
+
+def totals(rows: Sequence[dict[str, Any]], stages: int) -> list[dict[str, Any]]:
+    """Seconds of each method over the stages, two convolutions a stage as in the network, where all were measured."""
+    groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["reason"] is None:
+            groups.setdefault((row["samples"], row["precision"], row["method"]), []).append(row)
+    return [
+        {
+            **dict(zip(("samples", "precision", "method"), key, strict=True)),
+            **{name: 2 * sum(row["seconds"][name] for row in found) for name in PASSES},
+            "worst_error": max(error for row in found for error in row["errors"].values()),
+        }
+        for key, found in groups.items()
+        if len(found) == stages
+    ]
+
+
+def floors_total(results: dict[str, Any], samples: int, precision: str, name: str) -> dict[str, float]:
+    """Seconds of a floor over the eight convolutions, by pass."""
+    found = [floor for floor in results["floors"] if (floor["samples"], floor["precision"]) == (samples, precision)]
+    return {key: 2 * sum(floor[name][key] for floor in found) for key in PASSES}
+
+
+def milliseconds(seconds: dict[str, float]) -> list[str]:
+    return [f"{1e3 * seconds[name]:.3f}" for name in PASSES]
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """The eight convolutions of two crops by method, and the constants."""
+    rows = [
+        [total["precision"], total["method"], *milliseconds(total), f"{total['worst_error']:.0e}"]
+        for total in results.get("totals", [])
+        if total["samples"] == 2
+    ]
+    if not rows:
+        return []
+    for precision in TYPES:
+        for name in ("tensors", "fft", "dft"):
+            rows.append([precision, f"floor, {name}", *milliseconds(floors_total(results, 2, precision, name)), ""])
+    table = format_table(["", "method", *(f"{name} ms" for name in PASSES), "error"], rows).splitlines()
+    return [*table, *results.get("ready_to_paste", [])]

@@ -1,0 +1,56 @@
+"""Step 2: the ``gpu`` tests, which compare a GPU with the CPU: kernels, networks, precisions, scripts, NCCL."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu.bench import Bench
+
+ROOT = Path(__file__).parents[3]
+PROCESSES = 4  # of pytest-xdist, where it is installed: most of a test is on one core
+REHEARSED = "convolution or (every_network and UNet3D) or nccl"  # takes seconds on a CPU
+SHOWN = 5  # failed tests in the table
+
+
+def measure(bench: Bench) -> None:
+    """A row a test."""
+    flags = ["-m", "gpu", "--gpu", bench.gpu, "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    if bench.reduced:
+        flags += ["-k", REHEARSED]
+    elif importlib.util.find_spec("xdist"):
+        flags += ["--numprocesses", str(PROCESSES)]
+    scratch = ["--basetemp", str(bench.scratch / "pytest")]
+    status = pytest.main([*flags, *scratch, str(ROOT / "tests")], plugins=[_Recorder(bench)])
+    bench.note(pytest_status=int(status))
+
+
+class _Recorder:
+    """A plugin of pytest that makes rows of what it reports."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._record(report.nodeid, "failed", report.longreprtext)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.outcome == "passed":  # set-up or end of a test
+            return
+        self._record(report.nodeid, report.outcome, report.longreprtext, seconds=report.duration)
+
+    def _record(self, test: str, outcome: str, told: str, seconds: float | None = None) -> None:
+        last = told.strip().splitlines()[-1:]
+        reason = None if outcome == "passed" else f"{outcome}: {''.join(last)}"
+        self.bench.record(test=test, seconds=seconds, outcome=outcome, reason=reason)
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """Counts, and the first tests that failed."""
+    rows = results["rows"]
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("passed", "failed", "skipped")}
+    failed = [f"{row['test'].rpartition('/')[2]}: {row['reason']}"[:150] for row in rows if row["outcome"] == "failed"]
+    more = [f"and {len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
+    return [", ".join(f"{count} {outcome}" for outcome, count in counts.items()), *failed[:SHOWN], *more]

@@ -1,0 +1,43 @@
+"""Step 6: the training step over kernels of 3 to 31 and crops of 64 to 160, native and here."""
+
+from typing import Any
+
+from benchmarks import kernel_size
+from benchmarks.gpu.bench import LEFT_OUT, Bench
+from benchmarks.measure import measure_step
+
+BATCH = 2
+FEAT_SIZE, REDUCED_FEAT_SIZE = (48, 96, 192, 384), (4, 4, 4, 4)
+REDUCED_GRID = (3, 7), (32,), 32  # kernels, crops, the crop of the kernels
+REPEATS, POINT_S = 3, 2.0
+LIMIT_S = 12  # of a native step; longer ones are left out
+LEAST_S = 5  # left, or a point is not begun
+
+
+def measure(bench: Bench) -> None:
+    """A row a point."""
+    feat_size = REDUCED_FEAT_SIZE if bench.reduced else FEAT_SIZE
+    bench.note(batch_size=BATCH, feat_size=list(feat_size))
+
+    def measure_point(point: kernel_size.Point) -> dict[str, Any]:
+        if bench.seconds_left() < LEAST_S:
+            return {**kernel_size.UNMEASURED, "reason": LEFT_OUT}
+        return measure_step(kernel_size.make_step(point, bench.device, BATCH, feat_size), REPEATS, POINT_S)
+
+    grid = REDUCED_GRID if bench.reduced else (kernel_size.KERNEL_SIZES, kernel_size.CROPS, kernel_size.CROP)
+    todo = kernel_size.points(*grid)
+    for row in kernel_size.measure(todo, (), measure_point, LIMIT_S):
+        bench.record(**row)
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """A line a way and kind of point: side and milliseconds."""
+    told = []
+    for way in kernel_size.WAYS:
+        for name, other in (("kernel_size", "crop"), ("crop", "kernel_size")):
+            rows = [row for row in results["rows"] if row["way"] == way and row["step_s"]]
+            common = max((row[other] for row in rows), key=[row[other] for row in rows].count, default=None)
+            shown = sorted((row for row in rows if row[other] == common), key=lambda row: row[name])
+            cells = [f"{row[name]}: {1e3 * row['step_s']:.0f}" for row in shown]
+            told.append(f"{way}, ms by {name.replace('_', ' ')}: {', '.join(cells)}")
+    return told

@@ -1,0 +1,47 @@
+"""Step 5: one training step of every network of the zoo, on two crops of 96^3."""
+
+from typing import Any
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.measure import Step, measure_step
+from engine.checkpoints import NetworkConfig
+from engine.devices import choose_precision
+from networks import NETWORKS
+from networks.base import InputSizes
+from tools.summary import available_networks
+
+BATCH, CLASSES = 2, 16
+ROI_SIZE, REDUCED_ROI_SIZE = (96, 96, 96), (32, 32, 32)
+REDUCED_NETWORKS = ("UNet3D", "MedNeXt_S")  # the smallest
+REPEATS, LIMIT_S = 3, 3.0
+LEAST_S = 5  # left, or a network is not begun
+A_LINE = 4  # networks in the table
+
+
+def measure(bench: Bench) -> None:
+    """A row a network."""
+    for name in REDUCED_NETWORKS if bench.reduced else NETWORKS:
+        bench.attempt({"network": name}, lambda name=name: run(bench, name), LEAST_S)  # type: ignore[misc]
+    bench.note(batch_size=BATCH, roi_size=REDUCED_ROI_SIZE if bench.reduced else ROI_SIZE)
+
+
+def run(bench: Bench, name: str) -> dict[str, Any]:
+    """Seconds and peak bytes of a step in the device's precision."""
+    if name not in available_networks():
+        return {"reason": "its optional package is not installed"}
+    roi_size = REDUCED_ROI_SIZE if bench.reduced else ROI_SIZE
+    config = NetworkConfig(name, 1, CLASSES, roi_size, {})
+    precision = choose_precision("auto", bench.device, roi_size, InputSizes(16))
+    return measure_step(Step(config, BATCH, bench.device, precision), REPEATS, LIMIT_S)
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """Milliseconds and gigabytes, several networks a line."""
+    cells = [f"{row['network']} {cell(row)}" for row in results["rows"]]
+    return [", ".join(cells[start : start + A_LINE]) for start in range(0, len(cells), A_LINE)]
+
+
+def cell(row: dict[str, Any]) -> str:
+    if row["reason"] is not None:
+        return row["reason"].partition(":")[0]
+    return f"{1e3 * row['step_s']:.0f} ms {row['peak_bytes'] / 1e9:.1f} GB"

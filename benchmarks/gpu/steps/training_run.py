@@ -1,0 +1,78 @@
+"""Step 7: ``main_train.py`` itself on phantoms with ``--cache_dir``: steps a second, waiting for data, memory."""
+
+import time
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main_train
+from benchmarks.gpu.bench import Bench
+from benchmarks.processes import PeakMemory
+from engine.errors import STOPPED, run
+from tools.make_phantoms import make_dataset
+
+CASES = 4
+SCALE, REDUCED_SCALE = 1.0, 3.0  # of the phantoms' voxels; what is cached has the dataset's voxels all the same
+END_S = 6  # kept for the end of the run and for reading its logs
+WARM_UPS = 20  # iterations that do not count
+WORKERS = (2, 8)  # main_train's default, and what a node has for a GPU
+LEAST_S = 12  # left for training, or it does not start
+
+
+def measure(bench: Bench) -> None:
+    """A row a number of workers."""
+    root = bench.scratch / "phantoms"
+    start = time.perf_counter()
+    make_dataset(root, train=CASES, val=1, seed=0, scale=REDUCED_SCALE if bench.reduced else SCALE)
+    bench.note(cases=CASES, data_s=time.perf_counter() - start)
+    workers = WORKERS[:1] if bench.reduced else WORKERS
+    for index, count in enumerate(workers):
+        seconds = (bench.seconds_left() - END_S) / (len(workers) - index)
+        least = 0 if bench.reduced else LEAST_S
+        bench.attempt({"num_workers": count}, lambda count=count, seconds=seconds: train(bench, count, seconds), least)  # type: ignore[misc]
+
+
+def train(bench: Bench, workers: int, seconds: float) -> dict[str, Any]:
+    """Train until the time is up, as a user would whose batch system has a limit; then read the run's own logs."""
+    output = bench.scratch / f"run with {workers}"
+    length = ["--max_iter", "4"] if bench.reduced else ["--max_hours", str(seconds / 3600)]
+    words = [
+        *("--root", bench.scratch / "phantoms", "--output", output, "--dataset", "amos", "--gpu", bench.gpu),
+        *("--cache_dir", bench.scratch / "cache", "--num_workers", workers, "--eval_step", 60000, *length),
+    ]
+    if bench.reduced:
+        words += ["--roi_size", 32, 32, 32, "--feat_size", 4, 4, 4, 4, "--kernel_size", 5, "--overlap", 0]
+    args = main_train.parse_args([str(word) for word in words])
+    with PeakMemory() as peak:
+        status = run(main_train.main, args, to_lower=main_train.MEMORY)
+    if status not in (0, STOPPED):
+        return {"reason": f"main_train.py ended with status {status}"}
+    logged = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    waits, computes = (
+        [event.value for event in logged.Scalars(f"train/{name}")][0 if bench.reduced else WARM_UPS :]
+        for name in ("data_wait_s", "compute_s")
+    )
+    if not waits:
+        return {"reason": f"fewer than {WARM_UPS} iterations in {seconds:.0f} s"}
+    total = sum(waits) + sum(computes)
+    gpu = torch.cuda.max_memory_allocated(bench.device) if bench.device.type == "cuda" else None
+    return {
+        "iterations": len(waits),
+        "steps_per_s": len(waits) / total,
+        "wait_share": sum(waits) / total,
+        "host_peak_bytes": peak.bytes,
+        "gpu_peak_bytes": gpu,
+    }
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """A line a run."""
+    return [f"{row['num_workers']} workers: {tell(row)}" for row in results["rows"]]
+
+
+def tell(row: dict[str, Any]) -> str:
+    if row["reason"] is not None:
+        return row["reason"]
+    host = f"host {row['host_peak_bytes'] / 1e9:.1f} GB"
+    return f"{row['steps_per_s']:.2f} steps/s, waiting {row['wait_share']:.1%} of the time for data, {host}"

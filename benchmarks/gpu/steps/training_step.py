@@ -1,0 +1,203 @@
+"""Step 4: the training step of REP3D on two crops of 96^3, by kernel, layout, compilation, checkpointing and precision.
+
+Then where its time goes: the kernels that take most of it, and the eight large convolutions' share.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.ceilings import find_ceilings
+from benchmarks.gpu.steps.convolution import Problem, time_passes
+from benchmarks.measure import Step, measure_step, prepare
+from benchmarks.report import format_table
+from engine.checkpoints import NetworkConfig
+from engine.devices import choose_precision
+from networks.base import InputSizes
+from networks.large_kernel_conv import large_kernel_conv3d
+from tools.summary import build_on_meta, count_multiply_adds
+
+BATCH, CLASSES = 2, 16
+ROI_SIZE, FEAT_SIZE, KERNEL_SIZE = (96, 96, 96), (48, 96, 192, 384), 21
+REDUCED_ROI_SIZE, REDUCED_FEAT_SIZE, REDUCED_KERNEL_SIZE = (32, 32, 32), (4, 4, 4, 4), 5
+SMALL_KERNEL = 3
+LARGE, SMALL, PUBLISHED = "large kernel", "kernel 3", "published recipe"
+REPEATS = 5
+LIMIT_S = 5.0  # of the runs of a variant; the published recipe's may be long
+EAGER_S, COMPILED_S = 8, 45  # left, or a variant is not begun
+TOP_KERNELS = 10
+OPERATIONS = 2 * 3  # a multiply-add is two; the backward pass is twice the forward
+Variant = tuple[Step, AbstractContextManager[None]]
+
+
+def measure(bench: Bench) -> None:
+    """A row a variant in the order of worth, then the profile."""
+    found = variants(bench)
+    large = found[LARGE][0]
+    small = replace(large.config, overrides={**large.config.overrides, "kernel_size": SMALL_KERNEL})
+    multiply_adds = count_multiply_adds(build_on_meta(small, deploy=True), (1, 1, *large.config.roi_size))
+    operations = OPERATIONS * BATCH * multiply_adds
+    _, matrix_rate = find_ceilings(bench)
+    bench.note(batch_size=BATCH, roi_size=large.config.roi_size, **large.config.overrides)
+    bench.note(operations=operations, matrix_rate=matrix_rate)
+    for name, (step, context) in found.items():
+        with context:
+            bench.attempt({"name": name}, lambda step=step: run(step, operations / matrix_rate), least(step))  # type: ignore[misc]
+        if name == SMALL:  # before the rarer variants, which may take the rest of the time
+            profile(bench, large)
+            bench.note(large_convolutions_s=time_large_convolutions(bench, large))
+    bench.note(**ratios(bench.results))
+
+
+def variants(bench: Bench) -> dict[str, Variant]:
+    """Steps by name, with what has to hold while they run: first those that answer most."""
+    reduced = bench.reduced
+    kernel_size = REDUCED_KERNEL_SIZE if reduced else KERNEL_SIZE
+    roi_size, feat_size = (REDUCED_ROI_SIZE, REDUCED_FEAT_SIZE) if reduced else (ROI_SIZE, FEAT_SIZE)
+    config = NetworkConfig("REP3D", 1, CLASSES, roi_size, {"feat_size": feat_size, "kernel_size": kernel_size})
+    precision = choose_precision("auto", bench.device, roi_size, InputSizes(16))
+    large = Step(config, BATCH, bench.device, precision, channels_last=False)
+    small = replace(large, config=replace(config, overrides={**config.overrides, "kernel_size": SMALL_KERNEL}))
+    found: dict[str, Variant] = {}
+    for compiled, checkpointing, channels_last in itertools.product((False, True), repeat=3):
+        for name, step in ((LARGE, large), (SMALL, small)):
+            levers = {"compiled": compiled, "checkpointing": checkpointing, "channels last": channels_last}
+            full_name = ", ".join([name, *(lever for lever, on in levers.items() if on)])
+            variant = replace(step, compiled=compiled, checkpointing=checkpointing, channels_last=channels_last)
+            found[full_name] = variant, nullcontext()
+        if not (compiled or checkpointing or channels_last):
+            found[PUBLISHED] = replace(large, precision=None, published=True), nullcontext()
+            found[f"{LARGE}, cuDNN benchmark"] = large, cudnn_benchmark()
+            single = replace(large, precision=None)
+            found[f"{LARGE}, float32 as PyTorch has it"] = single, nullcontext()
+            found[f"{LARGE}, float32, TF32 everywhere"] = single, float32_as("tf32")
+            found[f"{LARGE}, float32, TF32 nowhere"] = single, float32_as("ieee")
+    return found
+
+
+@contextmanager
+def cudnn_benchmark() -> Iterator[None]:
+    """cuDNN tries its algorithms instead of guessing the fastest."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def float32_as(precision: str) -> Iterator[None]:
+    """Matrix products and convolutions of float32 numbers in "tf32" or as "ieee" has them."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+def least(step: Step) -> float:
+    """Seconds without which a variant is not begun."""
+    return COMPILED_S if step.compiled else EAGER_S
+
+
+def run(step: Step, least_step_s: float) -> dict[str, Any]:
+    """Seconds and peak, and the share of the matrix ceiling that its products outside the large kernels reach."""
+    autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
+    found = measure_step(step, REPEATS, LIMIT_S)
+    share = None if found["step_s"] is None else least_step_s / found["step_s"]
+    return {"autocast": autocast, **found, "matrix_share": share}
+
+
+def profile(bench: Bench, step: Step) -> None:
+    """Note the kernels that take most of a step."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if step.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    try:
+        train_step = prepare(step)
+        train_step()
+        with torch.profiler.profile(activities=activities) as found:
+            train_step()
+    except (MemoryError, RuntimeError) as error:
+        bench.note(profile=[], profile_reason=str(error).partition("\n")[0])
+        return
+    kernels = [(event.key, seconds_of(event, step.device), event.count) for event in found.key_averages()]
+    total = sum(seconds for _, seconds, _ in kernels)
+    kernels.sort(key=lambda kernel: -kernel[1])
+    bench.note(
+        profile=[
+            {"kernel": name, "seconds": seconds, "share": seconds / total, "calls": calls}
+            for name, seconds, calls in kernels[:TOP_KERNELS]
+        ]
+    )
+
+
+def seconds_of(event: Any, device: torch.device) -> float:
+    """Of a kernel itself; on a GPU the operators that start kernels have none."""
+    if device.type != "cuda":
+        return event.self_cpu_time_total / 1e6
+    return event.self_device_time_total / 1e6 if event.device_type == torch.autograd.DeviceType.CUDA else 0.0
+
+
+def time_large_convolutions(bench: Bench, step: Step) -> float:
+    """Device seconds of all passes of the eight large convolutions of a step."""
+    feat_size, kernel_size = step.config.overrides["feat_size"], step.config.overrides["kernel_size"]
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            return large_kernel_conv3d(x, weight)
+
+    seconds = 0.0
+    for level, channels in enumerate(feat_size):
+        problem = Problem(BATCH, channels, step.config.roi_size[0] // 2 ** (level + 1), kernel_size, "bf16")
+        passes = time_passes(bench, problem, convolve, ("forward", "backward"))
+        seconds += 2 * (passes["forward"] + passes["backward"])  # two blocks a stage
+    return seconds
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    """What the targets are about, where both sides were measured."""
+    seconds = {row["name"]: row["step_s"] for row in results["rows"] if row["reason"] is None}
+    found = {}
+    for name, (above, below) in {
+        "large_over_small": (LARGE, SMALL),
+        "published_over_large": (PUBLISHED, LARGE),
+        "compiled_over_large": (f"{LARGE}, compiled", LARGE),
+        "channels_last_over_large": (f"{LARGE}, channels last", LARGE),
+    }.items():
+        if above in seconds and below in seconds:
+            found[name] = seconds[above] / seconds[below]
+    if LARGE in seconds and "large_convolutions_s" in results:
+        found["convolutions_share"] = results["large_convolutions_s"] / seconds[LARGE]
+    return found
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """A line a variant that was measured, then the ratios and the costliest kernels."""
+    rows = [
+        [row["name"], row["autocast"], f"{1e3 * row['step_s']:.1f}", f"{row['peak_bytes'] / 1e9:.1f}", share(row)]
+        for row in results["rows"]
+        if row["reason"] is None
+    ]
+    if not rows:
+        return []
+    missing = [f"{row['name']}: {row['reason']}"[:120] for row in results["rows"] if row["reason"]]
+    table = format_table(["step", "autocast", "ms", "peak GB", "of bf16 rate"], rows).splitlines()
+    names = ("large_over_small", "published_over_large", "convolutions_share")
+    told = ", ".join(f"{name.replace('_', ' ')} {results[name]:.3g}" for name in names if name in results)
+    kernels = [f"{kernel['share']:.0%} {kernel['kernel'][:70]}" for kernel in results.get("profile", [])[:3]]
+    return [*table, *missing[:2], told, *kernels]
+
+
+def share(row: dict[str, Any]) -> str:
+    return f"{row['matrix_share']:.0%}"

@@ -1,0 +1,65 @@
+"""Seconds of work on a device, without those that the host takes to ask for it."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUPS = 3  # of runs; their median counts
+GROUP_RUNS = 10
+GROUP_S = 0.02  # a group has no more runs than fit into this, unless there are more sets
+LONG_S = 0.3  # work that takes longer is run once after its warm-up
+HOST_S = 2e-5  # what the host takes to ask for a kernel, with room to spare
+KERNELS = 40  # of a run, at most
+CACHE_SHARE = 2.0  # input sets together exceed the cache by so much
+MOST_SETS = 8
+
+
+def count_sets(set_bytes: int, device: torch.device) -> int:
+    """Sets of inputs to take turns, so that no run finds its own in the GPU's cache."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return max(1, min(MOST_SETS, round(CACHE_SHARE * cache / set_bytes) + 1))
+
+
+def device_seconds(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], device: torch.device) -> float:
+    """Median seconds of ``run(*set)``, of groups of runs that take turns with the sets.
+
+    On a GPU the device is kept busy while the host asks for a group, so that no gap between kernels is measured.
+    """
+    for inputs in sets:  # warms up
+        run(*inputs)
+    once = _timed(run, sets, 1, device)
+    if once > LONG_S:
+        return once
+    runs = max(len(sets), min(GROUP_RUNS, int(GROUP_S / once)))
+    return median(_timed(run, sets, runs, device) / runs for _ in range(GROUPS))
+
+
+def _timed(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], runs: int, device: torch.device) -> float:
+    """Seconds of a group of runs."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for index in range(runs):
+            run(*sets[index % len(sets)])
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    _occupy(runs * KERNELS * HOST_S, device)
+    begin.record()
+    for index in range(runs):
+        run(*sets[index % len(sets)])
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1e3
+
+
+def _occupy(seconds: float, device: torch.device) -> None:
+    """Ask for work of at least so long: products of 1 ms or more on the fastest GPUs of 2026."""
+    matrix = torch.empty(8192, 8192, dtype=torch.bfloat16, device=device).fill_(0.01)
+    for _ in range(min(100, int(seconds / 1e-3) + 1)):
+        torch.mm(matrix, matrix)

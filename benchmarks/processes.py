@@ -1,0 +1,63 @@
+"""A process and its descendants, as Linux's /proc has them: their memory, and their end."""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+SAMPLE_EVERY = 0.02  # seconds
+
+
+def process_tree(process: int) -> dict[int, int]:
+    """Resident bytes of a process and its descendants, by their numbers."""
+    parents, resident = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            pages = int((folder / "statm").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
+            continue
+        parents[int(folder.name)], resident[int(folder.name)] = parent, pages * 4096
+
+    def belongs(number: int) -> bool:
+        return number == process or (number in parents and belongs(parents[number]))
+
+    return {number: size for number, size in resident.items() if belongs(number)}
+
+
+def resident_bytes(process: int) -> int:
+    """Resident memory of a process and its descendants; pages that several share count in each of them."""
+    return sum(process_tree(process).values())
+
+
+def kill_tree(process: int) -> None:
+    """End a process and its descendants at once, groups and sessions of their own included."""
+    for number in process_tree(process):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
+class PeakMemory:
+    """The largest resident memory of this process and its descendants while the block runs; a context manager."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while not self._done.wait(SAMPLE_EVERY):
+            self.bytes = max(self.bytes, resident_bytes(os.getpid()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
