@@ -3,7 +3,7 @@
 #   make test    the whole test suite
 #   make lint    ruff and mypy
 #   make bench   the benchmarks, seven minutes on two CPU cores, and README's tables from their results
-#   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: half an hour
+#   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: an hour and a half
 #   make soak    stops a small training run at random moments and compares its end with an undisturbed run's
 #   make fuzz    runs the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
 
@@ -46,6 +46,7 @@ bench-slow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.large_kernel_conv
 	$(BIN)/python -m benchmarks.training_step --published
 	$(BIN)/python -m benchmarks.prediction --network REP3D --overlap 0 --cases 2 --loop_only
+	$(BIN)/python -m benchmarks.kernel_size
 	$(BIN)/python -m benchmarks.readme
 
 soak: $(VENV)/.installed

@@ -137,6 +137,8 @@ def _elsewhere(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
 @contextmanager
 def _here(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
     """The step in this process, which is spared the seconds that another takes to start."""
+    if step.compiled:
+        torch.compiler.reset()  # the compiler gives up on code that it has compiled for eight networks
     gc.collect()  # of the step before, whose memory this one may need
     if step.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -91,13 +91,13 @@ def device(gpu):
 @pytest.fixture
 def full_float32():
     """No TF32, which is a GPU's default in convolutions."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [backend.fp32_precision for backend in backends]
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
-        backend.fp32_precision = "ieee"
+        backend.allow_tf32 = False
     yield
-    for backend, precision in zip(backends, before, strict=True):
-        backend.fp32_precision = precision
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
 
 
 @pytest.fixture(autouse=True)

@@ -99,8 +99,22 @@ def test_linked_files_exist(path):
     assert (REPOSITORY / path).exists()
 
 
-def test_the_tables_of_speed_are_the_measured_ones():
-    assert readme.replace_section(README) == README
+def test_the_measured_tables_are_those_of_the_results():
+    for path, text in readme.documents().items():
+        assert path.read_text() == text, path
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", (REPOSITORY / "docs" / "gpu.md").read_text()))
+def test_linked_files_of_the_gpu_page_exist(path):
+    assert (REPOSITORY / "docs" / path).exists()
+
+
+def test_commands_of_the_gpu_page_are_those_of_the_project():
+    commands = re.findall(r"python3? -m (benchmarks\.\w+)(.*)", (REPOSITORY / "docs" / "gpu.md").read_text())
+    assert {module for module, _ in commands} == {"benchmarks.gpu", "benchmarks.readme"}
+    for module, words in commands:
+        main = f"{module}.__main__" if module == "benchmarks.gpu" else module
+        importlib.import_module(main).parse_args(shlex.split(words.partition("`")[0]))
 
 
 def test_the_table_of_networks_is_the_measured_one():

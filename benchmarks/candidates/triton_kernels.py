@@ -17,7 +17,8 @@ def multiply_spectra_kernel(first: Tensor, second: Tensor, conjugate: bool, summ
     summands = samples if summed else 1
     strides = [0 if len(factor) == 1 else 2 * parts for factor in (first, second)]
     grid = triton.cdiv(parts, BLOCK), len(out)
-    _multiply_spectra[grid](first, second, out, parts, width, *strides, summands, CONJUGATE=conjugate, BLOCK=BLOCK)
+    with torch.cuda.device_of(out):
+        _multiply_spectra[grid](first, second, out, parts, width, *strides, summands, CONJUGATE=conjugate, BLOCK=BLOCK)
     return out
 
 
@@ -63,7 +64,9 @@ def correlate(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty_like(x)
     rows = sides[0] * sides[1]
     grid = triton.cdiv(rows, ROWS), samples * channels
-    _correlate[grid](x, weight, out, channels, *sides, *weight.shape[2:], ROWS=ROWS, WIDTH=_tile_width(sides[2]))
+    constants = {"ROWS": ROWS, "WIDTH": _tile_width(sides[2])}
+    with torch.cuda.device_of(x):
+        _correlate[grid](x, weight, out, channels, *sides, *weight.shape[2:], **constants)
     return out
 
 
@@ -72,9 +75,9 @@ def correlate_for_kernel(x: Tensor, grad: Tensor, kernel: tuple[int, int, int]) 
     samples, channels, *sides = x.shape
     out = torch.empty((channels, 1, *kernel), device=x.device)
     grid = kernel[0] * kernel[1], channels
-    _correlate_for_kernel[grid](
-        x, grad, out, samples, channels, *sides, *kernel, ROWS=ROWS, WIDTH=_tile_width(sides[2])
-    )
+    constants = {"ROWS": ROWS, "WIDTH": _tile_width(sides[2])}
+    with torch.cuda.device_of(x):
+        _correlate_for_kernel[grid](x, grad, out, samples, channels, *sides, *kernel, **constants)
     return out
 
 

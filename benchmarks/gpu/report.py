@@ -3,8 +3,9 @@
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.gpu.bench import read_results
+from benchmarks.gpu.bench import read_results, results_path
 from benchmarks.report import name_machine
 
 MOST_LINES, MOST_COLUMNS = 60, 160
@@ -19,12 +20,16 @@ def table(names: Sequence[str], folder: Path, kind: str) -> list[str]:
         kind: of device, "cuda" or "cpu".
     """
     found = {name: results for name in names if (results := read_results(folder, name, kind))}
-    lines = [name_machine(results) for results in list(found.values())[:1]]
-    for name, results in found.items():
-        took = f", {results['took_s']:.0f} s" if "took_s" in results else ""
-        reason = f": {results['reason']}" if results.get("reason") else ""
-        lines.append(f"-- {name}{took}{reason}")
-        lines += importlib.import_module(f"benchmarks.gpu.steps.{name}").lines(results)
-    if len(lines) > MOST_LINES:
-        lines = [*lines[: MOST_LINES - 1], f"... {len(lines) - MOST_LINES + 1} lines more: {folder}/*_{kind}.json"]
-    return [line[:MOST_COLUMNS] for line in lines]
+    sections = {name: section(name, results) for name, results in found.items()}
+    while sum(map(len, sections.values())) >= MOST_LINES:
+        longest = max(sections, key=lambda name: len(sections[name]))
+        sections[longest][-2:] = [f"... {results_path(folder, longest, kind)} has the rest"]
+    machine = [name_machine(results) for results in list(found.values())[:1]]
+    return [line[:MOST_COLUMNS] for line in [*machine, *(line for lines in sections.values() for line in lines)]]
+
+
+def section(name: str, results: dict[str, Any]) -> list[str]:
+    """The lines of one step: its name, seconds and, if it did not end by itself, the reason; then what it found."""
+    took = f", {results['took_s']:.0f} s" if "took_s" in results else ""
+    reason = f": {results['reason']}" if results.get("reason") else ""
+    return [f"-- {name}{took}{reason}", *importlib.import_module(f"benchmarks.gpu.steps.{name}").lines(results)]

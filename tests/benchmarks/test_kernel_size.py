@@ -1,4 +1,4 @@
-"""The benchmark of kernels and crops measures each point once, keeps what it has, and leaves out what takes too long."""
+"""The benchmark of kernels and crops measures each point once, keeps it, and leaves out what takes too long."""
 
 import json
 

@@ -61,14 +61,16 @@ class Problem:
 
 
 def methods(precision: str) -> dict[str, Convolve]:
-    """Every way to compute in a precision, from x of that type and a float32 kernel."""
-    ways: dict[str, Convolve] = {"native": native, "fft": fft}
-    if precision == "bf16":
-        ways |= {f"dft {name}": _in(dft.dft_matmul, dtype) for name, dtype in HALVES.items()}
-        ways |= {f"gemm {name}": _in(implicit_gemm, dtype) for name, dtype in HALVES.items()}
-    else:
-        ways |= {"dft tf32": _in(dft.dft_matmul, torch.float32), "gemm tf32": _in(implicit_gemm, torch.float32)}
-    return ways
+    """The ways to compute in a precision, from x of that type and a float32 kernel."""
+    halves = {f"dft {name}": _in(dft.dft_matmul, dtype) for name, dtype in HALVES.items()}
+    single = {"dft tf32": _in(dft.dft_matmul, torch.float32)}
+    return {"native": native, "fft": fft, **(halves if precision == "bf16" else single)}
+
+
+def triton_methods(precision: str) -> dict[str, Convolve]:
+    """Those of Triton's."""
+    halves = {f"gemm {name}": _in(implicit_gemm, dtype) for name, dtype in HALVES.items()}
+    return halves if precision == "bf16" else {"gemm tf32": _in(implicit_gemm, torch.float32)}
 
 
 def native(x: Tensor, weight: Tensor) -> Tensor:
@@ -87,15 +89,24 @@ def _in(convolve: Callable[[Tensor, Tensor, torch.dtype], Tensor], dtype: torch.
 
 def measure(bench: Bench) -> None:
     """A row a problem and method, and the constants of ``choose_method``."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32"  # of the candidates' float32 products, in this process
+    torch.backends.cuda.matmul.allow_tf32 = True  # of the candidates' float32 products, in this process
     copy_rate, _ = find_ceilings(bench)
     bench.note(copy_rate=copy_rate)
     kernel_size, stages = (REDUCED_KERNEL_SIZE, REDUCED_STAGES) if bench.reduced else (KERNEL_SIZE, STAGES)
-    for samples, precision in ((2, "bf16"), (2, "float32"), (1, "bf16"), (1, "float32")):
-        for channels, side in stages:
-            measure_problem(bench, Problem(samples, channels, side, kernel_size, precision), copy_rate)
-        if samples == 2 and precision == "bf16":
-            fit(bench, stages, REDUCED_SIDES if bench.reduced else FITTED_SIDES)
+    problems = [
+        Problem(samples, channels, side, kernel_size, precision)
+        for samples, precision in ((2, "bf16"), (2, "float32"), (1, "bf16"), (1, "float32"))
+        for channels, side in stages
+    ]
+    bench.note(floors=[floors(problem, copy_rate) for problem in problems])
+    for problem in problems[: len(stages)]:
+        measure_problem(bench, problem, methods(problem.precision))
+    fit(bench, stages, REDUCED_SIDES if bench.reduced else FITTED_SIDES)
+    for problem in problems[len(stages) :]:
+        measure_problem(bench, problem, methods(problem.precision))
+    if bench.device.type == "cuda":  # Triton has no code for CPUs; tests interpret it
+        for problem in problems:  # last: a kernel that goes astray would take the rest of this process with it
+            measure_problem(bench, problem, triton_methods(problem.precision))
     bench.note(totals=totals(bench.results["rows"], len(stages)))
     if ours := [total for total in bench.results["totals"] if all(total[key] == OURS[key] for key in OURS)]:
         seconds = sum(ours[0][name] for name in ("forward", "backward"))
@@ -103,15 +114,12 @@ def measure(bench: Bench) -> None:
         bench.note(fft_over_floor=seconds / (floor["forward"] + floor["backward"]))
 
 
-def measure_problem(bench: Bench, problem: Problem, copy_rate: float) -> None:
-    """A row a method: seconds, errors and floors of each pass."""
+def measure_problem(bench: Bench, problem: Problem, ways: dict[str, Convolve]) -> None:
+    """A row a method: seconds and errors of each pass."""
     expected = all_passes(fft, [tensor.double() for tensor in problem.inputs(bench.device)])
-    for method, convolve in methods(problem.precision).items():
-        if method.startswith("gemm") and bench.device.type != "cuda":
-            continue  # Triton has no code for CPUs; tests interpret it
+    for method, convolve in ways.items():
         row = {**asdict(problem), "method": method}
         bench.attempt(row, lambda convolve=convolve: measure_method(bench, problem, convolve, expected), least_s=3)  # type: ignore[misc]
-    bench.note(floors=[*bench.results.get("floors", []), floors(problem, copy_rate)])
 
 
 def measure_method(bench: Bench, problem: Problem, convolve: Convolve, expected: Sequence[Tensor]) -> dict[str, Any]:

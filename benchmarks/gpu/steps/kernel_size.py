@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks import kernel_size
-from benchmarks.gpu.bench import LEFT_OUT, Bench
+from benchmarks.gpu.bench import LEFT_OUT, Bench, describe_failure
 from benchmarks.measure import measure_step
 
 BATCH = 2
@@ -22,7 +22,10 @@ def measure(bench: Bench) -> None:
     def measure_point(point: kernel_size.Point) -> dict[str, Any]:
         if bench.seconds_left() < LEAST_S:
             return {**kernel_size.UNMEASURED, "reason": LEFT_OUT}
-        return measure_step(kernel_size.make_step(point, bench.device, BATCH, feat_size), REPEATS, POINT_S)
+        try:
+            return measure_step(kernel_size.make_step(point, bench.device, BATCH, feat_size), REPEATS, POINT_S)
+        except Exception as error:
+            return {**kernel_size.UNMEASURED, "reason": describe_failure(error)}
 
     grid = REDUCED_GRID if bench.reduced else (kernel_size.KERNEL_SIZES, kernel_size.CROPS, kernel_size.CROP)
     todo = kernel_size.points(*grid)

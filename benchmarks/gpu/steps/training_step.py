@@ -16,7 +16,6 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.ceilings import find_ceilings
 from benchmarks.gpu.steps.convolution import Problem, time_passes
 from benchmarks.measure import Step, measure_step, prepare
-from benchmarks.report import format_table
 from engine.checkpoints import NetworkConfig
 from engine.devices import choose_precision
 from networks.base import InputSizes
@@ -31,7 +30,8 @@ LARGE, SMALL, PUBLISHED = "large kernel", "kernel 3", "published recipe"
 REPEATS = 5
 LIMIT_S = 5.0  # of the runs of a variant; the published recipe's may be long
 EAGER_S, COMPILED_S = 8, 45  # left, or a variant is not begun
-TOP_KERNELS = 10
+TOP_KERNELS, SHOWN_KERNELS = 10, 3
+A_LINE = 2  # variants in the table
 OPERATIONS = 2 * 3  # a multiply-add is two; the backward pass is twice the forward
 Variant = tuple[Step, AbstractContextManager[None]]
 
@@ -76,8 +76,8 @@ def variants(bench: Bench) -> dict[str, Variant]:
             found[f"{LARGE}, cuDNN benchmark"] = large, cudnn_benchmark()
             single = replace(large, precision=None)
             found[f"{LARGE}, float32 as PyTorch has it"] = single, nullcontext()
-            found[f"{LARGE}, float32, TF32 everywhere"] = single, float32_as("tf32")
-            found[f"{LARGE}, float32, TF32 nowhere"] = single, float32_as("ieee")
+            found[f"{LARGE}, float32, TF32 everywhere"] = single, tf32(True)
+            found[f"{LARGE}, float32, TF32 nowhere"] = single, tf32(False)
     return found
 
 
@@ -92,17 +92,20 @@ def cudnn_benchmark() -> Iterator[None]:
 
 
 @contextmanager
-def float32_as(precision: str) -> Iterator[None]:
-    """Matrix products and convolutions of float32 numbers in "tf32" or as "ieee" has them."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = precision
+def tf32(allowed: bool) -> Iterator[None]:
+    """Matrix products and convolutions of float32 numbers as TF32, or not.
+
+    By PyTorch's older switches, which set the newer ones as well: code that reads either agrees.
+    """
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
         yield
     finally:
         for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+            backend.allow_tf32 = value
 
 
 def least(step: Step) -> float:
@@ -183,21 +186,19 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """A line a variant that was measured, then the ratios and the costliest kernels."""
-    rows = [
-        [row["name"], row["autocast"], f"{1e3 * row['step_s']:.1f}", f"{row['peak_bytes'] / 1e9:.1f}", share(row)]
-        for row in results["rows"]
-        if row["reason"] is None
+    """What was measured, several variants a line, then the ratios and the costliest kernels."""
+    measured = [row for row in results["rows"] if row["reason"] is None]
+    cells = [
+        f"{row['name']} {1e3 * row['step_s']:.1f} ms {row['peak_bytes'] / 1e9:.1f} GB {row['matrix_share']:.0%}"
+        for row in measured
     ]
-    if not rows:
-        return []
-    missing = [f"{row['name']}: {row['reason']}"[:120] for row in results["rows"] if row["reason"]]
-    table = format_table(["step", "autocast", "ms", "peak GB", "of bf16 rate"], rows).splitlines()
+    told = ["ms a step, peak memory, share of the bf16 matrix rate:"] if cells else []
+    told += ["; ".join(cells[start : start + A_LINE]) for start in range(0, len(cells), A_LINE)]
+    if missing := [f"{row['name']}: {row['reason']}" for row in results["rows"] if row["reason"] is not None]:
+        told.append(f"{len(missing)} not measured, the first {missing[0]}")
     names = ("large_over_small", "published_over_large", "convolutions_share")
-    told = ", ".join(f"{name.replace('_', ' ')} {results[name]:.3g}" for name in names if name in results)
-    kernels = [f"{kernel['share']:.0%} {kernel['kernel'][:70]}" for kernel in results.get("profile", [])[:3]]
-    return [*table, *missing[:2], told, *kernels]
-
-
-def share(row: dict[str, Any]) -> str:
-    return f"{row['matrix_share']:.0%}"
+    told.append(", ".join(f"{name.replace('_', ' ')} {results[name]:.3g}" for name in names if name in results))
+    kernels = [
+        f"{kernel['share']:.0%} {kernel['kernel'][:70]}" for kernel in results.get("profile", [])[:SHOWN_KERNELS]
+    ]
+    return [*told, *kernels]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -163,15 +164,16 @@ def test_results_are_not_overwritten(tmp_path, capsys):
     assert run(command.main, command.parse_args([*words, "--steps", "accuracy"])) == 0
 
 
-def test_the_table_of_many_rows_is_cut_and_says_where_the_rest_is(bench):
-    for _ in range(100):
-        bench.record(
-            **{"name": "a variant" * 30, "autocast": "off", "step_s": 1.0, "peak_bytes": 10**9, "reason": None},
-            matrix_share=0.5,
-        )
-    results_path(bench.output, "machine", "cpu").rename(results_path(bench.output, "training_step", "cpu"))
-    lines = table(["training_step"], bench.output, "cpu")
+def test_a_table_of_many_rows_is_cut_and_says_where_the_rest_is(bench):
+    variant = {"name": "a variant" * 30, "autocast": "off", "step_s": 1.0, "peak_bytes": 10**9, "matrix_share": 0.5}
+    network = {"network": "REP3D", "step_s": 1.0, "peak_bytes": 10**9}
+    for step, row in (("training_step", variant), ("networks", network)):
+        one = replace(bench, step=step)
+        for _ in range(200):
+            one.record(**row, reason=None)
+    lines = table(["training_step", "networks"], bench.output, "cpu")
     assert len(lines) == MOST_LINES
-    assert lines[-1].startswith("... ")
-    assert str(bench.output) in lines[-1]
     assert max(map(len, lines)) <= MOST_COLUMNS
+    for step in ("training_step", "networks"):
+        assert f"-- {step}" in lines
+        assert f"... {results_path(bench.output, step, 'cpu')} has the rest"[:MOST_COLUMNS] in lines

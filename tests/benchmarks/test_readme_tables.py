@@ -1,0 +1,74 @@
+"""The tables take each card's results, with its name, and say what nobody measured."""
+
+import json
+
+import pytest
+
+from benchmarks import readme
+
+MACHINE = {"cpu": "a CPU", "threads": 16, "torch": "2.11.0", "date": "2026-12-01", "reduced": False}
+STEPS = {
+    "machine": {
+        "copy_rate": 3e12,
+        "matrix_rate": 8e14,
+        "python": "3.12",
+        "versions": {"torch": "2.11.0", "triton": None},
+    },
+    "training_step": {
+        "large_over_small": 1.07,
+        "rows": [
+            {"name": "large kernel", "autocast": "bfloat16", "step_s": 0.04, "peak_bytes": 10**10, "matrix_share": 0.21}
+            | {"reason": None}
+        ],
+    },
+    "training_run": {"rows": [{"num_workers": 2, "reason": "main_train.py ended with status 2"}]},
+}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder of results that holds the CPU's and two cards'."""
+    for path in readme.RESULTS.glob("*_cpu.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    for folder, card in (("h100", "NVIDIA H100 80GB HBM3"), ("h200", "NVIDIA H200")):
+        (tmp_path / folder).mkdir()
+        for step, found in STEPS.items():
+            content = {"device": card, **MACHINE, "step": step, "rows": [], **found}
+            (tmp_path / folder / f"{step}_cuda.json").write_text(json.dumps(content))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_each_card_has_a_column(results):
+    header, _, *rows = readme.claims_table(readme.read_cards())
+    assert cells(header) == ["ratio", "target", "CPU", "NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    found = {cells(row)[0]: cells(row)[3] for row in rows}
+    assert found["training step, kernel 21³ over kernel 3³"] == "1.07"
+    assert found["training step, share of the measured bf16 matrix rate"] == "21%"
+    assert found["training step, published recipe over ours"] == "not measured"  # a step that came to an end before
+    assert found["`main_train.py`, share of the time that it waits for data"] == "not measured"  # a row that failed
+    assert found["the same over the time that their own passes over memory take"] == "not measured"  # no such step
+    assert found["prediction without the network, published way over ours"] == ""  # about CPUs
+    assert any(
+        "NVIDIA H200, 16 CPU threads, torch 2.11.0, 2026-12-01" in line for line in readme.machines(readme.read_cards())
+    )
+
+
+def test_each_card_has_a_table_of_its_own(results):
+    section = readme.cards_section(readme.read_cards())
+    assert section.count("```text") == 2
+    assert "### NVIDIA H200" in section
+    assert "3.00 TB/s copied, 800.0 TFLOP/s in bf16" in section
+    assert "2 workers: main_train.py ended with status 2" in section
+
+
+def test_without_a_card_nothing_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.read_cards() == {}
+    assert cells(readme.claims_table({})[0]) == ["ratio", "target", "CPU", "GPU"]
+    assert cells(readme.claims_table({})[2])[2:] == ["not measured", "not measured"]
+    assert "nothing is measured" in readme.cards_section({})
