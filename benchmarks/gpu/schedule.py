@@ -33,14 +33,14 @@ class Plan:
 
 
 STEPS = {
-    "machine": Plan(share=15, rehearsal=30),
-    "correctness": Plan(share=100, rehearsal=90),
-    "convolution": Plan(share=65, rehearsal=25),
-    "training_step": Plan(share=75, rehearsal=70),
-    "networks": Plan(share=60, rehearsal=50),
-    "kernel_size": Plan(share=40, rehearsal=45),
+    "machine": Plan(share=12, rehearsal=30),
+    "correctness": Plan(share=80, rehearsal=90),
+    "convolution": Plan(share=60, rehearsal=25),
+    "training_step": Plan(share=110, rehearsal=70),
+    "networks": Plan(share=45, rehearsal=50),
+    "kernel_size": Plan(share=35, rehearsal=45),
     "training_run": Plan(share=35, rehearsal=60),
-    "prediction": Plan(share=30, rehearsal=60),
+    "prediction": Plan(share=43, rehearsal=60),
     "accuracy": Plan(share=60, rehearsal=70),
 }
 

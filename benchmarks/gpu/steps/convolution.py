@@ -26,7 +26,6 @@ PASSES = ("forward", "dx", "dw", "backward")  # backward: dx and dw together
 KERNEL_SIZE, STAGES = 21, ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
 FITTED_SIDES = (3, 5, 7, 9, 11, 15, 21)  # kernels that the choice between direct and FFT is fitted to
 REDUCED_KERNEL_SIZE, REDUCED_STAGES, REDUCED_SIDES = 5, ((3, 6), (4, 4)), (3, 5)
-OURS = {"samples": 2, "precision": "bf16", "method": "fft"}  # what a training step under autocast does
 FFT_NUMBER_BYTES = 4  # float32 whatever the input's type
 TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,11 +106,6 @@ def measure(bench: Bench) -> None:
     if bench.device.type == "cuda":  # Triton has no code for CPUs; tests interpret it
         for problem in problems:  # last: a kernel that goes astray would take the rest of this process with it
             measure_problem(bench, problem, triton_methods(problem.precision))
-    bench.note(totals=totals(bench.results["rows"], len(stages)))
-    if ours := [total for total in bench.results["totals"] if all(total[key] == OURS[key] for key in OURS)]:
-        seconds = sum(ours[0][name] for name in ("forward", "backward"))
-        floor = floors_total(bench.results, 2, "bf16", "fft")
-        bench.note(fft_over_floor=seconds / (floor["forward"] + floor["backward"]))
 
 
 def measure_problem(bench: Bench, problem: Problem, ways: dict[str, Convolve]) -> None:
@@ -199,65 +193,79 @@ def fit(bench: Bench, stages: Sequence[tuple[int, int]], sides: Sequence[int]) -
     for channels, side in stages:
         for kernel_size in sides:
             problem = Problem(2, channels, side, kernel_size, "bf16")
-            if bench.seconds_left() > 3:
-                compare(bench, problem, comparisons)
-    costs = {name: fit_costs(found) for name, found in comparisons.items()}
-    bench.note(
-        comparisons={name: [asdict(each) for each in found] for name, found in comparisons.items()},
-        costs={name: asdict(each) for name, each in costs.items()},
-        ready_to_paste=ready_to_paste(costs),
-    )
+            row = {**asdict(problem), "method": "native and fft"}
+            bench.attempt(row, lambda problem=problem: compare(bench, problem, comparisons), least_s=3)  # type: ignore[misc]
+    if all(comparisons.values()):
+        costs = {name: fit_costs(found) for name, found in comparisons.items()}
+        bench.note(costs={name: asdict(each) for name, each in costs.items()}, ready_to_paste=ready_to_paste(costs))
 
 
-def compare(bench: Bench, problem: Problem, comparisons: dict[str, list[Comparison]]) -> None:
-    """Add what both methods take for the passes of one problem."""
+def compare(bench: Bench, problem: Problem, comparisons: dict[str, list[Comparison]]) -> dict[str, Any]:
+    """Seconds of both methods for the passes of one problem, which are added to the comparisons."""
     names = tuple(comparisons)
     by_native, by_fft = (time_passes(bench, problem, convolve, names) for convolve in (native, fft))
     points = math.prod(fft_lengths(problem))
-    volumes, multiply_adds = problem.samples * problem.channels, problem.side**3 * problem.taps**3
+    work = problem.side**3 * problem.taps**3, points * math.log2(points + 1)
     for name, found in comparisons.items():
-        work = multiply_adds, points * math.log2(points + 1)
-        found.append(Comparison(volumes, *work, by_native[name], by_fft[name]))
+        found.append(Comparison(problem.samples * problem.channels, *work, by_native[name], by_fft[name]))
+    return {"seconds": {"native": by_native, "fft": by_fft}}
 
 
-def totals(rows: Sequence[dict[str, Any]], stages: int) -> list[dict[str, Any]]:
-    """Seconds of each method over the stages, two convolutions a stage as in the network, where all were measured."""
-    groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["reason"] is None:
-            groups.setdefault((row["samples"], row["precision"], row["method"]), []).append(row)
-    return [
-        {
-            **dict(zip(("samples", "precision", "method"), key, strict=True)),
-            **{name: 2 * sum(row["seconds"][name] for row in found) for name in PASSES},
-            "worst_error": max(error for row in found for error in row["errors"].values()),
-        }
-        for key, found in groups.items()
-        if len(found) == stages
-    ]
+def totals(results: dict[str, Any], samples: int, precision: str) -> dict[str, dict[str, float]]:
+    """Seconds of each pass of the eight convolutions, two a stage, by method that was measured at every stage."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        if (row["samples"], row["precision"], row["reason"]) == (samples, precision, None) and "errors" in row:
+            found.setdefault(row["method"], []).append(row)
+    stages = len(select_floors(results, samples, precision))
+    return {
+        method: {name: 2 * sum(row["seconds"][name] for row in rows) for name in PASSES}
+        for method, rows in found.items()
+        if len(rows) == stages
+    }
 
 
-def floors_total(results: dict[str, Any], samples: int, precision: str, name: str) -> dict[str, float]:
+def worst_error(results: dict[str, Any], precision: str, method: str) -> float:
+    """The largest relative error that a method made anywhere."""
+    rows = [row for row in results["rows"] if (row["precision"], row["method"]) == (precision, method)]
+    return max(error for row in rows for error in row.get("errors", {}).values())
+
+
+def select_floors(results: dict[str, Any], samples: int, precision: str) -> list[dict[str, Any]]:
+    return [floor for floor in results["floors"] if (floor["samples"], floor["precision"]) == (samples, precision)]
+
+
+def floor_totals(results: dict[str, Any], samples: int, precision: str, name: str) -> dict[str, float]:
     """Seconds of a floor over the eight convolutions, by pass."""
-    found = [floor for floor in results["floors"] if (floor["samples"], floor["precision"]) == (samples, precision)]
+    found = select_floors(results, samples, precision)
     return {key: 2 * sum(floor[name][key] for floor in found) for key in PASSES}
+
+
+def fft_over_floor(results: dict[str, Any]) -> float:
+    """Of all passes of the eight convolutions of two crops under autocast: what the FFT path takes over its own floor.
+
+    Raises:
+        KeyError: they were not measured.
+    """
+    measured, floor = totals(results, 2, "bf16")["fft"], floor_totals(results, 2, "bf16", "fft")
+    return sum(measured[name] for name in ("forward", "backward")) / sum(
+        floor[name] for name in ("forward", "backward")
+    )
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """The eight convolutions of two crops by method, beside their floors, and the constants."""
+    rows = []
+    for precision in TYPES if "floors" in results else ():
+        for method, seconds in totals(results, 2, precision).items():
+            error = worst_error(results, precision, method)
+            rows.append([precision, method, *milliseconds(seconds), f"{error:.0e}"])
+        for name in ("tensors", "fft", "dft"):
+            seconds = floor_totals(results, 2, precision, name)
+            rows.append([precision, f"floor, {name}", *milliseconds(seconds), ""])
+    header = ["", "method", *(f"{name} ms" for name in PASSES), "error"]
+    return [*(format_table(header, rows).splitlines() if rows else []), *results.get("ready_to_paste", [])]
 
 
 def milliseconds(seconds: dict[str, float]) -> list[str]:
     return [f"{1e3 * seconds[name]:.3f}" for name in PASSES]
-
-
-def lines(results: dict[str, Any]) -> list[str]:
-    """The eight convolutions of two crops by method, and the constants."""
-    rows = [
-        [total["precision"], total["method"], *milliseconds(total), f"{total['worst_error']:.0e}"]
-        for total in results.get("totals", [])
-        if total["samples"] == 2
-    ]
-    if not rows:
-        return []
-    for precision in TYPES:
-        for name in ("tensors", "fft", "dft"):
-            rows.append([precision, f"floor, {name}", *milliseconds(floors_total(results, 2, precision, name)), ""])
-    table = format_table(["", "method", *(f"{name} ms" for name in PASSES), "error"], rows).splitlines()
-    return [*table, *results.get("ready_to_paste", [])]

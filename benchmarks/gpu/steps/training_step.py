@@ -27,6 +27,11 @@ ROI_SIZE, FEAT_SIZE, KERNEL_SIZE = (96, 96, 96), (48, 96, 192, 384), 21
 REDUCED_ROI_SIZE, REDUCED_FEAT_SIZE, REDUCED_KERNEL_SIZE = (32, 32, 32), (4, 4, 4, 4), 5
 SMALL_KERNEL = 3
 LARGE, SMALL, PUBLISHED = "large kernel", "kernel 3", "published recipe"
+# The rest of them answers less.
+FIRST = (
+    *(LARGE, SMALL, PUBLISHED, f"{LARGE}, channels last", f"{LARGE}, cuDNN benchmark", f"{LARGE}, compiled"),
+    *(f"{LARGE}, compiled, channels last", f"{LARGE}, checkpointing"),
+)
 REPEATS = 5
 LIMIT_S = 5.0  # of the runs of a variant; the published recipe's may be long
 EAGER_S, COMPILED_S = 8, 45  # left, or a variant is not begun
@@ -52,7 +57,6 @@ def measure(bench: Bench) -> None:
         if name == SMALL:  # before the rarer variants, which may take the rest of the time
             profile(bench, large)
             bench.note(large_convolutions_s=time_large_convolutions(bench, large))
-    bench.note(**ratios(bench.results))
 
 
 def variants(bench: Bench) -> dict[str, Variant]:
@@ -64,21 +68,21 @@ def variants(bench: Bench) -> dict[str, Variant]:
     precision = choose_precision("auto", bench.device, roi_size, InputSizes(16))
     large = Step(config, BATCH, bench.device, precision, channels_last=False)
     small = replace(large, config=replace(config, overrides={**config.overrides, "kernel_size": SMALL_KERNEL}))
-    found: dict[str, Variant] = {}
+    single = replace(large, precision=None)
+    found: dict[str, Variant] = {
+        PUBLISHED: (replace(single, published=True), nullcontext()),
+        f"{LARGE}, cuDNN benchmark": (large, cudnn_benchmark()),
+        f"{LARGE}, float32 as PyTorch has it": (single, nullcontext()),
+        f"{LARGE}, float32, TF32 everywhere": (single, tf32(True)),
+        f"{LARGE}, float32, TF32 nowhere": (single, tf32(False)),
+    }
     for compiled, checkpointing, channels_last in itertools.product((False, True), repeat=3):
+        levers = {"compiled": compiled, "checkpointing": checkpointing, "channels last": channels_last}
         for name, step in ((LARGE, large), (SMALL, small)):
-            levers = {"compiled": compiled, "checkpointing": checkpointing, "channels last": channels_last}
             full_name = ", ".join([name, *(lever for lever, on in levers.items() if on)])
             variant = replace(step, compiled=compiled, checkpointing=checkpointing, channels_last=channels_last)
             found[full_name] = variant, nullcontext()
-        if not (compiled or checkpointing or channels_last):
-            found[PUBLISHED] = replace(large, precision=None, published=True), nullcontext()
-            found[f"{LARGE}, cuDNN benchmark"] = large, cudnn_benchmark()
-            single = replace(large, precision=None)
-            found[f"{LARGE}, float32 as PyTorch has it"] = single, nullcontext()
-            found[f"{LARGE}, float32, TF32 everywhere"] = single, tf32(True)
-            found[f"{LARGE}, float32, TF32 nowhere"] = single, tf32(False)
-    return found
+    return {name: found[name] for name in dict.fromkeys([*FIRST, *found])}
 
 
 @contextmanager
@@ -197,7 +201,8 @@ def lines(results: dict[str, Any]) -> list[str]:
     if missing := [f"{row['name']}: {row['reason']}" for row in results["rows"] if row["reason"] is not None]:
         told.append(f"{len(missing)} not measured, the first {missing[0]}")
     names = ("large_over_small", "published_over_large", "convolutions_share")
-    told.append(", ".join(f"{name.replace('_', ' ')} {results[name]:.3g}" for name in names if name in results))
+    found = ratios(results)
+    told.append(", ".join(f"{name.replace('_', ' ')} {found[name]:.3g}" for name in names if name in found))
     kernels = [
         f"{kernel['share']:.0%} {kernel['kernel'][:70]}" for kernel in results.get("profile", [])[:SHOWN_KERNELS]
     ]

@@ -1,0 +1,75 @@
+"""A step is measured in this process as in one of its own, and leaves the process as it was."""
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.measure import Step, measure_step, native_convolutions
+from engine.checkpoints import NetworkConfig
+from networks.large_kernel_conv import DIRECT_COST, choose_method
+
+
+def make_step(roi_size=(32, 32, 32), **options):
+    config = NetworkConfig("REP3D", 1, 3, roi_size, {"feat_size": (4, 4, 4, 4), "kernel_size": 5})
+    return Step(config, 1, torch.device("cpu"), None, **options)
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_the_first_of_several_runs_does_not_count(own_process):
+    found = measure_step(make_step(), 2, own_process=own_process)
+    assert found["reason"] is None
+    assert len(found["steps_s"]) == 2
+    assert min(found["steps_s"]) <= found["step_s"] <= max(found["steps_s"])
+    assert found["peak_bytes"] > 1e8
+
+
+def test_a_long_step_runs_once_and_counts(monkeypatch):
+    runs = iter([(3.0, 10), (1.0, 10), (1.0, 20)])
+    monkeypatch.setattr(measure, "timed_step", lambda _: lambda: next(runs))
+    assert measure_step(make_step(), 5, limit_s=2) == {
+        "step_s": 3.0,
+        "steps_s": [3.0],
+        "peak_bytes": 10,
+        "reason": None,
+    }
+    found = measure_step(make_step(), 5, limit_s=1.5)
+    assert (found["steps_s"], found["peak_bytes"]) == ([1.0], 20)
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_a_step_without_memory_says_so(own_process):
+    huge = make_step(roi_size=(16 * 2**12,) * 3)  # a petabyte
+    found = measure_step(huge, 1, own_process=own_process)
+    assert found["reason"].startswith("out of memory")
+    assert {found[name] for name in ("step_s", "steps_s", "peak_bytes")} == {None}
+
+
+def test_what_is_wrong_with_a_step_is_raised(monkeypatch):
+    def broken(_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(measure, "timed_step", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        measure_step(make_step(), 1)
+
+
+def test_native_convolutions_last_as_long_as_the_block():
+    costs = dict(DIRECT_COST)
+    x, weight = torch.empty(1, 48, 48, 48, 48, device="meta"), torch.empty(48, 1, 21, 21, 21, device="meta")
+    assert choose_method(x, weight, "backward") == "fft"
+    with native_convolutions():
+        assert choose_method(x, weight, "backward") == choose_method(x, weight, "forward") == "direct"
+    assert costs == DIRECT_COST
+
+
+@pytest.mark.parametrize("channels_last", [None, True, False])
+def test_a_step_has_the_layout_that_is_asked_for(channels_last, monkeypatch):
+    placed = []
+    place = measure.place
+    monkeypatch.setattr(measure, "place", lambda *arguments: placed.append(place(*arguments)) or placed[-1])
+    measure.prepare(make_step(channels_last=channels_last))()
+    kernels = [parameter for parameter in placed[0].parameters() if parameter.dim() == 5]
+    kernels = [kernel for kernel in kernels if min(kernel.shape[1:3]) > 1]  # the others have one layout
+    assert kernels
+    for kernel in kernels:
+        assert kernel.is_contiguous(memory_format=torch.channels_last_3d) == (channels_last is not False)
