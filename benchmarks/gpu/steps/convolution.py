@@ -248,9 +248,7 @@ def fft_over_floor(results: dict[str, Any]) -> float:
         KeyError: they were not measured.
     """
     measured, floor = totals(results, 2, "bf16")["fft"], floor_totals(results, 2, "bf16", "fft")
-    return sum(measured[name] for name in ("forward", "backward")) / sum(
-        floor[name] for name in ("forward", "backward")
-    )
+    return (measured["forward"] + measured["backward"]) / (floor["forward"] + floor["backward"])
 
 
 def lines(results: dict[str, Any]) -> list[str]:
