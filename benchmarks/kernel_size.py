@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.measure import Step, measure_step
+from benchmarks.measure import UNMEASURED, Step, measure_step
 from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.arguments import number, odd
 from engine.checkpoints import NetworkConfig
@@ -39,8 +39,7 @@ STYLES = {
     "native": {"label": "published recipe (PyTorch's convolution, float32)", "color": "tab:red"},
     "here": {"label": "here", "color": "tab:blue"},
 }
-UNMEASURED: dict[str, Any] = {"step_s": None, "steps_s": None, "peak_bytes": None}
-SECONDS_A_POINT = 60  # more runs than the first fit into as many
+LONG_S = 60  # a first run of so many seconds counts, and is the only one
 Point = tuple[str, int, int]  # way, kernel's side, crop's side
 
 
@@ -60,14 +59,14 @@ def make_step(point: Point, device: torch.device, batch_size: int, feat_size: Se
 
 
 def expected_seconds(point: Point, rows: Sequence[dict[str, Any]]) -> float:
-    """A guess from the costliest smaller point of its way: crops and native kernels cost what they have voxels."""
+    """A guess from the smaller points of its way: crops and native kernels cost what they have voxels."""
     way, kernel_size, crop = point
     guesses = [0.0]
     for row in rows:
         if row["way"] == way and row["step_s"] and row["kernel_size"] <= kernel_size and row["crop"] <= crop:
             taps = (kernel_size / row["kernel_size"]) ** 3 if WAYS[way] and row["kernel_size"] > 7 else 1
             guesses.append(row["step_s"] * taps * (crop / row["crop"]) ** 3)
-    return guesses[-1]
+    return max(guesses)
 
 
 def measure(
@@ -76,7 +75,7 @@ def measure(
     measure_point: Callable[[Point], dict[str, Any]],
     limit_s: float,
 ) -> Iterator[dict[str, Any]]:
-    """A row a point that ``rows`` have not, each the moment it is known.
+    """Yield a row for each point that ``rows`` lack, the moment it is known.
 
     Args:
         todo: points, the cheaper before the dearer.
@@ -100,13 +99,14 @@ def measure(
 
 
 def draw(machines: Sequence[dict[str, Any]]) -> Figure:
-    """Seconds of a step over the kernel's side and over the crop's, a row of two panels for each machine's results."""
+    """Draw seconds per step over the kernel's side and over the crop's, two panels for each machine's results."""
     figure = Figure(figsize=(10, 4.2 * len(machines)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(machines), 2, squeeze=False, sharey="row")
     for results, (left, right) in zip(machines, panels, strict=True):
         draw_panel(left, results["rows"], "kernel_size", {"crop": CROP})
         draw_panel(right, results["rows"], "crop", {"kernel_size": KERNEL_SIZE})
+        left.legend(frameon=False, fontsize=9)
         left.set(xlabel="side of the kernel, voxels", ylabel="training step, seconds")
         right.set(xlabel=f"side of the crop, voxels (kernel {KERNEL_SIZE}³)")
         title = f"{results['device']}, batch {results['batch_size']}"
@@ -115,7 +115,7 @@ def draw(machines: Sequence[dict[str, Any]]) -> Figure:
 
 
 def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, fixed: dict[str, int]) -> None:
-    """A line a way through the points that differ in ``name`` alone, with the last one's seconds beside it."""
+    """Draw one line per way through the points that differ in ``name`` alone, the last one's seconds beside it."""
     for way, style in STYLES.items():
         found = [row for row in rows if row["way"] == way and row["step_s"] and fixed.items() <= row.items()]
         found.sort(key=lambda row: row[name])
@@ -125,13 +125,12 @@ def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, fixed: dic
             axes.annotate(f"{value:.3g} s", (side, value), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set_yscale("log")
     axes.set_xticks(sorted({row[name] for row in rows if fixed.items() <= row.items()}))
-    axes.margins(x=0.12)
+    axes.margins(x=0.18, y=0.08)  # room for the annotations
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, a row a point."""
+    """The results as text: the machine, and a table of the points."""
     table = [
         [row["way"], f"{row['kernel_size']}", f"{row['crop']}", *format_measurement(row)] for row in results["rows"]
     ]
@@ -188,7 +187,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     def measure_point(point: Point) -> dict[str, Any]:
         print(f"measuring {point[0]}, kernel {point[1]}, crop {point[2]} ...", file=sys.stderr, flush=True)
         step = make_step(point, device, 1, args.feat_size)
-        return measure_step(step, args.repeats, SECONDS_A_POINT, own_process=True)
+        return measure_step(step, args.repeats, long_s=LONG_S, own_process=True)
 
     todo = points(args.kernel_sizes, args.crops)
     for row in measure(todo, tuple(rows), measure_point, args.limit_s):

@@ -21,7 +21,7 @@ from monai.losses import DiceCELoss
 from torch.optim import AdamW, Optimizer
 
 from engine.checkpoints import NetworkConfig
-from engine.devices import make_autocast, place
+from engine.devices import Layout, make_autocast, place
 from engine.errors import InputError, is_out_of_memory
 from engine.process import tune_process
 from engine.training import make_optimizer
@@ -30,6 +30,7 @@ from networks.large_kernel_conv import DIRECT_COST
 LR, WEIGHT_DECAY = 1e-4, 0.08  # main_train's defaults, with AdamW
 USABLE_SHARE = 0.9  # of the memory that is free; the rest is left to other processes
 OUT_OF_MEMORY = "out of memory"
+UNMEASURED: dict[str, Any] = dict.fromkeys(("step_s", "steps_s", "first_s", "peak_bytes"))
 
 
 class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
@@ -48,7 +49,7 @@ class Step:
         published: as the published code: direct convolutions, plain layout, optimiser and memory allocation.
         checkpointing: as ``main_train --checkpointing``.
         compiled: as ``main_train --compile``.
-        channels_last: the layout of kernels and activations, in place of the device's (``engine.devices.place``).
+        layout: of kernels and activations, in place of the device's (``engine.devices.place``).
     """
 
     config: NetworkConfig
@@ -58,7 +59,7 @@ class Step:
     published: bool = False
     checkpointing: bool = False
     compiled: bool = False
-    channels_last: bool | None = None
+    layout: Layout | None = None
 
 
 class StepProcess:
@@ -105,27 +106,37 @@ class StepProcess:
         self._process.join()  # the next one finds its memory free
 
 
-def measure_step(step: Step, repeats: int, limit_s: float = math.inf, own_process: bool = False) -> dict[str, Any]:
+def measure_step(
+    step: Step, repeats: int, limit_s: float = math.inf, long_s: float = math.inf, own_process: bool = False
+) -> dict[str, Any]:
     """Median seconds and peak bytes of a step, or the reason why it has none.
 
-    The first run warms up, and counts only where it is the only one.
+    The first run warms up: it may load kernels, tune or compile, and is reported apart.
 
     Args:
         step: to measure.
-        repeats: timed runs.
-        limit_s: no run starts after so many seconds of running.
-        own_process: not this one, whose peak on a CPU is that of all it has done.
-    Returns: "step_s", "steps_s", "peak_bytes" and "reason", of which the last or the others are None.
+        repeats: timed runs after the first.
+        limit_s: the timed runs end after so many seconds, of which there is one at least.
+        long_s: a first run of at least so many seconds is the only one, and counts.
+        own_process: not this one, whose peak on a CPU is that of everything it has done.
+    Returns: "step_s", "steps_s", "first_s", "peak_bytes" and "reason"; the last or the others are None.
     """
-    runs: list[tuple[float, int]] = []
     try:
         with _elsewhere(step) if own_process else _here(step) as run:
-            while len(runs) <= repeats and sum(seconds for seconds, _ in runs) < limit_s:
+            first = run()
+            runs = [first if first[0] >= long_s else run()]
+            while first[0] < long_s and len(runs) < repeats and sum(seconds for seconds, _ in runs) < limit_s:
                 runs.append(run())
     except NotMeasured as reason:
-        return {"step_s": None, "steps_s": None, "peak_bytes": None, "reason": str(reason)}
-    steps_s = [seconds for seconds, _ in runs[1:] or runs]
-    return {"step_s": median(steps_s), "steps_s": steps_s, "peak_bytes": runs[-1][1], "reason": None}
+        return {**UNMEASURED, "reason": str(reason)}
+    steps_s = [seconds for seconds, _ in runs]
+    return {
+        "step_s": median(steps_s),
+        "steps_s": steps_s,
+        "first_s": first[0],
+        "peak_bytes": runs[-1][1],
+        "reason": None,
+    }
 
 
 @contextmanager
@@ -219,7 +230,7 @@ def prepare(step: Step) -> Callable[[], None]:
         network.to(device)
         optimizer: Optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
     else:
-        place(network, device, step.channels_last)
+        place(network, device, step.layout)
         optimizer = make_optimizer(argparse.Namespace(optim="AdamW", lr=LR, weight_decay=WEIGHT_DECAY), network)
     forward = torch.compile(network) if step.compiled else network
     scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)

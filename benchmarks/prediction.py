@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -157,9 +157,19 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def measure(way: str, args: argparse.Namespace, folder: Path, gpu: str = "cpu") -> dict[str, Any]:
-    """Predict in a new process on a device: seconds and the peak of its memory, bytes."""
-    context = multiprocessing.get_context("spawn")
+def measure(
+    way: str, args: argparse.Namespace, folder: Path, gpu: str = "cpu", start: Literal["spawn", "fork"] = "spawn"
+) -> dict[str, Any]:
+    """Predict in a new process on a device: seconds and the peak of its memory, bytes.
+
+    Args:
+        way: one of ``WAYS``.
+        args: of this benchmark.
+        folder: with ct.nii.gz and a folder for the way's label map.
+        gpu: as the scripts' --gpu.
+        start: of the process; a forked one has the libraries already, and is for parents that have not touched CUDA.
+    """
+    context: Any = multiprocessing.get_context(start)  # typed by its name alone
     answers, end = context.Pipe(duplex=False)
     process = context.Process(target=predict, args=(way, args, folder, gpu, end))
     process.start()

@@ -41,8 +41,21 @@ def kill_tree(process: int) -> None:
             os.kill(number, signal.SIGKILL)
 
 
+def shared_out_bytes(process: int) -> int:
+    """Memory of a process and its descendants in which pages that several share count once."""
+    total = 0
+    for number in process_tree(process):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            lines = Path("/proc", str(number), "smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+    return total
+
+
 class PeakMemory:
-    """The largest resident memory of this process and its descendants while the block runs; a context manager."""
+    """The largest memory of this process and its descendants while the block runs; a context manager.
+
+    Pages that several share count once: those of CUDA's libraries would else count in each loading process.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -50,8 +63,10 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def _sample(self) -> None:
-        while not self._done.wait(SAMPLE_BESIDE_WORK):
-            self.bytes = max(self.bytes, resident_bytes(os.getpid()))
+        done = False
+        while not done:
+            done = self._done.wait(SAMPLE_BESIDE_WORK)
+            self.bytes = max(self.bytes, shared_out_bytes(os.getpid()))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from networks.base import InputSizes
 from networks.layers import ChannelsLastInstanceNorm3d
 
 SMALLEST_BF16_SIDE = 3
-CHANNELS_LAST_DEVICES = ("cpu",)  # on GPUs the plain layout, until benchmarks.gpu has compared the two
+Layout = Literal["plain", "channels_last", "channels_last_kernels"]
+# On GPUs the plain layout, until benchmarks.gpu has compared them.
+LAYOUTS: dict[str, Layout] = {"cpu": "channels_last", "cuda": "plain"}
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -65,19 +67,23 @@ def choose_precision(
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
-def place(network: Network, device: torch.device, channels_last: bool | None = None) -> Network:
+def place(network: Network, device: torch.device, layout: Layout | None = None) -> Network:
     """Move a network to its device, in the layout that its 3D convolutions are fastest in.
 
     Args:
         network: changed in place, and returned.
         device: to move to.
-        channels_last: the layout of kernels and activations; by default the device's, channels last on a CPU.
+        layout: of kernels and activations, by default the device's (``LAYOUTS``). PyTorch's instance normalisation
+            answers in the plain layout; "channels_last" replaces it by one that does not, "channels_last_kernels"
+            leaves it.
     """
     network.to(device)
-    if device.type in CHANNELS_LAST_DEVICES if channels_last is None else channels_last:
+    layout = layout or LAYOUTS.get(device.type, "plain")
+    if layout != "plain":
         for tensor in itertools.chain(network.parameters(), network.buffers()):
             if tensor.dim() == 5:  # Module.to(memory_format=...) takes 4D tensors for images and fails
                 tensor.data = tensor.data.to(memory_format=torch.channels_last_3d)
+    if layout == "channels_last":
         _use_channels_last_norms(network)
     return network
 

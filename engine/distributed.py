@@ -157,7 +157,9 @@ def parallelise(network: nn.Module) -> nn.Module:
     """
     if process_count() == 1:
         return network
-    return DistributedDataParallel(network, forward_sync_buffers=False)
+    parallel = DistributedDataParallel(network)
+    parallel.broadcast_buffers = False  # PyTorch 2.13 has another argument for it; the attribute is in every version
+    return parallel
 
 
 def share_buffers(network: nn.Module) -> None:

@@ -23,8 +23,8 @@ class ChannelLayerNorm(nn.LayerNorm):
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` that works and answers channels last, where PyTorch's turns everything around.
 
-    For CPUs, whose convolutions are faster in that layout. Like it without running statistics; mean and variance are
-    exact to float32's rounding.
+    For devices whose convolutions are faster in that layout (``engine.devices.LAYOUTS``). Like it without running
+    statistics; mean and variance are exact to float32's rounding.
     Shape: (N, C, D, H, W) -> (N, C, D, H, W).
     """
 
@@ -55,7 +55,7 @@ class _InstanceNorm(torch.autograd.Function):
         centred = x - mean
         scale = (_voxel_mean(centred.square()) + eps).rsqrt_()
         ctx.save_for_backward(x, mean, scale)
-        return centred.mul_(scale)
+        return centred * scale  # not in place: compiled by PyTorch 2.11, the gradient would be zero
 
     @staticmethod
     @once_differentiable

@@ -50,9 +50,9 @@ def label_maps(folder):
     return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*_seg.nii.gz"))}
 
 
-def test_checkpoints_cross_between_gpu_and_cpu(boxes, tmp_path, train, predict, gpu):
-    for trained_on, other in ((gpu, "cpu"), ("cpu", gpu)):
-        run = tmp_path / f"trained on {trained_on}, other {other}"
+def test_checkpoints_cross_between_gpu_and_cpu(boxes, tmp_path, train, predict, gpu, full_float32):
+    for direction, (trained_on, other) in {"there": (gpu, "cpu"), "back": ("cpu", gpu)}.items():
+        run = tmp_path / direction
         recipe = ("--max_iter", "30", "--eval_step", "30", "--lr", "0.01", "--amp", "off")
         assert train(*on(trained_on, *train_arguments(boxes, run, *recipe)))[0] == 0
         maps = []
@@ -68,16 +68,50 @@ def test_checkpoints_cross_between_gpu_and_cpu(boxes, tmp_path, train, predict, 
             assert theirs.any(), name  # there is something to disagree on
 
 
-def test_one_process_under_torchrun_uses_nccl(boxes, tmp_path, gpu):
-    words = on(gpu, *train_arguments(boxes, tmp_path / "run", "--sync_batchnorm"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    result = subprocess.run(
-        [*torchrun, "main_train.py", *words],
-        cwd=REPOSITORY,
-        env={**os.environ, "TORCH_DISTRIBUTED_DEBUG": "OFF", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode == 0, result.stderr
+# A training step whose gradients and statistics go through the process group, though it has one member.
+COMMUNICATING = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from engine.distributed import join_processes
+from networks import build_network
+
+with join_processes(sys.argv[1]) as device:
+    assert dist.get_backend() == ("gloo" if device.type == "cpu" else "nccl")
+    total = torch.arange(5.0, device=device)
+    dist.all_reduce(total)
+    assert total.tolist() == [0, 1, 2, 3, 4]
+    network = build_network("REP3D", 1, 2, feat_size=(4, 4, 4, 4), kernel_size=5).to(device)
+    network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) if device.type == "cuda" else network
+    DistributedDataParallel(network)(torch.randn(2, 1, 32, 32, 32, device=device)).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    print("communicated")
+"""
+
+
+@pytest.fixture
+def torchrun():
+    """Run a script in one process of torchrun's; its standard output."""
+
+    def run_it(*words):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *sys.path])
+        options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True, "timeout": 200}
+        result = subprocess.run([*command, *map(str, words)], **options)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run_it
+
+
+def test_one_process_communicates_by_nccl(torchrun, tmp_path, gpu):
+    script = tmp_path / "communicating.py"
+    script.write_text(COMMUNICATING)
+    assert "communicated" in torchrun(script, gpu)
+
+
+def test_one_process_of_nccl_trains_by_the_script(torchrun, boxes, tmp_path, gpu):
+    torchrun("main_train.py", *on(gpu, *train_arguments(boxes, tmp_path / "run", "--sync_batchnorm")))
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["iteration"] == 4

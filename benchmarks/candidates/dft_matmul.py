@@ -8,9 +8,9 @@ transposed. Matrix products have no best lengths: L is as short as wrap-around a
 Source: the correlation theorem, as in ``networks.large_kernel_conv``; complex products as real 2 x 2 blocks.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -113,42 +113,69 @@ def multiply_spectra(first: Tensor, second: Tensor, conjugate: bool, summed: boo
 
 
 def _transform(x: Tensor, lengths: Sequence[int], starts: Sequence[int]) -> Tensor:
-    """Half spectrum (N, C, F, L1, 2, L2) of x (N, C, S0, S1, S2), laid at ``starts`` into the circular grid.
-
-    The axes' orders, with c for real and imaginary part: (S0, S1 S2) -> (F c, S1 S2) = (F, c S1, S2) -> (F, L1 c, S2)
-    = (F L1, c S2) -> (F L1, c L2).
-    """
+    """Half spectrum (N, C, F, L1, 2, L2) of x (N, C, S0, S1, S2), laid at ``starts`` into the circular grid."""
     samples, channels, depth, height, width = x.shape
-    frequencies, batch = _frequencies(lengths[0]), samples * channels
-    ranges = [range(start, start + side) for start, side in zip(starts, x.shape[2:], strict=True)]
-    first = _complex_matrix(range(frequencies), ranges[0], lengths[0], x)[..., 0].transpose(1, 2)  # (F, c, S0)
-    second = _complex_matrix(range(lengths[1]), ranges[1], lengths[1], x).permute(0, 2, 3, 1)  # (L1, c', c, S1)
-    third = _complex_matrix(ranges[2], range(lengths[2]), lengths[2], x).permute(3, 0, 2, 1)  # (c, S2, c', L2)
-    planes = _times(first.reshape(-1, depth), x.reshape(batch, depth, -1))
-    rows = _times(second.reshape(2 * lengths[1], -1), planes.view(batch * frequencies, 2 * height, width))
-    spectrum = rows.view(-1, 2 * width) @ third.reshape(2 * width, -1)
+    first, second, third = _forward_matrices(tuple(x.shape[2:]), tuple(lengths), tuple(starts), x.device, x.dtype)
+    batch, frequencies = samples * channels, _frequencies(lengths[0])
+    planes = _times(first, x.reshape(batch, depth, -1))
+    rows = _times(second, planes.view(batch * frequencies, 2 * height, width))
+    spectrum = rows.view(-1, 2 * width) @ third
     return spectrum.view(samples, channels, frequencies, lengths[1], 2, lengths[2])
 
 
 def _invert(spectrum: Tensor, sides: Sequence[int], lengths: Sequence[int], starts: Sequence[int]) -> Tensor:
-    """The points from ``starts`` on, ``sides`` of them, of the circular grid with this half spectrum.
-
-    The orders of ``_transform``, backwards: (F L1, c L2) -> (F L1, c S2) = (F, L1 c, S2) -> (F, c S1, S2)
-    = (F c, S1 S2) -> (S0, S1 S2).
-    """
+    """The points from ``starts`` on, ``sides`` of them, of the circular grid with this half spectrum."""
     samples, channels, frequencies, *_ = spectrum.shape
     batch, (depth, height, width) = samples * channels, sides
-    ranges = [range(start, start + side) for start, side in zip(starts, sides, strict=True)]
-    make = partial(_complex_matrix, like=spectrum, inverse=True)
-    third = make(range(lengths[2]), ranges[2], lengths[2]).permute(3, 0, 2, 1)  # (c, L2, c', S2)
-    second = make(ranges[1], range(lengths[1]), lengths[1]).permute(2, 0, 1, 3)  # (c', S1, L1, c)
-    first = make(ranges[0], range(frequencies), lengths[0])[:, :, 0]  # (S0, F, c): the real part
-    twice = first.new_full((frequencies, 1), 2.0)  # for the frequencies left out, which mirror these
-    twice[0] = twice[-1] = 1.0  # L is even: the first and the last are their own mirror images
-    rows = spectrum.view(-1, 2 * lengths[2]) @ third.reshape(2 * lengths[2], -1)
-    planes = _times(second.reshape(2 * height, -1), rows.view(batch * frequencies, 2 * lengths[1], width))
-    out = _times((first * twice).reshape(depth, -1), planes.view(batch, 2 * frequencies, height * width))
+    where = spectrum.device, spectrum.dtype
+    first, second, third = _inverse_matrices(tuple(sides), tuple(lengths), tuple(starts), *where)
+    rows = spectrum.view(-1, 2 * lengths[2]) @ third
+    planes = _times(second, rows.view(batch * frequencies, 2 * lengths[1], width))
+    out = _times(first, planes.view(batch, 2 * frequencies, height * width))
     return out.view(samples, channels, depth, height, width)
+
+
+Triple = tuple[int, int, int]
+
+
+@functools.cache  # made on the CPU: a copy to the GPU a call would keep it waiting
+def _forward_matrices(
+    sides: Triple, lengths: Triple, starts: Triple, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three products of ``_transform``.
+
+    The axes' orders, with c for real and imaginary part: (S0, S1 S2) -> (F c, S1 S2) = (F, c S1, S2) -> (F, L1 c, S2)
+    = (F L1, c S2) -> (F L1, c L2).
+    """
+    ranges = [range(start, start + side) for start, side in zip(starts, sides, strict=True)]
+    first = _complex_matrix(range(_frequencies(lengths[0])), ranges[0], lengths[0])[..., 0].mT  # (F, c, S0)
+    second = _complex_matrix(range(lengths[1]), ranges[1], lengths[1]).permute(0, 2, 3, 1)  # (L1, c', c, S1)
+    third = _complex_matrix(ranges[2], range(lengths[2]), lengths[2]).permute(3, 0, 2, 1)  # (c, S2, c', L2)
+    matrices = first.flatten(0, 1), second.flatten(2).flatten(0, 1), third.flatten(2).flatten(0, 1)
+    first, second, third = (
+        (matrix / math.sqrt(length)).to(device, dtype) for matrix, length in zip(matrices, lengths, strict=True)
+    )
+    return first, second, third
+
+
+@functools.cache
+def _inverse_matrices(
+    sides: Triple, lengths: Triple, starts: Triple, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three products of ``_invert``, in the orders of the transform backwards.
+
+    (F L1, c L2) -> (F L1, c S2) = (F, L1 c, S2) -> (F, c S1, S2) = (F c, S1 S2) -> (S0, S1 S2).
+    """
+    ranges = [range(start, start + side) for start, side in zip(starts, sides, strict=True)]
+    third = _complex_matrix(range(lengths[2]), ranges[2], -lengths[2]).permute(3, 0, 2, 1)  # (c, L2, c', S2)
+    second = _complex_matrix(ranges[1], range(lengths[1]), -lengths[1]).permute(2, 0, 1, 3)  # (c', S1, L1, c)
+    frequencies = range(_frequencies(lengths[0]))
+    first = _complex_matrix(ranges[0], frequencies, -lengths[0])[:, :, 0]  # (S0, F, c): the real part
+    twice = first.new_full((len(frequencies), 1), 2.0)  # for the frequencies left out, which mirror these
+    twice[0] = twice[-1] = 1.0  # L is even: the first and the last are their own mirror images
+    matrices = (first * twice).flatten(1), second.flatten(2).flatten(0, 1), third.flatten(2).flatten(0, 1)
+    first, second, third = (matrix.to(device, dtype) for matrix in matrices)
+    return first, second, third
 
 
 def _times(matrix: Tensor, batch: Tensor) -> Tensor:
@@ -156,15 +183,14 @@ def _times(matrix: Tensor, batch: Tensor) -> Tensor:
     return torch.bmm(matrix.expand(len(batch), -1, -1), batch)
 
 
-def _complex_matrix(rows: range, columns: range, length: int, like: Tensor, inverse: bool = False) -> Tensor:
-    """exp(-+2 pi i row column / length) as real blocks (rows, columns, 2, 2): [..., p, q] takes part q to part p.
+def _complex_matrix(rows: range, columns: range, length: int) -> Tensor:
+    """exp(-2 pi i row column / length), float64, as real blocks (rows, columns, 2, 2): [..., p, q] takes part q to p.
 
-    Angles are reduced in integers and computed in float64. Forward ones are scaled by 1 / sqrt(length).
+    The length of an inverse is negative. Angles are reduced in integers.
     """
-    turns = (torch.tensor(rows)[:, None] * torch.tensor(columns) % length).double() * (2 * math.pi / length)
-    real, imaginary = turns.cos(), turns.sin() if inverse else -turns.sin()
-    blocks = torch.stack((torch.stack((real, -imaginary), -1), torch.stack((imaginary, real), -1)), -2)
-    return (blocks if inverse else blocks / math.sqrt(length)).to(like.device, like.dtype)
+    turns = (torch.tensor(rows)[:, None] * torch.tensor(columns) % abs(length)).double() * (-2 * math.pi / length)
+    real, imaginary = turns.cos(), turns.sin()
+    return torch.stack((torch.stack((real, -imaginary), -1), torch.stack((imaginary, real), -1)), -2)
 
 
 def _lengths(grid: Sequence[int], half_widths: Sequence[int]) -> list[int]:

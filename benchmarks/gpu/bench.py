@@ -18,7 +18,7 @@ LEFT_OUT = "left out: no time"
 
 
 def results_path(folder: Path, step: str, kind: str) -> Path:
-    """Of a step's JSON, by the kind of device: "cuda" or "cpu"."""
+    """The path of a step's JSON file, by the kind of device: "cuda" or "cpu"."""
     return folder / f"{step}_{kind}.json"
 
 
@@ -58,7 +58,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """To measure on."""
+        """The device to measure on."""
         return torch.device("cpu") if self.gpu == "cpu" else torch.device("cuda", int(self.gpu))
 
     @property
@@ -76,18 +76,17 @@ class Bench:
         self._write()
 
     def note(self, **facts: Any) -> None:
-        """Say something of the whole step in the file."""
+        """Add facts about the whole step to the file."""
         self.results.update(facts)
         self._write()
 
-    def attempt(self, row: Row, measure: Callable[[], Row], least_s: float = 0) -> Row:
+    def attempt(self, row: Row, measure: Callable[[], Row], least_s: float = 0) -> None:
         """Record a row with what was measured, or with the reason why there is nothing.
 
         Args:
             row: what the row is about.
             measure: the rest of it, which may say a "reason" itself; whatever it raises becomes one.
             least_s: without so many seconds left it is left out.
-        Returns: the row.
         """
         if self.seconds_left() < least_s:
             found: Row = {"reason": LEFT_OUT}
@@ -97,7 +96,13 @@ class Bench:
             except Exception as error:
                 found = {"reason": describe_failure(error)}
         self.record(**row, **found)
-        return {**row, **found}
+
+    def attempt_note(self, name: str, measure: Callable[[], Any]) -> None:
+        """Add one fact to the file or, where it could not be measured, why under <name>_reason."""
+        try:
+            self.note(**{name: measure()})
+        except Exception as error:
+            self.note(**{f"{name}_reason": describe_failure(error)})
 
     def _write(self) -> None:
         write_text(results_path(self.output, self.step, self.device.type), json.dumps(self.results, indent=1) + "\n")

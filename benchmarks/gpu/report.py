@@ -23,7 +23,7 @@ def table(names: Sequence[str], folder: Path, kind: str) -> list[str]:
     sections = {name: section(name, results) for name, results in found.items()}
     while sum(map(len, sections.values())) >= MOST_LINES:
         longest = max(sections, key=lambda name: len(sections[name]))
-        sections[longest][-2:] = [f"... {results_path(folder, longest, kind)} has the rest"]
+        sections[longest][-2:] = [f"... {results_path(folder, longest, kind).name} has the rest"]
     machine = [name_machine(results) for results in list(found.values())[:1]]
     return [line[:MOST_COLUMNS] for line in [*machine, *(line for lines in sections.values() for line in lines)]]
 

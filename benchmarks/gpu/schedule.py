@@ -4,17 +4,25 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from benchmarks.gpu.bench import Bench, read_results, results_path
 from benchmarks.processes import kill_tree
 from engine.files import write_text
 from engine.process import tune_process
+
+LEAST_S = 6  # with fewer seconds of its own a step is left out
+PATIENCE_S = 90  # for the first process, which imports everything on a machine that may be cold
+SHARED_MEMORY, ROOM = Path("/dev/shm"), 32 * 2**30  # scratch files are no disk's business where there is room
 
 
 @dataclass(frozen=True)
@@ -24,24 +32,22 @@ class Plan:
     Args:
         share: on a GPU.
         rehearsal: on a CPU, at its reduced size.
-        least_s: with fewer seconds of its own it is left out.
     """
 
     share: int
     rehearsal: int
-    least_s: int = 6
 
 
 STEPS = {
-    "machine": Plan(share=12, rehearsal=30),
-    "correctness": Plan(share=80, rehearsal=90),
+    "machine": Plan(share=12, rehearsal=40),
+    "correctness": Plan(share=80, rehearsal=100),
     "convolution": Plan(share=60, rehearsal=25),
-    "training_step": Plan(share=110, rehearsal=70),
-    "networks": Plan(share=45, rehearsal=50),
-    "kernel_size": Plan(share=35, rehearsal=45),
-    "training_run": Plan(share=35, rehearsal=60),
+    "training_step": Plan(share=110, rehearsal=60),
+    "networks": Plan(share=45, rehearsal=45),
+    "kernel_size": Plan(share=35, rehearsal=50),
+    "training_run": Plan(share=35, rehearsal=70),
     "prediction": Plan(share=43, rehearsal=60),
-    "accuracy": Plan(share=60, rehearsal=70),
+    "accuracy": Plan(share=60, rehearsal=50),
 }
 
 
@@ -58,19 +64,19 @@ def run_steps(names: Sequence[str], bench: Bench) -> list[str]:
     Returns: a line for each step that did not end by itself.
     """
     tune_process()  # variables that the processes inherit
-    # Looking for a CUDA device by its driver's list leaves CUDA itself untouched, and with it the right to fork.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    bench = see_one_device(bench)
+    context = make_context(bench.device) if bench.seconds_left() > LEAST_S else None
     failures = []
     for position, name in enumerate(names):
         plans = [STEPS[later] for later in names[position:]]
         shares = [plan.rehearsal if bench.reduced else plan.share for plan in plans]
         seconds = bench.seconds_left() * shares[0] / sum(shares)
-        with tempfile.TemporaryDirectory(prefix=f"rep3d_{name}_", ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=f"rep3d_{name}_", dir=scratch_folder(), ignore_cleanup_errors=True
+        ) as scratch:
             step = replace(bench, step=name, seconds=seconds, scratch=Path(scratch))
-            if seconds < plans[0].least_s:
-                step.note(reason=f"left out: {max(0, seconds):.0f} s of its own, at least {plans[0].least_s} s needed")
+            if seconds < LEAST_S:
+                step.note(reason=f"left out: {max(0, seconds):.0f} s of its own, at least {LEAST_S} s needed")
                 continue
             print(f"{name}: up to {seconds:.0f} s ...", file=sys.stderr, flush=True)
             if reason := run_step(step, context):
@@ -78,29 +84,66 @@ def run_steps(names: Sequence[str], bench: Bench) -> list[str]:
     return failures
 
 
-def run_step(bench: Bench, context: multiprocessing.context.ForkServerContext) -> str | None:
+def see_one_device(bench: Bench) -> Bench:
+    """Let the processes see the chosen CUDA device alone, as their number 0: no kernel can go astray."""
+    if bench.reduced:
+        return bench
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(bench.gpu)] if visible else bench.gpu
+    return replace(bench, gpu="0", seconds=bench.seconds_left())
+
+
+def make_context(device: torch.device) -> Any:
+    """How processes are started: forked from one that has imported everything, or anew.
+
+    Forked ones cannot use the device if an import touches CUDA, as some version of some library may do.
+    """
+    # Asked for its devices, PyTorch then looks at the driver's list, which leaves CUDA itself untouched.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    probe = context.Process(target=touch, args=(device,))
+    probe.start()
+    probe.join(PATIENCE_S)
+    if probe.exitcode == 0:
+        return context
+    probe.kill()
+    print("forked processes cannot use the device: each step imports everything anew", file=sys.stderr)
+    return multiprocessing.get_context("spawn")
+
+
+def touch(device: torch.device) -> None:
+    """Use a device."""
+    torch.ones(1, device=device).item()
+
+
+def scratch_folder() -> Path | None:
+    """Shared memory where it has room; else the system's place for temporary files."""
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM else None
+
+
+def run_step(bench: Bench, context: Any) -> str | None:
     """Run one step; the reason why it did not end by itself, which its JSON then has as well."""
     log = bench.scratch / "log"
     process = context.Process(target=work, args=(bench, log))
     start = time.monotonic()
     process.start()
-    assert process.pid is not None  # it was started
     try:
         process.join(bench.seconds_left())
     finally:
         if hangs := process.is_alive():
             kill_tree(process.pid)
-            process.join()
+            process.join(10)  # a driver that hangs keeps it for ever
     took = time.monotonic() - start
     reason = None
+    printed = log.read_text(errors="backslashreplace") if log.exists() else ""
     if hangs:
         reason = f"stopped after {took:.0f} s"
     elif process.exitcode:
-        told = log.read_text(errors="backslashreplace").strip().splitlines() if log.exists() else []
-        reason = f"failed: exit status {process.exitcode}{': ' + told[-1] if told else ''}"
+        reason = f"failed: exit status {process.exitcode}{''.join(f': {line}' for line in printed.splitlines()[-1:])}"
     results = read_results(bench.output, bench.step, bench.device.type) or bench.results
     if reason:
-        results |= {"reason": reason, "log": log.read_text(errors="backslashreplace")[-4000:] if log.exists() else ""}
+        results |= {"reason": reason, "log": printed[-4000:]}
     path = results_path(bench.output, bench.step, bench.device.type)
     write_text(path, json.dumps({**results, "took_s": took}, indent=1) + "\n")
     return reason

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUPS = 3  # of runs; their median counts
-GROUP_RUNS = 10
-GROUP_S = 0.02  # a group has no more runs than fit into this, unless there are more sets
-LONG_S = 0.3  # work that takes longer is run once after its warm-up
+GROUPS, GROUP_RUNS = 3, 10  # groups of runs, of whose means the median counts
+SHORT_S, LONG_S = 0.005, 0.03  # longer runs find no inputs in the cache that tell; still longer ones are timed once
 HOST_S = 2e-5  # what the host takes to ask for a kernel, with room to spare
 KERNELS = 40  # of a run, at most
 CACHE_SHARE = 2.0  # input sets together exceed the cache by so much
@@ -33,10 +31,13 @@ def device_seconds(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], de
     """
     for inputs in sets:  # warms up
         run(*inputs)
+        if _timed(run, [inputs], 1, device) > SHORT_S:
+            sets = [inputs]
+            break
     once = _timed(run, sets, 1, device)
     if once > LONG_S:
         return once
-    runs = max(len(sets), min(GROUP_RUNS, int(GROUP_S / once)))
+    runs = len(sets) if once > SHORT_S else max(len(sets), GROUP_RUNS)
     return median(_timed(run, sets, runs, device) / runs for _ in range(GROUPS))
 
 
@@ -47,14 +48,15 @@ def _timed(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], runs: int,
         for index in range(runs):
             run(*sets[index % len(sets)])
         return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    _occupy(runs * KERNELS * HOST_S, device)
-    begin.record()
-    for index in range(runs):
-        run(*sets[index % len(sets)])
-    end.record()
-    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        _occupy(runs * KERNELS * HOST_S, device)
+        begin.record()
+        for index in range(runs):
+            run(*sets[index % len(sets)])
+        end.record()
+        torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1e3
 
 

@@ -36,7 +36,7 @@ def test_points_vary_in_one_thing_at_a_time():
 
 
 def test_a_point_expected_to_take_too_long_is_left_out():
-    known = [row("native", 11, 96, 10.0), row("native", 15, 96, 20.0)]
+    known = [row("native", 11, 96, 5.0), row("native", 15, 96, 20.0)]
     assert expected_seconds(("native", 31, 96), known) == pytest.approx(20 * (31 / 15) ** 3)
     assert expected_seconds(("here", 21, 160), [row("here", 21, 96, 10.0)]) == pytest.approx(10 * (160 / 96) ** 3)
     asked = []

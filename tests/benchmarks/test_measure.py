@@ -7,6 +7,7 @@ from benchmarks import measure
 from benchmarks.measure import Step, measure_step, native_convolutions
 from engine.checkpoints import NetworkConfig
 from networks.large_kernel_conv import DIRECT_COST, choose_method
+from networks.layers import ChannelsLastInstanceNorm3d
 
 
 def make_step(roi_size=(32, 32, 32), **options):
@@ -23,17 +24,29 @@ def test_the_first_of_several_runs_does_not_count(own_process):
     assert found["peak_bytes"] > 1e8
 
 
-def test_a_long_step_runs_once_and_counts(monkeypatch):
-    runs = iter([(3.0, 10), (1.0, 10), (1.0, 20)])
+def test_a_slow_first_run_is_no_measurement(monkeypatch):
+    """It may compile for a minute."""
+    runs = iter([(60.0, 10), (1.0, 10), (1.5, 20), (1.0, 20)])
     monkeypatch.setattr(measure, "timed_step", lambda _: lambda: next(runs))
     assert measure_step(make_step(), 5, limit_s=2) == {
-        "step_s": 3.0,
-        "steps_s": [3.0],
-        "peak_bytes": 10,
+        "step_s": 1.25,
+        "steps_s": [1.0, 1.5],
+        "first_s": 60.0,
+        "peak_bytes": 20,
         "reason": None,
     }
-    found = measure_step(make_step(), 5, limit_s=1.5)
-    assert (found["steps_s"], found["peak_bytes"]) == ([1.0], 20)
+
+
+def test_a_step_longer_than_the_limit_is_measured_once(monkeypatch):
+    runs = iter([(5.0, 10), (4.0, 10)])
+    monkeypatch.setattr(measure, "timed_step", lambda _: lambda: next(runs))
+    assert measure_step(make_step(), 5, limit_s=2)["steps_s"] == [4.0]
+
+
+def test_a_first_run_that_is_long_enough_counts(monkeypatch):
+    runs = iter([(5.0, 10)])
+    monkeypatch.setattr(measure, "timed_step", lambda _: lambda: next(runs))
+    assert measure_step(make_step(), 5, long_s=5)["steps_s"] == [5.0]
 
 
 @pytest.mark.parametrize("own_process", [False, True])
@@ -41,7 +54,7 @@ def test_a_step_without_memory_says_so(own_process):
     huge = make_step(roi_size=(16 * 2**12,) * 3)  # a petabyte
     found = measure_step(huge, 1, own_process=own_process)
     assert found["reason"].startswith("out of memory")
-    assert {found[name] for name in ("step_s", "steps_s", "peak_bytes")} == {None}
+    assert {found[name] for name in ("step_s", "steps_s", "first_s", "peak_bytes")} == {None}
 
 
 def test_what_is_wrong_with_a_step_is_raised(monkeypatch):
@@ -62,14 +75,16 @@ def test_native_convolutions_last_as_long_as_the_block():
     assert costs == DIRECT_COST
 
 
-@pytest.mark.parametrize("channels_last", [None, True, False])
-def test_a_step_has_the_layout_that_is_asked_for(channels_last, monkeypatch):
+@pytest.mark.parametrize("layout", [None, "plain", "channels_last", "channels_last_kernels"])
+def test_a_step_has_the_layout_that_is_asked_for(layout, monkeypatch):
     placed = []
     place = measure.place
     monkeypatch.setattr(measure, "place", lambda *arguments: placed.append(place(*arguments)) or placed[-1])
-    measure.prepare(make_step(channels_last=channels_last))()
+    measure.prepare(make_step(layout=layout))()
     kernels = [parameter for parameter in placed[0].parameters() if parameter.dim() == 5]
     kernels = [kernel for kernel in kernels if min(kernel.shape[1:3]) > 1]  # the others have one layout
     assert kernels
     for kernel in kernels:
-        assert kernel.is_contiguous(memory_format=torch.channels_last_3d) == (channels_last is not False)
+        assert kernel.is_contiguous(memory_format=torch.channels_last_3d) == (layout != "plain")
+    own_norms = any(isinstance(module, ChannelsLastInstanceNorm3d) for module in placed[0].modules())
+    assert own_norms == (layout in (None, "channels_last"))  # a CPU's own is channels last

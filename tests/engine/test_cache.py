@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
@@ -138,7 +139,7 @@ def test_settings_have_one_key_in_every_process(cases, tmp_path, monkeypatch):
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == key
     settings = json.loads((tmp_path / key / "settings.json").read_text())
-    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["versions"]["torch"] == version("torch")
     assert settings["transforms"][0]["class name"].endswith("LoadVolumed")
 
 

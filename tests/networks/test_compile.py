@@ -44,7 +44,8 @@ def assert_trains_alike(network, x, caplog, **options):
     compiled = torch.compile(network, **options)
     for _ in range(2):  # BatchNorm follows the batch in training: the second pass gives the same
         found = outputs_and_gradients(network, compiled, x)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not [record for record in warnings if record.name != "torch.utils.cpp_extension"]  # which looks for CUDA
     assert counters["stats"]["unique_graphs"] > 0
     assert len(counters["graph_break"]) == 1  # of one kind: the convolution
     for name, theirs in expected.items():

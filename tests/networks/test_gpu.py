@@ -49,11 +49,11 @@ def test_candidate_convolution_agrees_with_the_cpu(candidate, dtype, tolerance, 
     assert_near(found, passes(direct, "cpu", torch.float64), tolerance)
 
 
-def step(network, device, precision):
+def step(network, roi_size, device, precision):
     """One step of AdamW, scaled as fp16 needs it; whether the loss and every gradient were finite."""
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16, init_scale=1024)
-    x = torch.randn(2, network.in_chans, 32, 32, 32, device=device)
+    x = torch.randn(2, network.in_chans, *roi_size, device=device)
     with make_autocast(device, precision)():
         logits = network(x)
     loss = logits.float().square().mean()
@@ -65,15 +65,16 @@ def step(network, device, precision):
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["REP3D", "MedNeXt_S", "SwinUNETR"])
+@pytest.mark.parametrize("name", ["REP3D", "MedNeXt_S", "nnUNet"])
 def test_network_trains_under_autocast(name, precision, device):
     if device.type == "cpu" and precision == torch.bfloat16:
         pytest.skip("oneDNN returns wrong bf16 gradients on grids this coarse (engine.devices.choose_precision)")
     torch.manual_seed(0)
     small = {"feat_size": (8, 8, 8, 8), "kernel_size": 7} if name == "REP3D" else {}
-    network = place(build_network(name, 1, 3, roi_size=(32, 32, 32), **small), device)
+    roi_size = (32, 32, 32) if name == "REP3D" else SMALLEST[name]
+    network = place(build_network(name, 1, 3, roi_size=roi_size, **small), device)
     before = copy.deepcopy(network.state_dict())
-    assert step(network, device, precision)
+    assert step(network, roi_size, device, precision)
     after = network.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(before[key], after[key]) for key in before)
@@ -88,14 +89,18 @@ def logits_and_gradients(network, x):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("STUNet_L", "STUNet_H")])
 def test_every_network_agrees_with_the_cpu(name, device, full_float32):
-    """In evaluation mode: dropout draws differ between devices, and batch statistics of few voxels magnify rounding."""
+    """In evaluation mode: dropout draws differ between devices, and batch statistics of few voxels magnify rounding.
+
+    STUNet_L and STUNet_H, which are STUNet_B with more channels, would take up to 25 GB of the host's memory.
+    """
     torch.manual_seed(0)
     network = build_network(name, 1, 3, SMALLEST[name]).eval()
     twin = place(copy.deepcopy(network), device)
     x = torch.randn(1, 1, *SMALLEST[name])
     expected, found = logits_and_gradients(network, x), logits_and_gradients(twin, x.to(device))
-    for theirs, ours in zip(expected, found, strict=True):
-        assert (ours - theirs).norm() < 1e-2 * theirs.norm()
+    # Normalisations of two voxels make gradients ill-conditioned: two CPU kernels of one differed by 2e-2 (STUNet_B).
+    for theirs, ours, tolerance in zip(expected, found, (1e-2, 5e-2), strict=True):
+        assert (ours - theirs).norm() < tolerance * theirs.norm()
 
 
 def test_rep_optimizer_steps_on_the_device(device):

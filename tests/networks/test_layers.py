@@ -69,3 +69,15 @@ def test_placed_on_a_cpu_a_network_computes_the_same(name):
     with torch.no_grad():
         expected, found = plain(image), placed(image)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * expected.std().item())
+
+
+def test_compiled_normalisation_has_the_gradient_of_the_plain_one():
+    """A function that answers in place had none under PyTorch 2.11's compiler."""
+    norm = ChannelsLastInstanceNorm3d(4, affine=True)
+    x, grad = torch.randn(2, 4, 5, 6, 7), torch.randn(2, 4, 5, 6, 7)
+    found = []
+    for forward in (norm, torch.compile(norm, backend="eager")):
+        leaf = x.to(memory_format=torch.channels_last_3d, copy=True).requires_grad_()
+        found.append(torch.autograd.grad(forward(leaf), leaf, grad)[0])
+    assert found[0].norm() > 0
+    assert torch.equal(*found)

@@ -7,6 +7,7 @@ own: accuracy is not timed, so that they may share the device.
 import json
 import multiprocessing
 import time
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 DESCRIPTION = ROOT / "experiments" / "hippocampus" / "dataset.json"
 NETWORKS, REDUCED_NETWORKS = ("REP3D", "REP3D_FIXED", "REP3D_NONE", "nnUNet"), ("REP3D",)
 ROI_SIZE = ("64", "64", "64")  # nnUNet takes multiples of 32, and twice as much for its normalisations
-RECIPE = ("--batch_size", "2", "--crop_sample", "1", "--lr", "1e-3", "--max_iter", "500", "--eval_step", "500")
+RECIPE = ("--batch_size", "2", "--crop_sample", "1", "--lr", "1e-3", "--max_iter", "300", "--eval_step", "300")
 REDUCED_RECIPE = (
     *("--roi_size", "32", "32", "32", "--feat_size", "4", "4", "4", "4", "--kernel_size", "5"),
     *("--max_iter", "2", "--eval_step", "2"),
@@ -30,7 +31,7 @@ SEED_S = 45  # of the first seed's networks, guessed; the others are expected to
 
 
 def measure(bench: Bench) -> None:
-    """A row a network and seed."""
+    """Record one row per network and seed."""
     if bench.data is None:
         bench.note(reason="no --data, expected a folder of MSD hippocampus")
         return
@@ -46,18 +47,20 @@ def measure(bench: Bench) -> None:
 
 
 def run_seed(bench: Bench, networks: tuple[str, ...], seed: int) -> None:
-    """Train and predict with every network at once, then record what each reached."""
+    """Train and predict with every network at once, and record what each reached as it ends."""
     context = multiprocessing.get_context("fork")  # nothing of CUDA was touched yet in this process
-    processes = {}
+    running = {}
     for network in networks:
         folder = bench.scratch / f"{network}, seed {seed}"
-        processes[network] = context.Process(target=train_and_predict, args=(bench, network, seed, folder))
-        processes[network].start()
-    for network, process in processes.items():
-        process.join()
-        folder = bench.scratch / f"{network}, seed {seed}"
-        row = {"network": network, "seed": seed}
-        bench.attempt(row, lambda folder=folder, process=process: read_dice(folder, process.exitcode))  # type: ignore[misc]
+        process = context.Process(target=train_and_predict, args=(bench, network, seed, folder))
+        process.start()
+        running[process.sentinel] = network, folder, process
+    while running:
+        for sentinel in connection.wait(list(running)):
+            network, folder, process = running.pop(sentinel)  # type: ignore[arg-type]
+            process.join()
+            row = {"network": network, "seed": seed}
+            bench.attempt(row, lambda folder=folder, process=process: read_dice(folder, process.exitcode))  # type: ignore[misc]
 
 
 def train_and_predict(bench: Bench, network: str, seed: int, folder: Path) -> None:
@@ -81,7 +84,7 @@ def read_dice(folder: Path, status: int | None) -> dict[str, Any]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """A line a network: mean and spread over the seeds."""
+    """One line per network: mean and spread over the seeds."""
     if "reason" in results:
         return [results["reason"]]
     told = []

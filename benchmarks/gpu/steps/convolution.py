@@ -51,6 +51,12 @@ class Problem:
         """Side of the kernel without the taps that never meet data."""
         return min(self.kernel_size, 2 * self.side - 1)
 
+    @property
+    def bytes(self) -> int:
+        """Of input, kernel and the output's gradient."""
+        number = torch.finfo(TYPES[self.precision]).bits // 8
+        return 2 * number * math.prod(self.shape) + FFT_NUMBER_BYTES * self.channels * self.kernel_size**3
+
     def inputs(self, device: torch.device, seed: int = 0) -> list[Tensor]:
         """Input, kernel and the output's gradient; the kernel is float32 as a network's, the others of the type."""
         generator = torch.Generator(device).manual_seed(seed)
@@ -67,9 +73,9 @@ def methods(precision: str) -> dict[str, Convolve]:
 
 
 def triton_methods(precision: str) -> dict[str, Convolve]:
-    """Those of Triton's."""
-    halves = {f"gemm {name}": _in(implicit_gemm, dtype) for name, dtype in HALVES.items()}
-    return halves if precision == "bf16" else {"gemm tf32": _in(implicit_gemm, torch.float32)}
+    """The ways that Triton compiles, which takes a second or two for every type and stage."""
+    name, dtype = ("bf16", torch.bfloat16) if precision == "bf16" else ("tf32", torch.float32)
+    return {f"gemm {name}": _in(implicit_gemm, dtype)}
 
 
 def native(x: Tensor, weight: Tensor) -> Tensor:
@@ -87,7 +93,7 @@ def _in(convolve: Callable[[Tensor, Tensor, torch.dtype], Tensor], dtype: torch.
 
 
 def measure(bench: Bench) -> None:
-    """A row a problem and method, and the constants of ``choose_method``."""
+    """Record one row per problem and method, and note the constants of ``choose_method``."""
     torch.backends.cuda.matmul.allow_tf32 = True  # of the candidates' float32 products, in this process
     copy_rate, _ = find_ceilings(bench)
     bench.note(copy_rate=copy_rate)
@@ -109,7 +115,7 @@ def measure(bench: Bench) -> None:
 
 
 def measure_problem(bench: Bench, problem: Problem, ways: dict[str, Convolve]) -> None:
-    """A row a method: seconds and errors of each pass."""
+    """Record one row per method: seconds and errors of each pass."""
     expected = all_passes(fft, [tensor.double() for tensor in problem.inputs(bench.device)])
     for method, convolve in ways.items():
         row = {**asdict(problem), "method": method}
@@ -127,21 +133,28 @@ def measure_method(bench: Bench, problem: Problem, convolve: Convolve, expected:
 
 
 def time_passes(bench: Bench, problem: Problem, convolve: Convolve, passes: Sequence[str] = PASSES) -> dict[str, float]:
-    """Device seconds of each pass."""
+    """Device seconds of each pass; only what it asks for needs a gradient, so that no other is computed."""
     device = bench.device
-    set_bytes = sum(tensor.numel() * tensor.element_size() for tensor in problem.inputs(device))
-    sets = [problem.inputs(device, seed) for seed in range(count_sets(set_bytes, device))]
-    leaves = [(x.requires_grad_(), weight.requires_grad_(), grad) for x, weight, grad in sets]
-    seconds = {"forward": device_seconds(lambda x, weight, _: convolve(x, weight), leaves, device)}
-    graphs = [(convolve(x, weight), x, weight, grad) for x, weight, grad in leaves]
-    wanted = {"dx": (0,), "dw": (1,), "backward": (0, 1)}
-    for name in passes[1:]:
-
-        def differentiate(out: Tensor, *rest: Tensor, indices: Sequence[int] = wanted[name]) -> None:
-            torch.autograd.grad(out, [rest[index] for index in indices], rest[2], retain_graph=True)
-
+    sets = [problem.inputs(device, seed) for seed in range(count_sets(problem.bytes, device))]
+    seconds = {}
+    for name in passes:
+        for x, weight, _ in sets:
+            x.requires_grad_(name != "dw")
+            weight.requires_grad_(name != "dx")
+        if name == "forward":
+            seconds[name] = device_seconds(lambda x, weight, _: convolve(x, weight), sets, device)
+            continue
+        graphs = [
+            (convolve(x, weight), grad, *(leaf for leaf in (x, weight) if leaf.requires_grad))
+            for x, weight, grad in sets
+        ]
         seconds[name] = device_seconds(differentiate, graphs, device)
     return seconds
+
+
+def differentiate(out: Tensor, grad: Tensor, *leaves: Tensor) -> None:
+    """A backward pass, which may be repeated."""
+    torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
 def all_passes(convolve: Convolve, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

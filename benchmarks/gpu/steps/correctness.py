@@ -1,6 +1,7 @@
 """Step 2: the ``gpu`` tests, which compare a GPU with the CPU: kernels, networks, precisions, scripts, NCCL."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,23 @@ import pytest
 from benchmarks.gpu.bench import Bench
 
 ROOT = Path(__file__).parents[3]
-PROCESSES = 4  # of pytest-xdist, where it is installed: most of a test is on one core
-REHEARSED = "convolution or (every_network and UNet3D) or nccl"  # takes seconds on a CPU
+TESTS = ("tests/test_gpu_scripts.py", "tests/networks/test_gpu.py")  # the longest first
+PROCESSES, REHEARSED_PROCESSES = 4, 2  # of pytest-xdist, where it is installed
+THREADS = 4  # of each: a GPU's machine has 16 cores
+REHEARSED = "convolution or (every_network and UNet3D) or communicates"  # takes seconds on a CPU
 SHOWN = 5  # failed tests in the table
 
 
 def measure(bench: Bench) -> None:
-    """A row a test."""
+    """Record one row per test."""
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes below
     flags = ["-m", "gpu", "--gpu", bench.gpu, "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    flags += ["--continue-on-collection-errors", "--basetemp", str(bench.scratch / "pytest")]
     if bench.reduced:
         flags += ["-k", REHEARSED]
-    elif importlib.util.find_spec("xdist"):
-        flags += ["--numprocesses", str(PROCESSES)]
-    scratch = ["--basetemp", str(bench.scratch / "pytest")]
-    status = pytest.main([*flags, *scratch, str(ROOT / "tests")], plugins=[_Recorder(bench)])
+    if importlib.util.find_spec("xdist"):
+        flags += ["--numprocesses", str(REHEARSED_PROCESSES if bench.reduced else PROCESSES), "--dist", "worksteal"]
+    status = pytest.main([*flags, *(str(ROOT / name) for name in TESTS)], plugins=[_Recorder(bench)])
     bench.note(pytest_status=int(status))
 
 

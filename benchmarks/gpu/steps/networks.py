@@ -13,13 +13,13 @@ from tools.summary import available_networks
 BATCH, CLASSES = 2, 16
 ROI_SIZE, REDUCED_ROI_SIZE = (96, 96, 96), (32, 32, 32)
 REDUCED_NETWORKS = ("UNet3D", "MedNeXt_S")  # the smallest
-REPEATS, LIMIT_S = 3, 3.0
+REPEATS, LIMIT_S = 2, 2.0
 LEAST_S = 5  # left, or a network is not begun
 A_LINE = 4  # networks in the table
 
 
 def measure(bench: Bench) -> None:
-    """A row a network."""
+    """Record one row per network."""
     bench.note(batch_size=BATCH, roi_size=REDUCED_ROI_SIZE if bench.reduced else ROI_SIZE)
     installed = available_networks()
     for name in REDUCED_NETWORKS if bench.reduced else NETWORKS:

