@@ -176,7 +176,7 @@ def read_cards() -> dict[str, Card]:
 
 
 def claims_table(cards: dict[str, Card]) -> list[str]:
-    """A row a claim, with its target and what was found on a CPU and on each card."""
+    """One row per claim, with its target and what was found on a CPU and on each card."""
     columns = list(cards) or ["GPU"]
     lines = [f"| ratio | target | CPU | {' | '.join(columns)} |", f"|{'---|' * (3 + len(columns))}"]
     for claim in CLAIMS:

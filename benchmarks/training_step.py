@@ -140,7 +140,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, a row a variant, the two ratios."""
+    """The results as text: the machine, a table of the variants, the two ratios."""
     table = [
         [
             row["name"],

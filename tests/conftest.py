@@ -189,6 +189,14 @@ def wait_for_iteration(checkpoint, iteration, seconds=120):
     raise TimeoutError(checkpoint)
 
 
+def wait_for_the_next_second():
+    """After another process has logged: TensorBoard reads logs of one second in the order of the processes' numbers.
+
+    A run resumed by hand starts seconds later and has a higher number; one resumed in this process may have neither.
+    """
+    time.sleep(1.1)
+
+
 @pytest.fixture(scope="session")
 def trained(box_template, tmp_path_factory):
     """The output folder of a short run on the boxes."""

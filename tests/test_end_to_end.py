@@ -10,7 +10,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, REPOSITORY, SMALL, real_data, train_arguments, wait_for_iteration, write_nifti
+from conftest import (
+    REAL_DATA,
+    REPOSITORY,
+    SMALL,
+    real_data,
+    train_arguments,
+    wait_for_iteration,
+    wait_for_the_next_second,
+    write_nifti,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import training_loop
@@ -72,6 +81,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(boxes, tmp_path, trai
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    wait_for_the_next_second()
     assert 2 <= torch.load(tmp_path / "killed" / "last_checkpoint.pth", weights_only=True)["iteration"] < 12
     assert train(*arguments, "--resume")[0] == 0
     assert_equal_weights(weights(tmp_path / "whole"), weights(tmp_path / "killed"))

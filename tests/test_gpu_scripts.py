@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, train_arguments, wait_for_iteration
+from conftest import REPOSITORY, train_arguments, wait_for_iteration, wait_for_the_next_second
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.gpu
@@ -39,6 +39,7 @@ def test_a_run_that_is_killed_goes_on(boxes, tmp_path, train, gpu):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    wait_for_the_next_second()
     status, _, err = train(*words, "--resume")
     assert status == 0, err
     expected, found = losses(whole), losses(killed)

@@ -27,7 +27,7 @@ def dft_matmul(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> T
         x: input.
         weight: one kernel a channel; may be larger than the grid.
         dtype: of matrices and spectra, the input's by default. Products of half-precision numbers are summed in
-            float32 by the GPU's matrix units, and rounded once an axis; float32 is TF32 where PyTorch is told so.
+            float32 by the GPU's matrix units, and rounded once per axis; float32 is TF32 where PyTorch allows it.
     """
     cuts = [max(0, weight.shape[-1] // 2 - side + 1) for side in x.shape[2:]]
     taps = tuple(slice(cut, weight.shape[-1] - cut) for cut in cuts)

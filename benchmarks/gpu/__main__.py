@@ -3,10 +3,10 @@
     python -m benchmarks.gpu --output DIR [--data HIPPOCAMPUS] [--budget_s 480] [--steps machine convolution] [--gpu 0]
 
 Each step runs in a process of its own with its own share of the time, and writes DIR/<step>_cuda.json row by row, so
-that whatever fails, hangs or runs out of memory is told there and costs none of the others. A table ends it all.
+that a step which fails, hangs or runs out of memory says so there while the others go on. A table ends the run.
 ``--gpu cpu`` is the rehearsal: the same steps at sizes that take seconds.
 
-docs/gpu.md says how to run it on a machine without network, and what came of it.
+docs/gpu.md says how to run it on a machine without network, and has the results.
 """
 
 import argparse

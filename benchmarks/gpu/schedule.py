@@ -22,7 +22,7 @@ from engine.process import tune_process
 
 LEAST_S = 6  # with fewer seconds of its own a step is left out
 PATIENCE_S = 90  # for the first process, which imports everything on a machine that may be cold
-SHARED_MEMORY, ROOM = Path("/dev/shm"), 32 * 2**30  # scratch files are no disk's business where there is room
+SHARED_MEMORY, ROOM = Path("/dev/shm"), 32 * 2**30  # scratch files go there where they fit, so that no disk is measured
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ STEPS = {
     "prediction": Plan(share=43, rehearsal=60),
     "accuracy": Plan(share=60, rehearsal=50),
 }
-
-
 # What the steps import, which takes seconds: their processes are forked from one that has it already.
 PRELOADED = ["monai.losses", "monai.transforms", "engine.training_loop", "load_datasets_transforms"]
 
@@ -85,7 +83,7 @@ def run_steps(names: Sequence[str], bench: Bench) -> list[str]:
 
 
 def see_one_device(bench: Bench) -> Bench:
-    """Let the processes see the chosen CUDA device alone, as their number 0: no kernel can go astray."""
+    """Let the processes see the chosen CUDA device alone, as number 0, so that no kernel runs on another."""
     if bench.reduced:
         return bench
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

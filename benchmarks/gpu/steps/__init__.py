@@ -1,1 +1,1 @@
-"""A module a step: ``measure`` makes its rows, ``lines`` its part of the table."""
+"""One module per step: ``measure`` records its rows, ``lines`` is its part of the table."""

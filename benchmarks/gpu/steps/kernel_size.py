@@ -1,5 +1,6 @@
 """Step 6: the training step over kernels of 3 to 31 and crops of 64 to 160, native and here."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import kernel_size
@@ -35,12 +36,19 @@ def measure(bench: Bench) -> None:
 
 def lines(results: dict[str, Any]) -> list[str]:
     """One line per way and kind of point: side and milliseconds."""
-    told = []
-    for way in kernel_size.WAYS:
-        for name, other in (("kernel_size", "crop"), ("crop", "kernel_size")):
-            rows = [row for row in results["rows"] if row["way"] == way and row["step_s"]]
-            common = max((row[other] for row in rows), key=[row[other] for row in rows].count, default=None)
-            shown = sorted((row for row in rows if row[other] == common), key=lambda row: row[name])
-            cells = [f"{row[name]}: {1e3 * row['step_s']:.0f}" for row in shown]
-            told.append(f"{way}, ms by {name.replace('_', ' ')}: {', '.join(cells)}")
-    return told
+    crops = [row["crop"] for row in results["rows"]]
+    if not crops:
+        return []
+    fixed = {
+        "kernel_size": {"crop": max(crops, key=crops.count)},
+        "crop": {"kernel_size": kernel_size.KERNEL_SIZE},
+    }
+    return [line(way, name, fixed[name], results["rows"]) for way in kernel_size.WAYS for name in fixed]
+
+
+def line(way: str, name: str, fixed: dict[str, int], rows: Sequence[dict[str, Any]]) -> str:
+    """The points of a way that differ in ``name`` alone."""
+    wanted = {"way": way, **fixed}
+    found = [row for row in rows if row["step_s"] and wanted.items() <= row.items()]
+    cells = [f"{row[name]}: {1e3 * row['step_s']:.0f}" for row in sorted(found, key=lambda row: row[name])]
+    return f"{way}, ms by {name.replace('_', ' ')}: {', '.join(cells)}"

@@ -93,11 +93,12 @@ def variants(bench: Bench) -> dict[str, Variant]:
 @contextmanager
 def cudnn_benchmark() -> Iterator[None]:
     """Let cuDNN try three of its algorithms instead of guessing the fastest."""
+    before = torch.backends.cudnn.benchmark_limit
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 3
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = False, before
 
 
 @contextmanager
@@ -200,7 +201,8 @@ def lines(results: dict[str, Any]) -> list[str]:
         told.append(f"{len(missing)} not measured, the first {missing[0]}")
     names = ("large_over_small", "published_over_large", "convolutions_share")
     found = ratios(results)
-    told.append(", ".join(f"{name.replace('_', ' ')} {found[name]:.3g}" for name in names if name in found))
+    if found:
+        told.append(", ".join(f"{name.replace('_', ' ')} {found[name]:.3g}" for name in names if name in found))
     kernels = [
         f"{kernel['share']:.0%} {kernel['kernel'][:70]}" for kernel in results.get("profile", [])[:SHOWN_KERNELS]
     ]

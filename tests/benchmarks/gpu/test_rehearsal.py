@@ -1,5 +1,6 @@
 """All of benchmarks.gpu on a CPU, at its reduced size: nothing is tried for the first time on a borrowed GPU."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from benchmarks.gpu.steps.convolution import fft_over_floor
 from benchmarks.gpu.steps.training_step import LARGE, PUBLISHED, SMALL, SMALL_NATIVE, ratios
 from networks.large_kernel_conv import DIRECT_COST, FFT_COST
 
+MACHINE = ("device", "cpu", "threads", "torch", "date", "reduced")  # in every file from the start
 SECONDS = 120  # the whole rehearsal's, alone
 
 
@@ -82,6 +84,17 @@ def test_the_steps_measured_what_they_are_about(results):
     (accurate,) = results["accuracy"]["rows"]
     assert (accurate["network"], accurate["seed"]) == (accuracy.REDUCED_NETWORKS[0], 0)
     assert set(accurate["dice_by_case"]) == {"box_8", "box_9"}
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_a_step_stopped_anywhere_still_has_its_lines(name, results):
+    found = results[name]
+    step = importlib.import_module(f"benchmarks.gpu.steps.{name}")
+    notes = [key for key in found if key not in ("step", "rows", *MACHINE)]
+    for rows in range(len(found["rows"]) + 1):
+        for noted in range(len(notes) + 1):
+            stopped = {key: value for key, value in found.items() if key not in notes[noted:]}
+            assert all(isinstance(line, str) for line in step.lines({**stopped, "rows": found["rows"][:rows]}))
 
 
 def test_the_table_is_short_and_its_constants_can_be_pasted(rehearsal, results):
