@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, train_arguments, wait_for_iteration
+from conftest import REPOSITORY, train_arguments, wait_for_iteration, wait_for_the_next_second
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -176,6 +176,7 @@ def test_killed_at(whole, box_template, tmp_path, train, moment):
     words = [sys.executable, "-c", KILLED, moment, *arguments]
     killed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    wait_for_the_next_second()
     assert train(*arguments, "--resume")[0] == 0
     assert differences(whole, tmp_path) == []
 

@@ -35,7 +35,7 @@ def assert_near(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("method", ["fft", "direct", None])
-def test_convolution_agrees_with_the_cpu(method, device):
+def test_convolution_agrees_with_the_cpu(method, device, full_float32):
     found = passes(lambda x, weight: large_kernel_conv3d(x, weight, method=method), device)
     assert_near(found, passes(direct, "cpu", torch.float64), 1e-5)
 
