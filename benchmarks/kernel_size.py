@@ -4,9 +4,9 @@
 
 A step is that of ``benchmarks.training_step``, one crop a step: every kernel at crops of 96^3, every crop with kernel
 21. "native" is the published recipe. This is the measurement on a CPU, where each point has a process of its own;
-``benchmarks.gpu`` makes the same on a GPU. Points that are in the output file already are kept, so that the command
+``benchmarks.gpu`` does it on a GPU. Points that are in the output file already are kept, so that the command
 can be stopped and repeated. A point that would take more than ``--limit_s``, by what the one before it took, is left
-out, and so is one that memory is too small for; both are said.
+out, and so is one that memory is too small for; the output says so.
 
 docs/kernel_size.png (``benchmarks.readme``) shows what was found, on a CPU and on GPUs.
 """
@@ -28,11 +28,12 @@ from benchmarks.report import describe_machine, format_table, name_machine, publ
 from engine.arguments import number, odd
 from engine.checkpoints import NetworkConfig
 from engine.devices import choose_precision
-from engine.errors import OneLineParser, run
+from engine.errors import InputError, OneLineParser, run
 from engine.files import make_output_folder, write_text
 from networks.base import InputSizes
 
 KERNEL_SIZES, CROPS = (3, 7, 11, 15, 21, 27, 31), (64, 96, 128, 160)
+DIVISOR = 16  # of crops of REP3D
 KERNEL_SIZE, CROP = 21, 96  # of the points that vary in the other
 WAYS = {"here": False, "native": True}  # whether it is the published recipe
 STYLES = {
@@ -54,7 +55,7 @@ def make_step(point: Point, device: torch.device, batch_size: int, feat_size: Se
     way, kernel_size, crop = point
     roi_size = (crop,) * 3
     config = NetworkConfig("REP3D", 1, 16, roi_size, {"feat_size": tuple(feat_size), "kernel_size": kernel_size})
-    precision = None if WAYS[way] else choose_precision("auto", device, roi_size, InputSizes(16))
+    precision = None if WAYS[way] else choose_precision("auto", device, roi_size, InputSizes(DIVISOR))
     return Step(config, batch_size, device, precision, published=WAYS[way])
 
 
@@ -149,10 +150,21 @@ def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """What this command has measured on this machine with these settings; points that were left out are tried again."""
     if not path.exists():
         return []
-    found = json.loads(path.read_text())
-    if {name: found.get(name) for name in settings} != settings:
-        return []
-    return [row for row in found["rows"] if row["step_s"] is not None]
+    try:
+        found = json.loads(path.read_text())
+        if {name: found.get(name) for name in settings} != settings:
+            return []
+        return [row for row in found["rows"] if row["step_s"] is not None]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"--output: {path} is no JSON file of this command, expected one or a new name") from error
+
+
+def crop_side(text: str) -> int:
+    """A side that the network takes."""
+    side = int(number(int, DIVISOR)(text))
+    if side % DIVISOR:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a multiple of {DIVISOR}")
+    return side
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -161,16 +173,26 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="benchmarks.kernel_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_argument_group("what is measured")
-    what.add_argument("--kernel_sizes", nargs="+", type=odd, default=KERNEL_SIZES, help="sides, voxels")
-    what.add_argument("--crops", nargs="+", type=number(int, 16), default=CROPS, help="sides, voxels")
+    what.add_argument(
+        "--kernel_sizes", nargs="+", type=odd, default=KERNEL_SIZES, help="sides of kernels, voxels (default: 3 to 31)"
+    )
+    what.add_argument(
+        "--crops", nargs="+", type=crop_side, default=CROPS, help="sides of crops, voxels (default: 64 to 160)"
+    )
     what.add_argument("--feat_size", nargs=4, type=number(int, 1), default=[48, 96, 192, 384], help="channels")
     how = parser.add_argument_group("how")
     how.add_argument("--repeats", type=number(int, 1), default=2, help="timed steps a point (default: %(default)s)")
     how.add_argument(
-        "--limit_s", type=number(float, 0), default=900, help="of a point, expected seconds (default: %(default)s)"
+        "--limit_s",
+        type=number(float, 0),
+        default=900,
+        help="points expected to take more seconds are left out (default: %(default)s)",
     )
     how.add_argument(
-        "--output", type=Path, default=Path("benchmarks/results/kernel_size_cpu.json"), help="(default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("benchmarks/results/kernel_size_cpu.json"),
+        help="JSON file to write, and to continue (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 

@@ -152,6 +152,7 @@ def _here(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
         torch.compiler.reset()  # the compiler gives up on code that it has compiled for eight networks
     gc.collect()  # of the step before, whose memory this one may need
     if step.device.type == "cuda":
+        torch.cuda.init()  # the statistics of an untouched device cannot be reset
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(step.device)
     try:

@@ -21,9 +21,11 @@ from benchmarks.gpu.bench import Bench, results_path
 from benchmarks.gpu.report import table
 from benchmarks.gpu.schedule import STEPS, run_steps
 from benchmarks.report import describe_machine
-from engine.arguments import positive
+from engine.arguments import number
 from engine.errors import CasesFailed, InputError, OneLineParser, run
 from engine.files import make_output_folder, write_text
+
+DAY_S = 86400
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,12 +34,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files and table.txt")
-    parser.add_argument("--data", type=Path, help="dataset folder of MSD hippocampus (default: no accuracy)")
     parser.add_argument(
-        "--budget_s", type=positive, default=480, help="seconds for all the steps together (default: %(default)s)"
+        "--data", type=Path, help="dataset folder of MSD hippocampus; without it the accuracy step is skipped"
     )
     parser.add_argument(
-        "--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=f"of {', '.join(STEPS)} (all)"
+        "--budget_s",
+        type=number(float, 1, DAY_S),
+        default=480,
+        help="seconds for all the steps together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        choices=STEPS,
+        default=list(STEPS),
+        metavar="STEP",
+        help=f"steps to run, of {', '.join(STEPS)} (default: all)",
     )
     parser.add_argument("--gpu", default="0", help="CUDA device number, or cpu to rehearse (default: %(default)s)")
     return parser.parse_args(argv)
@@ -76,9 +88,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--gpu: found {args.gpu!r}, expected cpu or the number of a CUDA device")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(args.gpu) >= count:
-            raise InputError(
-                f"--gpu: found {args.gpu}, and torch sees {count} CUDA devices: expected one of them or cpu"
-            )
+            expected = f"a number below {count}, or cpu" if count else "cpu: torch sees no CUDA device"
+            raise InputError(f"--gpu: found {args.gpu}, expected {expected}")
     if args.data is not None and not os.path.isdir(args.data / "imagesTr"):
         raise InputError(f"--data: found no {args.data / 'imagesTr'}, expected a dataset folder of MSD hippocampus")
 

@@ -39,7 +39,7 @@ class Bench:
         output: folder of the JSON files.
         scratch: folder for whatever else it writes.
         data: a dataset folder of MSD hippocampus, None where there is none.
-        seconds: that it may take.
+        seconds: it may take.
     """
 
     step: str

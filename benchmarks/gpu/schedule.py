@@ -22,6 +22,7 @@ from engine.process import tune_process
 
 LEAST_S = 6  # with fewer seconds of its own a step is left out
 PATIENCE_S = 90  # for the first process, which imports everything on a machine that may be cold
+LOG_LETTERS = 8000  # of what a step printed, kept where something is missing
 SHARED_MEMORY, ROOM = Path("/dev/shm"), 32 * 2**30  # scratch files go there where they fit, so that no disk is measured
 
 
@@ -87,7 +88,7 @@ def see_one_device(bench: Bench) -> Bench:
     if bench.reduced:
         return bench
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(bench.gpu)] if visible else bench.gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(bench.gpu)].strip() if visible else bench.gpu
     return replace(bench, gpu="0", seconds=bench.seconds_left())
 
 
@@ -141,7 +142,9 @@ def run_step(bench: Bench, context: Any) -> str | None:
         reason = f"failed: exit status {process.exitcode}{''.join(f': {line}' for line in printed.splitlines()[-1:])}"
     results = read_results(bench.output, bench.step, bench.device.type) or bench.results
     if reason:
-        results |= {"reason": reason, "log": printed[-4000:]}
+        results["reason"] = reason
+    if reason or any(row.get("reason") for row in results["rows"]):
+        results["log"] = printed[-LOG_LETTERS:]
     path = results_path(bench.output, bench.step, bench.device.type)
     write_text(path, json.dumps({**results, "took_s": took}, indent=1) + "\n")
     return reason

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import data_loading, large_kernel_conv, prediction, training_step
+from benchmarks import data_loading, kernel_size, large_kernel_conv, prediction, training_step
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from benchmarks import data_loading, large_kernel_conv, prediction, training_ste
         (training_step, ["--kernel_size", "4"]),
         (training_step, ["--repeats", "0"]),
         (training_step, ["--roi_size", "96", "96"]),
+        (kernel_size, ["--crops", "20"]),
+        (kernel_size, ["--kernel_sizes", "4"]),
         (large_kernel_conv, ["--kernel_size", "4"]),
         (large_kernel_conv, ["--repeats", "0"]),
         (large_kernel_conv, ["--stages", "3x6"]),

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from conftest import assert_one_line
 
 from benchmarks import kernel_size
 from benchmarks.kernel_size import draw, expected_seconds, main, measure, parse_args, points
+from engine.errors import run
 
 TINY = ["--feat_size", "2", "2", "2", "2", "--kernel_sizes", "3", "--crops", "32", "--repeats", "1"]
 
@@ -27,6 +29,14 @@ def test_benchmark_measures_each_point_and_keeps_it(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(kernel_size, "measure_step", lambda *_, **__: pytest.fail("measured again"))
     assert main(parse_args([*TINY, "--output", str(output)]))["rows"] == results["rows"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_a_file_that_is_not_its_own_is_one_line(content, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.mkdir() if content is None else path.write_text(content)
+    assert_one_line((run(main, parse_args([*TINY, "--output", str(path)])), "", capsys.readouterr().err), path)
+    assert content is None or path.read_text() == content
 
 
 def test_points_vary_in_one_thing_at_a_time():

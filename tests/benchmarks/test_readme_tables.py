@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import readme
+from engine.errors import InputError
 
 MACHINE = {"cpu": "a CPU", "threads": 16, "torch": "2.11.0", "date": "2026-12-01", "reduced": False}
 STEPS = {
@@ -65,6 +66,22 @@ def test_each_card_has_a_table_of_its_own(results):
     assert "### NVIDIA H200" in section
     assert "3.00 TB/s copied, 800.0 TFLOP/s in bf16" in section
     assert "2 workers: main_train.py ended with status 2" in section
+
+
+@pytest.mark.parametrize("content", ["{", '{"step": "machine"}', "[]"])
+def test_a_damaged_file_is_named(content, results):
+    path = results / "h100" / "machine_cuda.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=str(path)):
+        readme.read_cards()
+
+
+def test_two_folders_of_one_card_are_refused(results):
+    (results / "h100").rename(results / "again")
+    content = json.loads((results / "again" / "machine_cuda.json").read_text())
+    (results / "h200" / "networks_cuda.json").write_text(json.dumps({**content, "step": "networks"}))
+    with pytest.raises(InputError, match=f"h200: found results of NVIDIA H100.*{results / 'again'} alone"):
+        readme.read_cards()
 
 
 def test_without_a_card_nothing_is_measured(tmp_path, monkeypatch):

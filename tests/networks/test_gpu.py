@@ -6,8 +6,6 @@ import pytest
 import torch
 from test_networks import SMALLEST
 
-from benchmarks.candidates.dft_matmul import dft_matmul
-from benchmarks.candidates.implicit_gemm import implicit_gemm
 from engine.devices import make_autocast, place
 from engine.rep_optimizer import scale_updates
 from networks import NETWORKS, build_network
@@ -38,15 +36,6 @@ def assert_near(found, expected, tolerance):
 def test_convolution_agrees_with_the_cpu(method, device, full_float32):
     found = passes(lambda x, weight: large_kernel_conv3d(x, weight, method=method), device)
     assert_near(found, passes(direct, "cpu", torch.float64), 1e-5)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float16, 5e-3), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("candidate", [dft_matmul, implicit_gemm])
-def test_candidate_convolution_agrees_with_the_cpu(candidate, dtype, tolerance, device):
-    if candidate is implicit_gemm and device.type == "cpu":
-        pytest.skip("Triton has no code for CPUs; tests/benchmarks interprets it")
-    found = passes(lambda x, weight: candidate(x, weight, dtype), device)
-    assert_near(found, passes(direct, "cpu", torch.float64), tolerance)
 
 
 def step(network, roi_size, device, precision):

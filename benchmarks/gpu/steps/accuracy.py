@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 DESCRIPTION = ROOT / "experiments" / "hippocampus" / "dataset.json"
 NETWORKS, REDUCED_NETWORKS = ("REP3D", "REP3D_FIXED", "REP3D_NONE", "nnUNet"), ("REP3D",)
 ROI_SIZE = ("64", "64", "64")  # nnUNet takes multiples of 32, and twice as much for its normalisations
-RECIPE = ("--batch_size", "2", "--crop_sample", "1", "--lr", "1e-3", "--max_iter", "300", "--eval_step", "300")
+RECIPE = ("--batch_size", "2", "--crop_sample", "1", "--lr", "1e-3", "--max_iter", "200", "--eval_step", "200")
 REDUCED_RECIPE = (
     *("--roi_size", "32", "32", "32", "--feat_size", "4", "4", "4", "4", "--kernel_size", "5"),
     *("--max_iter", "2", "--eval_step", "2"),
@@ -95,5 +95,7 @@ def lines(results: dict[str, Any]) -> list[str]:
             told.append(f"{network}: {rows[0]['reason']}")
             continue
         spread = f", standard deviation {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
-        told.append(f"{network}: mean Dice {np.mean(means):.4f}{spread}, {len(means)} seeds")
+        told.append(
+            f"{network}: mean Dice {np.mean(means):.4f}{spread}, {len(means)} seed{'s' if len(means) > 1 else ''}"
+        )
     return told

@@ -265,7 +265,7 @@ def fft_over_floor(results: dict[str, Any]) -> float:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """The eight convolutions of two crops by method, beside their floors, and the constants."""
+    """The constants, and the eight convolutions of two crops by method, beside their floors."""
     rows = []
     for precision in TYPES if "floors" in results else ():
         for method, seconds in totals(results, 2, precision).items():
@@ -275,7 +275,7 @@ def lines(results: dict[str, Any]) -> list[str]:
             seconds = floor_totals(results, 2, precision, name)
             rows.append([precision, f"floor, {name}", *milliseconds(seconds), ""])
     header = ["", "method", *(f"{name} ms" for name in PASSES), "error"]
-    return [*(format_table(header, rows).splitlines() if rows else []), *results.get("ready_to_paste", [])]
+    return [*results.get("ready_to_paste", []), *(format_table(header, rows).splitlines() if rows else [])]
 
 
 def milliseconds(seconds: dict[str, float]) -> list[str]:

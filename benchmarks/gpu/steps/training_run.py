@@ -47,6 +47,7 @@ def train(bench: Bench, workers: int, seconds: float) -> dict[str, Any]:
         words += ["--roi_size", 32, 32, 32, "--feat_size", 4, 4, 4, 4, "--kernel_size", 5, "--overlap", 0]
     args = main_train.parse_args([str(word) for word in words])
     if bench.device.type == "cuda":
+        torch.cuda.init()  # the statistics of an untouched device cannot be reset
         torch.cuda.reset_peak_memory_stats(bench.device)
     with PeakMemory() as peak:
         status = run(main_train.main, args, to_lower=main_train.MEMORY)

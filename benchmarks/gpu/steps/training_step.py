@@ -29,8 +29,9 @@ SMALL_KERNEL = 3
 LARGE, SMALL, PUBLISHED = "large kernel", "kernel 3", "published recipe"
 SMALL_NATIVE = "kernel 3, PyTorch's convolutions"  # what choose_method takes them for depends on its constants
 FIRST = (
-    *(LARGE, SMALL, SMALL_NATIVE, PUBLISHED, f"{LARGE}, channels_last", f"{LARGE}, compiled"),
-    *(f"{LARGE}, checkpointing", f"{LARGE}, channels_last_kernels"),
+    *(LARGE, SMALL, SMALL_NATIVE, PUBLISHED, f"{LARGE}, channels_last", f"{LARGE}, channels_last_kernels"),
+    *(f"{LARGE}, checkpointing", f"{LARGE}, float32 as PyTorch has it", f"{LARGE}, float32, TF32 everywhere"),
+    *(f"{LARGE}, float32, TF32 nowhere", f"{LARGE}, compiled", f"{LARGE}, compiled, channels_last"),
 )
 LAST = (f"{LARGE}, cuDNN benchmark",)  # its first run tries every algorithm, for minutes at worst
 REPEATS = 5
@@ -189,21 +190,17 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """What was measured, several variants a line, then the ratios and the costliest kernels."""
-    measured = [row for row in results["rows"] if row["reason"] is None]
-    cells = [
-        f"{row['name']} {1e3 * row['step_s']:.1f} ms {row['peak_bytes'] / 1e9:.1f} GB {row['matrix_share']:.0%}"
-        for row in measured
-    ]
-    told = ["ms a step, peak memory, share of the bf16 matrix rate:"] if cells else []
-    told += ["; ".join(cells[start : start + A_LINE]) for start in range(0, len(cells), A_LINE)]
+    """The ratios and the costliest kernels, then what was measured, several variants a line."""
+    found = ratios(results)
+    told = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items())] if found else []
+    kernels = results.get("profile", [])[:SHOWN_KERNELS]
+    told += [f"{kernel['share']:.0%} {kernel['kernel'][:100]}" for kernel in kernels]
     if missing := [f"{row['name']}: {row['reason']}" for row in results["rows"] if row["reason"] is not None]:
         told.append(f"{len(missing)} not measured, the first {missing[0]}")
-    names = ("large_over_small", "published_over_large", "convolutions_share")
-    found = ratios(results)
-    if found:
-        told.append(", ".join(f"{name.replace('_', ' ')} {found[name]:.3g}" for name in names if name in found))
-    kernels = [
-        f"{kernel['share']:.0%} {kernel['kernel'][:70]}" for kernel in results.get("profile", [])[:SHOWN_KERNELS]
+    cells = [
+        f"{row['name']} {1e3 * row['step_s']:.1f} ms {row['peak_bytes'] / 1e9:.1f} GB {row['matrix_share']:.0%}"
+        for row in results["rows"]
+        if row["reason"] is None
     ]
-    return [*told, *kernels]
+    told += ["ms a step, peak memory, share of the bf16 matrix rate:"] if cells else []
+    return [*told, *("; ".join(cells[start : start + A_LINE]) for start in range(0, len(cells), A_LINE))]

@@ -137,7 +137,7 @@ def test_steps_without_time_are_left_out_and_say_so(tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA devices")
 def test_no_gpu_is_one_line(tmp_path, capsys):
     status = run(command.main, command.parse_args(["--output", str(tmp_path / "results")]))
-    assert_one_line((status, "", capsys.readouterr().err), "--gpu: found 0", "expected", "cpu")
+    assert_one_line((status, "", capsys.readouterr().err), "--gpu: found 0, expected cpu: torch sees no CUDA device")
     assert not (tmp_path / "results").exists()
 
 
@@ -147,6 +147,7 @@ def test_no_gpu_is_one_line(tmp_path, capsys):
         (["--gpu", "first"], ["--gpu: found 'first'"]),
         (["--gpu", "cpu", "--data", "nowhere"], ["--data: found no nowhere/imagesTr"]),
         (["--gpu", "cpu", "--budget_s", "0"], ["--budget_s"]),
+        (["--gpu", "cpu", "--budget_s", "1e9"], ["--budget_s", "from 1 to 86400"]),
         (["--gpu", "cpu", "--steps", "machine", "dance"], ["--steps", "dance"]),
     ],
 )
