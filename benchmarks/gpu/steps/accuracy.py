@@ -95,7 +95,5 @@ def lines(results: dict[str, Any]) -> list[str]:
             told.append(f"{network}: {rows[0]['reason']}")
             continue
         spread = f", standard deviation {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
-        told.append(
-            f"{network}: mean Dice {np.mean(means):.4f}{spread}, {len(means)} seed{'s' if len(means) > 1 else ''}"
-        )
+        told.append(f"{network}: mean Dice {np.mean(means):.4f}{spread}, seeds: {len(means)}")
     return told
