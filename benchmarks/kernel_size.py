@@ -123,7 +123,8 @@ def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, fixed: dic
         sides, seconds = [row[name] for row in found], [row["step_s"] for row in found]
         axes.plot(sides, seconds, "o-", label=style["label"], color=style["color"])
         for side, value in list(zip(sides, seconds, strict=True))[-1:]:
-            axes.annotate(f"{value:.3g} s", (side, value), xytext=(6, 4), textcoords="offset points", fontsize=9)
+            text = f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
+            axes.annotate(text, (side, value), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set_yscale("log")
     axes.set_xticks(sorted({row[name] for row in rows if fixed.items() <= row.items()}))
     axes.margins(x=0.18, y=0.08)  # room for the annotations
