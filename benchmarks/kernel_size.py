@@ -5,7 +5,7 @@
 A step is that of ``benchmarks.training_step``, one crop a step: every kernel at crops of 96^3, every crop with kernel
 21. "native" is the published recipe. This is the measurement on a CPU, where each point has a process of its own;
 ``benchmarks.gpu`` does it on a GPU. Points that are in the output file already are kept, so that the command
-can be stopped and repeated. A point that would take more than ``--limit_s``, by what the one before it took, is left
+can be stopped and repeated. A point expected to take more than ``--limit_s``, by what smaller ones took, is left
 out, and so is one that memory is too small for; the output says so.
 
 docs/kernel_size.png (``benchmarks.readme``) shows what was found, on a CPU and on GPUs.
@@ -180,9 +180,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--crops", nargs="+", type=crop_side, default=CROPS, help="sides of crops, voxels (default: 64 to 160)"
     )
-    what.add_argument("--feat_size", nargs=4, type=number(int, 1), default=[48, 96, 192, 384], help="channels")
+    what.add_argument(
+        "--feat_size", nargs=4, type=number(int, 1), default=[48, 96, 192, 384], help="channels of the four stages"
+    )
     how = parser.add_argument_group("how")
-    how.add_argument("--repeats", type=number(int, 1), default=2, help="timed steps a point (default: %(default)s)")
+    how.add_argument("--repeats", type=number(int, 1), default=2, help="timed steps per point (default: %(default)s)")
     how.add_argument(
         "--limit_s",
         type=number(float, 0),

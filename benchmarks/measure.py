@@ -61,6 +61,11 @@ class Step:
     compiled: bool = False
     layout: Layout | None = None
 
+    @property
+    def autocast(self) -> str:
+        """The name of the precision: bfloat16, float16 or off."""
+        return "off" if self.precision is None else str(self.precision).removeprefix("torch.")
+
 
 class StepProcess:
     """A process that makes a step ready and runs it whenever it is asked to; a context manager.

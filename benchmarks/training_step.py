@@ -120,10 +120,9 @@ def take_turns(steps: dict[str, Step], repeats: int, warm_ups: int = WARM_UPS) -
 def summarise(name: str, step: Step, runs: Runs) -> dict[str, Any]:
     """A row: every second measured, their median, and the peak."""
     seconds = [second for second, _ in runs]
-    autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
     return {
         "name": name,
-        "autocast": autocast,
+        "autocast": step.autocast,
         "step_s": median(seconds),
         "steps_s": seconds,
         "peak_bytes": runs[-1][1],

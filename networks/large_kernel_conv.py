@@ -93,7 +93,7 @@ def large_kernel_conv3d(
     device = x.device.type
     if device == "meta":  # no data to be fast with: shapes and multiply-adds are those of the plain convolution
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
-    weight = _crop_to_reach(weight, x.shape[2:])
+    weight = crop_to_reach(weight, x.shape[2:])
     forward = method or choose_method(x, weight, "forward")
     backward = method or choose_method(x, weight, "backward")
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -285,7 +285,7 @@ def _half_widths(weight: Tensor) -> tuple[int, ...]:
     return tuple(side // 2 for side in weight.shape[2:])
 
 
-def _crop_to_reach(weight: Tensor, grid: torch.Size) -> Tensor:
+def crop_to_reach(weight: Tensor, grid: torch.Size) -> Tensor:
     """The taps that can meet data: offsets beyond side - 1 only ever see padding."""
     cuts = [max(0, half - (side - 1)) for half, side in zip(_half_widths(weight), grid, strict=True)]
     depth, height, width = (slice(cut, length - cut) for cut, length in zip(cuts, weight.shape[2:], strict=True))

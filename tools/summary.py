@@ -23,7 +23,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import monai
@@ -33,7 +32,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.measure import OUT_OF_MEMORY, NotMeasured, Step, StepProcess, available_memory
+from benchmarks.measure import OUT_OF_MEMORY, UNMEASURED, Step, available_memory, measure_step
 from benchmarks.report import describe_machine
 from engine.arguments import AMP_CHOICES, number, odd
 from engine.checkpoints import NetworkConfig
@@ -159,22 +158,17 @@ def find_precision(
 
 def measure(step: Step, parameters: int, repeats: int) -> dict[str, Any]:
     """Median seconds and peak bytes of a step in a process of its own; None, and the reason, where there are none."""
-    autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
-    unmeasured = {"autocast": autocast, "step_seconds": None, "peak_bytes": None}
     memory, needed = available_memory(step.device), BYTES_A_PARAMETER * parameters
     if needed > memory:
         reason = f"weights, gradients and AdamW state take {needed / 1e9:.1f} GB, {memory / 1e9:.1f} GB are available"
-        return {**unmeasured, "reason": f"{OUT_OF_MEMORY}: {reason}"}
-    try:
-        with StepProcess(step, memory) as process:
-            _, *runs = [process.run() for _ in range(1 + repeats)]
-    except NotMeasured as reason:
-        return {**unmeasured, "reason": str(reason)}
+        found = {**UNMEASURED, "reason": f"{OUT_OF_MEMORY}: {reason}"}
+    else:
+        found = measure_step(step, repeats, own_process=True)
     return {
-        "autocast": autocast,
-        "step_seconds": median(seconds for seconds, _ in runs),
-        "peak_bytes": runs[-1][1],
-        "reason": None,
+        "autocast": step.autocast,
+        "step_seconds": found["step_s"],
+        "peak_bytes": found["peak_bytes"],
+        "reason": found["reason"],
     }
 
 

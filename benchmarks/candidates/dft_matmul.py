@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from networks.large_kernel_conv import crop_to_reach
+
 MULTIPLE = 4  # of a length L: rows of 2L half-precision numbers then start at multiples of 16 bytes
 
 
@@ -29,9 +31,7 @@ def dft_matmul(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> T
         dtype: of matrices and spectra, the input's by default. Products of half-precision numbers are summed in
             float32 by the GPU's matrix units, and rounded once per axis; float32 is TF32 where PyTorch allows it.
     """
-    cuts = [max(0, weight.shape[-1] // 2 - side + 1) for side in x.shape[2:]]
-    taps = tuple(slice(cut, weight.shape[-1] - cut) for cut in cuts)
-    return _DFTConv3d.apply(x, weight[(slice(None), slice(None), *taps)].transpose(0, 1), dtype or x.dtype)
+    return _DFTConv3d.apply(x, crop_to_reach(weight, x.shape[2:]).transpose(0, 1), dtype or x.dtype)
 
 
 def traffic(shape: Sequence[int], kernel_size: int, element_bytes: int) -> dict[str, int]:
@@ -52,15 +52,26 @@ def traffic(shape: Sequence[int], kernel_size: int, element_bytes: int) -> dict[
         second = 2 * _frequencies(lengths[0]) * lengths[1] * sides[2]
         return math.prod(sides) + 2 * first + 2 * second + spectrum
 
-    grids, kernels = samples * channels, channels
-    product = (2 * grids + kernels) * spectrum  # two are read or written for each sample, one for all
-    numbers = {
-        "forward": 2 * grids * transform(grid) + kernels * transform(taps) + product,
-        "dx": 2 * grids * transform(grid) + product,
-        "dw": grids * transform(grid) + product + kernels * transform(taps),
-    }
-    numbers["backward"] = numbers["dx"] + numbers["dw"] - grids * transform(grid)
+    numbers = traffic_of_passes(samples, channels, transform(grid), transform(taps), spectrum)
     return {name: element_bytes * number for name, number in numbers.items()}
+
+
+def traffic_of_passes(samples: int, channels: int, grid: int, kernel: int, spectrum: int) -> dict[str, int]:
+    """What a convolution by transforms reads and writes in each pass, in any unit.
+
+    Args:
+        samples, channels: of the input.
+        grid, kernel: read and written by the transform of one channel of one sample, or of one kernel.
+        spectrum: size of one channel's.
+    """
+    grids = samples * channels
+    product = (2 * grids + channels) * spectrum  # two are read or written for each sample, one for all
+    found = {
+        "forward": 2 * grids * grid + channels * kernel + product,
+        "dx": 2 * grids * grid + product,
+        "dw": grids * grid + product + channels * kernel,
+    }
+    return {**found, "backward": found["dx"] + found["dw"] - grids * grid}
 
 
 class _DFTConv3d(torch.autograd.Function):

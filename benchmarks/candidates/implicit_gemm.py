@@ -1,7 +1,7 @@
 """A candidate for GPUs: the depthwise convolution as matrix products over tiles of taps, nothing stored in between.
 
 A row of the grid times a row of taps is a product with a band matrix, which the kernel (Triton) makes from the taps as
-it goes; output and gradients are sums of such products over the taps' planes and rows. Two to three times the
+it goes; output and gradients are sums of such products over the taps' planes and rows. That is several times the
 arithmetic of the convolution, but on the GPU's matrix units, and no memory beside the tensors themselves.
 
 Source: the direct sum, its innermost axis written as a Toeplitz matrix.
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from networks.large_kernel_conv import crop_to_reach
+
 
 def implicit_gemm(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """'Same' depthwise convolution as ``large_kernel_conv3d`` has it, x (N, C, D, H, W) and weight (C, 1, K, K, K).
@@ -22,9 +24,7 @@ def implicit_gemm(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -
         weight: one kernel a channel; may be larger than the grid.
         dtype: of the factors, the input's by default; float32 ones are taken as TF32. Sums are float32.
     """
-    cuts = [max(0, weight.shape[-1] // 2 - side + 1) for side in x.shape[2:]]
-    taps = tuple(slice(cut, weight.shape[-1] - cut) for cut in cuts)
-    return _ImplicitGemm.apply(x, weight[(slice(None), slice(None), *taps)], dtype or x.dtype)
+    return _ImplicitGemm.apply(x, crop_to_reach(weight, x.shape[2:]), dtype or x.dtype)
 
 
 class _ImplicitGemm(torch.autograd.Function):

@@ -86,6 +86,15 @@ def _tile_width(side: int) -> int:
 
 
 @triton.jit
+def _load_shifted(x, row, plane, column, depth, height, width, KD: tl.constexpr, KH: tl.constexpr):
+    """The rows of a volume that a plane and row of taps, number ``plane``, puts beside ``row``; zero outside it."""
+    d, h = row // height + plane // KH - KD // 2, row % height + plane % KH - KH // 2
+    inside = (d >= 0) & (d < depth) & (h >= 0) & (h < height)
+    place = x + ((d * height + h) * width)[:, None] + column[None, :]
+    return tl.load(place, mask=inside[:, None] & (column < width)[None, :], other=0.0)
+
+
+@triton.jit
 def _correlate(
     x,
     weight,
@@ -107,7 +116,6 @@ def _correlate(
     """
     volume = tl.program_id(1).to(tl.int64)  # sample * channels + channel
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    d, h = row // height, row % height
     column = tl.arange(0, WIDTH)
     tap = column[:, None] - column[None, :] + KW // 2
     on_band = (tap >= 0) & (tap < KW)
@@ -115,12 +123,7 @@ def _correlate(
     weight += volume % channels * KD * KH * KW
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     for plane in range(KD * KH):
-        from_d, from_h = d + plane // KH - KD // 2, h + plane % KH - KH // 2
-        inside = (from_d >= 0) & (from_d < depth) & (from_h >= 0) & (from_h < height)
-        from_row = (from_d * height + from_h) * width
-        rows = tl.load(
-            x + from_row[:, None] + column[None, :], mask=inside[:, None] & (column < width)[None, :], other=0.0
-        )
+        rows = _load_shifted(x, row, plane, column, depth, height, width, KD, KH)
         band = tl.load(weight + plane * KW + tap, mask=on_band, other=0.0)
         total = tl.dot(rows, band, total)
     to = out + volume * depth * height * width + row[:, None] * width + column[None, :]
@@ -156,11 +159,8 @@ def _correlate_for_kernel(
         start = (sample * channels + channel).to(tl.int64) * depth * height * width
         for first in range(0, depth * height, ROWS):
             row = first + tl.arange(0, ROWS)
-            from_d, from_h = row // height + plane // KH - KD // 2, row % height + plane % KH - KH // 2
-            inside = (row < depth * height) & (from_d >= 0) & (from_d < depth) & (from_h >= 0) & (from_h < height)
-            mask = inside[:, None] & valid
-            from_row = (from_d * height + from_h) * width
-            rows = tl.load(x + start + from_row[:, None] + column[None, :], mask=mask, other=0.0)
+            rows = _load_shifted(x + start, row, plane, column, depth, height, width, KD, KH)
+            mask = (row < depth * height)[:, None] & valid
             grads = tl.load(grad + start + row[:, None] * width + column[None, :], mask=mask, other=0.0)
             total = tl.dot(tl.trans(rows), grads, total)
     tap = column[:, None] - column[None, :] + KW // 2

@@ -128,7 +128,7 @@ def test_a_step_is_measured(summarise):
 
 def test_a_step_that_cannot_fit_is_not_tried(summarise, monkeypatch):
     monkeypatch.setattr(summary, "available_memory", lambda device: 10**9)
-    monkeypatch.setattr(summary, "StepProcess", None)
+    monkeypatch.setattr(summary, "measure_step", None)
     status, table, result, _ = summarise("--networks", "STUNet_H")
     assert status == 0
     assert table[2][4:] == ["out of memory", "-"]

@@ -54,7 +54,7 @@ class Problem:
     @property
     def bytes(self) -> int:
         """Of input, kernel and the output's gradient."""
-        number = torch.finfo(TYPES[self.precision]).bits // 8
+        number = TYPES[self.precision].itemsize
         return 2 * number * math.prod(self.shape) + FFT_NUMBER_BYTES * self.channels * self.kernel_size**3
 
     def inputs(self, device: torch.device, seed: int = 0) -> list[Tensor]:
@@ -166,7 +166,7 @@ def all_passes(convolve: Convolve, inputs: Sequence[Tensor]) -> tuple[Tensor, ..
 
 def floors(problem: Problem, copy_rate: float) -> dict[str, Any]:
     """Seconds that memory alone takes: of each pass's tensors, read or written once, and of each method's passes."""
-    number = torch.finfo(TYPES[problem.precision]).bits // 8
+    number = TYPES[problem.precision].itemsize
     grid, kernel = number * math.prod(problem.shape), FFT_NUMBER_BYTES * problem.channels * problem.taps**3
     tensors = {"forward": 2 * grid + kernel, "dx": 2 * grid + kernel, "dw": 2 * grid + kernel}
     tensors["backward"] = 3 * grid + 2 * kernel  # reads x, g and w, writes dx and dw
@@ -184,14 +184,7 @@ def fft_traffic(problem: Problem) -> dict[str, int]:
     lengths = fft_lengths(problem)
     half = 2 * FFT_NUMBER_BYTES * lengths[0] * lengths[1] * (lengths[2] // 2 + 1)
     transform = FFT_NUMBER_BYTES * math.prod(lengths) + 5 * half
-    grids, kernels = problem.samples * problem.channels, problem.channels
-    product = (2 * grids + kernels) * half
-    found = {
-        "forward": (2 * grids + kernels) * transform + product,
-        "dx": 2 * grids * transform + product,
-        "dw": (grids + kernels) * transform + product,
-    }
-    return {**found, "backward": found["dx"] + found["dw"] - grids * transform}
+    return dft.traffic_of_passes(problem.samples, problem.channels, transform, transform, half)
 
 
 def fft_lengths(problem: Problem) -> list[int]:

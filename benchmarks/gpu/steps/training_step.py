@@ -126,10 +126,9 @@ def least(step: Step) -> float:
 
 def run(step: Step, least_step_s: float) -> dict[str, Any]:
     """Seconds and peak, and the share of the matrix ceiling that its products outside the large kernels reach."""
-    autocast = "off" if step.precision is None else str(step.precision).removeprefix("torch.")
     found = measure_step(step, REPEATS, LIMIT_S)
     share = None if found["step_s"] is None else least_step_s / found["step_s"]
-    return {"autocast": autocast, **found, "matrix_share": share}
+    return {"autocast": step.autocast, **found, "matrix_share": share}
 
 
 def profile(step: Step) -> list[dict[str, Any]]:
@@ -193,6 +192,7 @@ def lines(results: dict[str, Any]) -> list[str]:
     """The ratios and the costliest kernels, then what was measured, several variants a line."""
     found = ratios(results)
     told = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items())] if found else []
+    told += [f"{key}: {results[key]}" for key in ("profile_reason", "large_convolutions_s_reason") if key in results]
     kernels = results.get("profile", [])[:SHOWN_KERNELS]
     told += [f"{kernel['share']:.0%} {kernel['kernel'][:100]}" for kernel in kernels]
     if missing := [f"{row['name']}: {row['reason']}" for row in results["rows"] if row["reason"] is not None]:
