@@ -249,7 +249,7 @@ def _deterministic(keys: list[str], description: DatasetDescription) -> list[Tra
         CropForegroundd(
             keys,
             source_key="image",
-            select_fn=above_minimum,
+            select_fn=AboveMinimum(),
             allow_smaller=True,
             start_coord_key=None,  # the corners of the crop would travel with every case, and nobody reads them
             end_coord_key=None,
@@ -279,7 +279,11 @@ def _crops(args: argparse.Namespace, description: DatasetDescription) -> list[Tr
     ]
 
 
-def above_minimum(image: Tensor) -> Tensor:
+class AboveMinimum:
     """The voxels (channels, D, H, W) that hold something: those above their channel's minimum; all, if none is."""
-    above = image > image.amin(dim=(1, 2, 3), keepdim=True)
-    return above if above.any() else torch.ones_like(image)
+
+    VERSION = 1
+
+    def __call__(self, image: Tensor) -> Tensor:
+        above = image > image.amin(dim=(1, 2, 3), keepdim=True)
+        return above if above.any() else torch.ones_like(image)

@@ -120,7 +120,7 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     from engine.cache import cached_dataset
     from engine.checkpoints import NetworkConfig
     from engine.data_check import check_cases
-    from engine.distributed import deal, process_count, process_rank
+    from engine.distributed import process_rank
     from engine.files import BEST, make_output_folder, write_text
     from engine.prediction import Window
     from engine.training import TrainingState
@@ -152,9 +152,8 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
             state.save(output)  # so that --resume works from the first moment on
         stop.answer()
     training_transforms, validation_transforms = data_transforms(args)
-    share = process_rank(), process_count()
-    training_set = cached_dataset(args, training_cases, training_transforms, share)
-    validation_set = cached_dataset(args, deal(validation_cases), validation_transforms)
+    training_set = cached_dataset(args, training_cases, training_transforms)
+    validation_set = cached_dataset(args, validation_cases, validation_transforms, dealt=True)
     window = Window(args.roi_size, args.sw_batch_size, args.overlap, state.autocast)
     progress = state.progress
     logs = {"log_dir": str(output / "tensorboard"), "purge_step": TrainingLog.first_step(progress)}

@@ -1,6 +1,7 @@
 """Preprocessed cases on disk, so that deterministic transforms are paid for once and a crop reads nothing but itself.
 
-    <cache_dir>/<settings key>/settings.json                the transforms and library versions behind the key
+    <cache_dir>/digests.json                                what files held when they were last read
+    <cache_dir>/<settings key>/settings.json                transforms, their versions and the libraries' behind the key
     <cache_dir>/<settings key>/<case id>-<content key>/     one array a file, and entry.json: what to expect of them
 
 A case with other settings or other file content has another folder. A folder is complete when it has its name.
@@ -17,11 +18,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -33,14 +32,15 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from engine.crops import PadToSized
-from engine.distributed import process_rank, wait_for_all
+from engine.digests import digest_cases
+from engine.distributed import deal, process_rank, wait_for_all
 from engine.errors import DISK_IS_FULL, InputError
-from engine.files import DIGEST_BYTES, digest_files
+from engine.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
 from engine.fingerprint import fingerprint, library_versions
-from engine.headers import Case, Grid, image_files, open_volume, unreadable
+from engine.headers import Case, Grid, case_files, image_files, open_volume
 from engine.loading import Loader
 
-PARTIAL = ".part"
+DIGESTS = "digests.json"
 ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
 # What damaged entries raise.
 DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -66,61 +66,64 @@ class CachedCases(Dataset):
         except DAMAGED_ENTRY as error:
             found = f"{self.entries[index]} gone or damaged ({error})"
             raise InputError(f"--cache_dir: found {found}, expected it to stay while it is used") from error
-        first = _first_random(self.transform)
+        first = first_random(self.transform)
         return item if first is None else self.transform(item, start=first)
 
 
-def cached_dataset(
-    args: argparse.Namespace, cases: Sequence[Case], transform: Compose, share: tuple[int, int] = (0, 1)
-) -> Dataset:
+def cached_dataset(args: argparse.Namespace, cases: Sequence[Case], transform: Compose, dealt: bool = False) -> Dataset:
     """The cases as a dataset that keeps what deterministic transforms made: in ``cache_dir``, or in part in memory.
+
+    Several processes share the work on ``cache_dir``, so that all of them have to call this.
 
     Args:
         args: ``cache_dir``, ``cache_rate`` and ``num_workers`` of main_train.
-        cases: of the dataset.
+        cases: of the dataset, the same in every process.
         transform: deterministic transforms, and random ones after them.
-        share: see ``open_cache``; the processes wait for each other here.
+        dealt: whether this process's dataset is its part of the cases (``deal``), not all of them.
     Raises:
         InputError: see ``open_cache``.
     """
     if args.cache_dir:
-        dataset = open_cache(cases, transform, Path(args.cache_dir), args.num_workers, share)
-        wait_for_all()
-        if lacking := sum(not _is_whole(entry) for entry in dataset.entries):
-            found = f"{args.cache_dir} without {lacking} of {len(cases)} cases after all processes had made theirs"
-            raise InputError(f"--cache_dir: found {found}, expected a folder that every machine sees")
-        return dataset
+        whole = open_cache(cases, transform, Path(args.cache_dir), args.num_workers)
+        return CachedCases(deal(whole.data), transform, deal(whole.entries)) if dealt else whole
     rate, workers, first = args.cache_rate, max(1, args.num_workers), process_rank() == 0
     # Nothing changes a volume after it was cached, so that no draw needs a copy.
-    return CacheDataset(cases, transform, cache_rate=rate, num_workers=workers, copy_cache=False, progress=first)
+    return CacheDataset(
+        deal(cases) if dealt else cases,
+        transform,
+        cache_rate=rate,
+        num_workers=workers,
+        copy_cache=False,
+        progress=first,
+    )
 
 
-def open_cache(
-    cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int, share: tuple[int, int] = (0, 1)
-) -> CachedCases:
+def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int) -> CachedCases:
     """The cases as a dataset, after making the entries that are missing.
 
+    Several processes make a part of them each, so that all have to call this.
+
     Args:
-        cases: "id", "image" (a path, or a list of them) and, where there is one, "label".
+        cases: "id", "image" (a path, or a list of them) and, where there is one, "label"; the same in every process.
         transform: deterministic transforms, and random ones after them.
         folder: the cache, of any number of datasets and settings; made if need be.
         num_workers: processes that preprocess; with 0 this one does.
-        share: (number of this process, how many there are): each makes its part of the entries. All have to call
-            this, they wait for each other before they begin; each has to wait again before it uses the dataset.
     Raises:
-        InputError: ``folder`` cannot be written to, or has not enough space.
+        InputError: ``folder`` cannot be written to, has not enough space, or is not the same for all the processes.
     """
-    home, (rank, processes) = _make_home(folder, transform), share
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        hashed = pool.map(_content_key, cases)
-        keys = list(tqdm(hashed, "looking for cached cases", len(cases), leave=False, disable=process_rank() != 0))
+    home = _make_home(folder, transform)
+    keys = digest_cases(cases, folder / DIGESTS, num_workers)
     entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
     dataset = CachedCases(cases, transform, entries)
     missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
     wait_for_all()  # what one says about missing and damaged entries is from before another made any
     if missing:
         _announce(dataset, missing)
-        _fill(dataset, [number for number in missing if number % processes == rank], num_workers)
+        _fill(dataset, deal(missing), num_workers)
+    wait_for_all()
+    if lacking := sum(not _is_whole(entry) for entry in entries):
+        found = f"{folder} without {lacking} of {len(cases)} cases after all processes had made theirs"
+        raise InputError(f"--cache_dir: found {found}, expected a folder that every machine sees")
     return dataset
 
 
@@ -144,21 +147,20 @@ def _announce(dataset: CachedCases, missing: Sequence[int]) -> None:
 
 def _make_home(folder: Path, transform: Compose) -> Path:
     """The folder of this pipeline's entries, rid of what killed processes left there long ago."""
-    steps = transform.transforms[: _first_random(transform)]
+    steps = transform.transforms[: first_random(transform)]
     settings = json.dumps({"versions": library_versions(), "transforms": fingerprint(steps)}, indent=2) + "\n"
     home = folder / hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES).hexdigest()
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "settings.json").exists():  # a complete cache need not be writable
-            aside = _aside(home / "settings.json")
-            try:
-                aside.write_text(settings)
-                aside.replace(home / "settings.json")
-            finally:
-                aside.unlink(missing_ok=True)
-        partial = list(home.glob(f".*{PARTIAL}"))
+            write_text(home / "settings.json", settings, shared=True)
+        partial = [*folder.glob(f".*{PARTIAL}"), *home.glob(f".*{PARTIAL}")]
     except OSError as error:
         raise _cannot_write(folder, error) from error
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _cannot_write(folder, error.__cause__) from error
     for path in partial:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
@@ -173,24 +175,11 @@ def _cannot_write(folder: Path, error: OSError) -> InputError:
     return InputError(f"--cache_dir: {folder} cannot be written to ({error.strerror}), expected a folder that can")
 
 
-def _first_random(transform: Compose) -> int | None:
+def first_random(transform: Compose) -> int | None:
     """Where the random transforms begin, by MONAI's own rule for its cached datasets; None where there are none."""
     return transform.get_index_of_first(
         lambda step: isinstance(step, RandomizableTrait) or not isinstance(step, Transform)
     )
-
-
-def _files(case: Case) -> list[str]:
-    """The files that a case is made from."""
-    return [*image_files(case), case["label"]] if "label" in case else image_files(case)
-
-
-def _content_key(case: Case) -> str:
-    """A hash of what the case's files hold; InputError where one cannot be read."""
-    try:
-        return digest_files(_files(case))
-    except OSError as error:
-        raise unreadable(str(error.filename), error) from error
 
 
 def largest_bytes(case: Case, transform: Compose) -> int:
@@ -233,12 +222,12 @@ class _Maker(TorchDataset[OSError | None]):
         """The error that writing met, if any: raised in a worker it would come back as text."""
         case, transform = self.dataset.data[index], self.dataset.transform
         assert isinstance(transform, Compose)
-        item = transform(dict(case), end=_first_random(transform), threading=True)
+        item = transform(dict(case), end=first_random(transform), threading=True)
         tensors = {name: value for name, value in item.items() if isinstance(value, Tensor)}
         assert item.keys() - tensors.keys() <= case.keys()  # nothing that an entry would lose
         arrays = {name: value.as_subclass(Tensor).contiguous().numpy() for name, value in tensors.items()}
         try:
-            write_entry(self.dataset.entries[index], arrays, [os.path.abspath(path) for path in _files(case)])
+            write_entry(self.dataset.entries[index], arrays, [os.path.abspath(path) for path in case_files(case)])
         except OSError as error:
             return error
         return None
@@ -282,7 +271,7 @@ def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[s
         OSError: it cannot be written.
     """
     expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    aside = _aside(path)
+    aside = name_aside(path)
     try:
         aside.mkdir()
         for name, array in arrays.items():
@@ -345,11 +334,6 @@ def _write(path: Path, array: NDArray[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _aside(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has, and that nobody reads."""
-    return path.with_name(f".{uuid4().hex}{PARTIAL}")
-
-
 def _rename(folder: Path, path: Path) -> bool:
     """Whether the folder could get its name; not where another has it."""
     try:
@@ -363,7 +347,7 @@ def _rename(folder: Path, path: Path) -> bool:
 
 def _discard(path: Path) -> None:
     """Remove an entry, at once for those who look for it; who has mapped its files keeps them."""
-    aside = _aside(path)
+    aside = name_aside(path)
     with suppress(FileNotFoundError):
         os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)

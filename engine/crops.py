@@ -18,6 +18,8 @@ class PadToSized(MapTransform):
         size: smallest (D, H, W) afterwards, voxels.
     """
 
+    VERSION = 1
+
     def __init__(self, keys: Sequence[str], size: Sequence[int]) -> None:
         super().__init__(keys)
         self.size = size
@@ -45,6 +47,8 @@ class CountCandidatesd(Transform):
             of a uint8 label.
     Shape: label (1, D, H, W), image (channels, D, H, W) -> counts (D * H,), int64.
     """
+
+    VERSION = 1
 
     def __init__(self, image_key: str | None) -> None:
         self.image_key = image_key

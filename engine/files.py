@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 from engine.errors import DiskError, InputError
 
@@ -15,9 +16,12 @@ from engine.errors import DiskError, InputError
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
 DAMAGED = "damaged_checkpoint.pth"
 DIGEST_BYTES = 8
+PARTIAL = ".part"
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
+def write_whole(
+    path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None, shared: bool = False
+) -> None:
     """Write aside, flush to the disk, rename: a kill at any moment leaves the old file or the new one.
 
     Args:
@@ -25,12 +29,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
         write: fills an open binary file.
         keep: another name in the same folder, for the old file to have from then on. A kill in between leaves the old
             file alone, under this name.
+        shared: whether other processes may be writing the same file. What a kill leaves of it then has a name of its
+            own, where otherwise the next write takes its place.
     Raises:
         DiskError: it cannot be written, on a full disk for instance; what was at ``path`` before is still whole,
             there or, if the last rename failed, at ``keep``.
         InputError: its name is too long.
     """
-    aside = path.with_name(f".{path.name}.part")
+    aside = name_aside(path) if shared else path.with_name(f".{path.name}{PARTIAL}")
     try:
         with open(aside, "wb") as file:
             write(file)
@@ -53,6 +59,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], keep: Path | No
             aside.unlink()
 
 
+def name_aside(path: Path) -> Path:
+    """A name beside ``path`` that nobody else has, and that nobody reads."""
+    return path.with_name(f".{uuid4().hex}{PARTIAL}")
+
+
 def _flush_folder(folder: Path) -> None:
     """Names are a folder's content: without this a power cut could take back a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -63,21 +74,28 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write a text file whole or not at all; names that are no text have their bytes spelt out."""
-    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")), shared=shared)
 
 
-def digest_files(paths: Iterable[str]) -> str:
-    """A hash of what files hold; an OSError that names the first that cannot be read."""
+def file_state(path: str) -> list[int]:
+    """Size in bytes and modification time in ns of a file: while they stay, so does what it holds."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def digest_file(path: str) -> str:
+    """A hash of what a file holds; OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def combine_digests(digests: Iterable[str]) -> str:
+    """One hash of several."""
     whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                whole.update(hashlib.file_digest(file, "blake2b").digest())
-        except OSError as error:
-            error.filename = path  # reading does not know it
-            raise
+    for digest in digests:
+        whole.update(bytes.fromhex(digest))
     return whole.hexdigest()
 
 

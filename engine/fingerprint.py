@@ -1,10 +1,9 @@
-"""What a pipeline would do, as plain JSON values: equal in two processes, different when a setting or a source changes.
+"""What a pipeline would do, as plain JSON values: equal in two processes, different when settings or versions change.
 
-Not followed: functions that a function calls. Those of the libraries are covered by their versions.
+Libraries' classes and functions count by their names and the libraries' versions, classes of this project by their
+names, without modules, and a ``VERSION`` of their own, which is raised when what they compute changes.
 """
 
-import hashlib
-import inspect
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -30,11 +29,12 @@ def library_versions() -> dict[str, str]:
 def fingerprint(value: Any) -> Any:
     """Plain values that stand for ``value``.
 
-    Objects are their class and attributes, functions their name, source and what is bound to them; classes of this
-    project have their source in it. ``STATE`` is left out: used objects equal new ones.
+    Objects are their class and attributes, functions their name and what is bound to them. ``STATE`` is left out: used
+    objects equal new ones.
 
     Raises:
-        TypeError: something that has no lasting form, or keeps its state out of sight.
+        TypeError: something that has no lasting form, keeps its state out of sight, or is this project's without a
+            ``VERSION``.
     """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
@@ -58,26 +58,32 @@ def fingerprint(value: Any) -> Any:
     return _class(type(value)) | fingerprint(attributes)
 
 
-def _class(kind: type) -> dict[str, str]:
-    """Its name, and where it is not a library's a hash of the source of it and of its bases."""
+def _class(kind: type) -> dict[str, Any]:
+    """A class by name and, where it is this project's, by its version and those of its bases."""
     own = [base for base in kind.__mro__ if _root(base) not in {*LIBRARIES, *sys.stdlib_module_names}]
     # A space keeps the keys apart from names of attributes.
-    source = {"class source": _hash("".join(map(inspect.getsource, own)))} if own else {}
-    return {"class name": f"{kind.__module__}.{kind.__qualname__}"} | source
+    if not own:
+        return {"class name": f"{kind.__module__}.{kind.__qualname__}"}
+    return {"class name": kind.__qualname__, "class versions": [_version(base) for base in own]}
+
+
+def _version(kind: type) -> int:
+    if "VERSION" not in vars(kind):  # inherited, it would say nothing of what the class changes
+        raise TypeError(f"found class {kind.__qualname__} without VERSION, expected VERSION = 1 in it")
+    return vars(kind)["VERSION"]
 
 
 def _function(function: FunctionType) -> dict[str, Any]:
+    name = f"{function.__module__}.{function.__qualname__}"
+    if _root(function) not in LIBRARIES:
+        raise TypeError(f"found function {name}, expected a callable class with a VERSION")
     closure = [cell.cell_contents for cell in function.__closure__ or ()]
     return {
-        "function": f"{function.__module__}.{function.__qualname__}",
-        "function source": _hash(inspect.getsource(function)),
+        "function": name,
+        "line": function.__code__.co_firstlineno,  # tells lambdas apart
         "bound": fingerprint([function.__defaults__, function.__kwdefaults__, closure]),
     }
 
 
-def _root(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _root(item: type | FunctionType) -> str:
+    return item.__module__.partition(".")[0]

@@ -80,6 +80,11 @@ def image_files(case: Case) -> list[str]:
     return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
 
 
+def case_files(case: Case) -> list[str]:
+    """The files of a case: images first, then the label, where there is one."""
+    return [*image_files(case), case["label"]] if "label" in case else image_files(case)
+
+
 def check_headers(case: Case, description: DatasetDescription) -> list[str]:
     """All the problems that the headers of a case's files show, a line each; empty where all is well.
 

@@ -4,7 +4,6 @@ import argparse
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from engine.case_check import read_voxels
 from engine.description import DatasetDescription
 from engine.distributed import collect, deal, process_rank, wait_for_all
 from engine.errors import InputError
-from engine.files import digest_files, write_text
+from engine.files import combine_digests, digest_file, file_state, write_text
 from engine.headers import Case, image_files
 from engine.nifti import first_file, load_nifti, read_labels
 
@@ -177,10 +176,10 @@ def describe_source(case: Case, known: Any = None) -> dict[str, Any] | None:
     """
     files = image_files(case)
     try:
-        state = [[status.st_size, status.st_mtime_ns] for status in map(os.stat, files)]
+        state = [file_state(path) for path in files]
         if isinstance(known, dict) and known.get("state") == state and "digest" in known:
             return known
-        return {"state": state, "digest": digest_files(files)}
+        return {"state": state, "digest": combine_digests(map(digest_file, files))}
     except OSError:
         return None
 

@@ -37,6 +37,8 @@ class HeaderReader(NibabelReader):
     So a volume lies where the header check says and where predictions are written.
     """
 
+    VERSION = 1
+
     def read(self, data: Any, **_: Any) -> Any:
         """The file, or files, opened."""
         self.filenames = ensure_tuple(data)
@@ -55,10 +57,13 @@ class LoadVolumed(MapTransform):
         InputError: naming the file.
     """
 
+    VERSION = 1
+
     def __init__(self, keys: Sequence[str], classes: int) -> None:
         super().__init__(keys)
         self.classes = classes
         self.load = LoadImage(ensure_channel_first=True)
+        self.reader = HeaderReader  # one a volume: it remembers its files, and threads load at the same time
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         return {**data, **{str(key): self._load(str(key), data[str(key)]) for key in self.keys}}
@@ -66,7 +71,7 @@ class LoadVolumed(MapTransform):
     def _load(self, key: str, source: str | Sequence[str]) -> Any:
         paths = [source] if isinstance(source, str) else source
         try:
-            volume = self.load(source, HeaderReader())  # given here, since LoadImage hides its own reader's errors
+            volume = self.load(source, self.reader())  # given here, since LoadImage hides its own reader's errors
         except UNREADABLE as error:
             for path in paths:
                 read_voxels(path)  # says which of them it is

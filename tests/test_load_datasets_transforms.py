@@ -15,8 +15,8 @@ from engine.description import DatasetDescription
 from engine.errors import InputError
 from load_datasets_transforms import (
     DATASETS,
+    AboveMinimum,
     PadToSized,
-    above_minimum,
     data_loader,
     data_transforms,
     find_cases,
@@ -287,11 +287,11 @@ def test_training_and_validation_share_the_deterministic_part(boxes):
 
 
 def test_constant_volume_keeps_its_voxels():
-    assert above_minimum(torch.full((1, 2, 2, 2), 7.0)).all()
+    assert AboveMinimum()(torch.full((1, 2, 2, 2), 7.0)).all()
 
 
 def test_every_channel_has_its_own_minimum():
     image = torch.tensor([0.0, 1.0, 5.0, 5.0]).reshape(2, 1, 1, 2)
-    assert above_minimum(image).flatten().tolist() == [False, True, False, False]
+    assert AboveMinimum()(image).flatten().tolist() == [False, True, False, False]
     padded = PadToSized(["image"], (1, 1, 4))({"image": image})["image"]
     assert padded.flatten().tolist() == [0, 0, 1, 0, 5, 5, 5, 5]

@@ -115,12 +115,12 @@ def test_images_that_were_copied_anew_are_the_same_images(
 ):
     """As to a node's own disk, by a copy that does not keep times; they are hashed once."""
 
-    def count(files):
-        hashed.append(files)
-        return digest(files)
+    def count(path):
+        hashed.append(path)
+        return digest(path)
 
-    hashed, digest = [], prediction_folder.digest_files
-    monkeypatch.setattr(prediction_folder, "digest_files", count)
+    hashed, digest = [], prediction_folder.digest_file
+    monkeypatch.setattr(prediction_folder, "digest_file", count)
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     before = states(output)
     for name in NAMES:

@@ -326,13 +326,6 @@ def test_the_first_of_two_writers_wins_unless_its_entry_is_damaged(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [entry.name]
 
 
-def test_each_process_makes_its_share(cases, tmp_path):
-    open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0, share=(1, 2))
-    assert [path.name.split("-")[0] for path in entries(tmp_path / "cache")] == ["box_1"]
-    dataset = open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0, share=(0, 2))
-    assert entries(tmp_path / "cache") == dataset.entries
-
-
 def fail_after(monkeypatch, calls, number):
     """Let a file be flushed so many times, and fail then, as a full disk does."""
     real, flushed = os.fsync, []
@@ -351,7 +344,7 @@ def fail_after(monkeypatch, calls, number):
 def test_full_disk_is_one_line_and_leaves_whole_entries(cases, tmp_path, monkeypatch, workers, number):
     folder = tmp_path / "cache"
     with monkeypatch.context() as full:
-        fail_after(full, 7, number)  # an entry is five files
+        fail_after(full, 11, number)  # an entry is five files; settings and digests are two each, with their folders
         with pytest.raises(InputError) as caught:
             open_cache(cases, pipelines()[0], folder, num_workers=workers)
     line = str(caught.value)
@@ -389,7 +382,7 @@ def test_a_complete_cache_need_not_be_writable(cases, tmp_path, monkeypatch):
 
 def test_a_file_is_no_cache(cases, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("")
-    monkeypatch.setattr(engine.cache, "_content_key", None)  # refused before any case is read
+    monkeypatch.setattr(engine.cache, "digest_cases", None)  # refused before any case is read
     with pytest.raises(InputError, match=r"--cache_dir: .* cannot be written to"):
         open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
 
