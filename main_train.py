@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.arguments import AMP_CHOICES, boolean, hours, number, odd, positive
+from engine.arguments import AMP_CHOICES, boolean, hours, network_overrides, number, odd, positive
 from engine.errors import OneLineParser, Stopped, run
 from engine.interruption import StopRequests, resume_command
 from engine.process import tune_process
@@ -83,7 +83,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     execution.add_argument("--resume", action="store_true", help="go on from last_checkpoint.pth in --output")
     execution.add_argument("--max_hours", type=hours, help="stop in good order after so long, with exit status 75")
-    parser.set_defaults(mode="train")
     args = parser.parse_args(argv)
     if args.warmup_iter is None:
         args.warmup_iter = args.max_iter // 50
@@ -118,24 +117,27 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     from torch.utils.tensorboard import SummaryWriter
 
     from engine.cache import cached_dataset
+    from engine.cases import find_training_cases
     from engine.checkpoints import NetworkConfig
     from engine.data_check import check_cases
+    from engine.datasets import find_description
     from engine.distributed import process_rank
     from engine.files import BEST, make_output_folder, write_text
     from engine.prediction import Window
     from engine.training import TrainingState
     from engine.training_loop import TrainingLog, keep_best, log_validation, train
     from engine.validation import validate
-    from load_datasets_transforms import data_loader, data_transforms, find_description
+    from load_datasets_transforms import training_pipelines
 
     description = find_description(args.dataset)
     output = Path(args.output)
     make_output_folder(output)
 
     torch.manual_seed(args.seed)
-    training_cases, validation_cases = data_loader(args)
+    training_cases, validation_cases = find_training_cases(Path(args.root), description)
     cases = [case["id"] for case in training_cases]
-    state = TrainingState(args, NetworkConfig.from_flags(args, description), description, cases, device)
+    config = NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args))
+    state = TrainingState(args, config, description, cases, device)
     choose_start(args, state, output)
 
     splits = {"training": training_cases, "validation": validation_cases}
@@ -151,10 +153,11 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
         with stop.later():
             state.save(output)  # so that --resume works from the first moment on
         stop.answer()
-    training_transforms, validation_transforms = data_transforms(args)
-    training_set = cached_dataset(args, training_cases, training_transforms)
-    validation_set = cached_dataset(args, validation_cases, validation_transforms, dealt=True)
-    window = Window(args.roi_size, args.sw_batch_size, args.overlap, state.autocast)
+    training_transforms, validation_transforms = training_pipelines(description, args.roi_size, args.crop_sample)
+    cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
+    training_set = cached_dataset(training_cases, training_transforms, **cache)
+    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, dealt=True)
+    window = Window(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
     progress = state.progress
     logs = {"log_dir": str(output / "tensorboard"), "purge_step": TrainingLog.first_step(progress)}
     with SummaryWriter(**logs) if writes else nullcontext() as writer, stop.later():
@@ -166,7 +169,7 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
 
         def evaluate() -> None:
             with stop.at_once():  # everything was saved before
-                table, figure = validate(state.network, validation_set, description, window, device, args.num_workers)
+                table, figure = validate(state.network, validation_set, description, window, args.num_workers)
             keep_best(state, table, output)
             if writer is not None and figure is not None:
                 log_validation(writer, state, table, figure)

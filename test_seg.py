@@ -18,7 +18,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from engine.arguments import AMP_CHOICES, number, odd
+from engine.arguments import AMP_CHOICES, network_overrides, number, odd
 from engine.errors import OneLineParser, run
 from engine.process import tune_process
 from networks import NETWORKS
@@ -54,7 +54,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     window.add_argument("--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of two windows")
     window.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
     window.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
-    parser.set_defaults(mode="test")
     return parser.parse_args(argv)
 
 
@@ -71,30 +70,38 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     """Predict what is not there yet and score all that is; cases that fail are told at the end."""
     from pathlib import Path
 
-    from engine.case_prediction import predict_cases, report, review_finished
+    from engine.case_prediction import Review, predict_cases, report, review_finished
+    from engine.cases import find_test_cases
+    from engine.datasets import find_description
     from engine.deployment import load_network
     from engine.devices import choose_precision, make_autocast, place
     from engine.distributed import collect, deal
     from engine.files import make_output_folder
     from engine.prediction import Window
     from engine.prediction_folder import digest_weights, divide_cases, prediction_settings
-    from load_datasets_transforms import data_loader
+    from load_datasets_transforms import infer_post_transforms, test_pipeline
 
     output = Path(args.output)
     make_output_folder(output)
     digest = digest_weights(args.trained_weights)
-    network, roi_size, description = load_network(args)
-    args.dataset = description
-    cases = [{**case, "source": case["image"]} for case in data_loader(args)[0]]
+    weights, overrides = Path(args.trained_weights), network_overrides(args)
+    described = None if args.dataset is None else find_description(args.dataset)
+    network, roi_size, description = load_network(weights, described, args.network, args.roi_size, overrides)
+    cases = find_test_cases(args.root, args.images, args.labels, description)
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
-    settings = prediction_settings(args, digest, roi_size, precision, description)
+    network_flags = {"network": args.network, "feat_size": args.feat_size, "kernel_size": args.kernel_size}
+    settings = prediction_settings(digest, network_flags, roi_size, args.overlap, precision, description)
     finished, missing = divide_cases(cases, output, settings, args.overwrite)
     if finished:
         print(f"{len(finished)} of {len(cases)} predictions were there already")
 
-    window = Window(roi_size, args.sw_batch_size, args.overlap, make_autocast(device, precision))
-    predicted = predict_cases(deal(missing), args, place(network, device), device, window)
-    reviewed = review_finished(deal(finished), output, description, args.preview)
+    transforms = test_pipeline(description)
+    post_transforms = infer_post_transforms(transforms, output)
+    window = Window(roi_size, args.sw_batch_size, args.overlap, device, make_autocast(device, precision))
+    review = Review(output, description, args.preview)
+    network = place(network, device)
+    predicted = predict_cases(deal(missing), transforms, post_transforms, network, window, review, args.num_workers)
+    reviewed = review_finished(deal(finished), review)
     names = [case["id"] for case in [*missing, *finished]]
     outcomes = dict(zip(names, [*collect(predicted), *collect(reviewed)], strict=True))  # each case is one process's
     report([outcomes[case["id"]] for case in cases], output, description)

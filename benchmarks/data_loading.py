@@ -45,10 +45,12 @@ from torch.utils.data import DataLoader
 from benchmarks.report import describe_machine, format_table, name_machine, publish
 from engine.arguments import number
 from engine.cache import open_cache
+from engine.cases import Case, pair_cases
+from engine.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
 from engine.errors import OneLineParser, run
 from engine.files import make_output_folder
 from engine.sampling import EndlessBatches, SeededDataset
-from load_datasets_transforms import CT_SPACING, SOFT_TISSUE, data_transforms, pair_cases
+from load_datasets_transforms import training_pipelines
 
 VOXEL_MM = (0.8, 0.8, 2.5)
 CROPS_A_CASE = 2
@@ -133,9 +135,9 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure(cases: list[dict[str, Any]], cache: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(cases: list[Case], cache: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Crops a second of each way of loading, seconds to fill the cache, and its bytes."""
-    settings = argparse.Namespace(dataset="amos", mode="train", roi_size=args.roi_size, crop_sample=CROPS_A_CASE)
+    training, _ = training_pipelines(DATASETS["amos"], args.roi_size, CROPS_A_CASE)
     workers = max(1, args.num_workers)
     rates = {}
 
@@ -146,12 +148,12 @@ def measure(cases: list[dict[str, Any]], cache: Path, args: argparse.Namespace) 
     rates["published"] = crops_a_second(loader)
 
     tell("ours with --cache_rate")
-    ours = CacheDataset(cases, data_transforms(settings)[0], **memory)
+    ours = CacheDataset(cases, training, **memory)
     rates["cache_rate"] = crops_a_second(our_loader(ours, 1, args))
 
     tell("ours with --cache_dir")
     start = time.perf_counter()
-    cached = open_cache(cases, data_transforms(settings)[0], cache, args.num_workers)
+    cached = open_cache(cases, training, cache, args.num_workers)
     fill_s = time.perf_counter() - start
     rates["cache_dir"] = crops_a_second(our_loader(cached, args.epochs, args))
     forget(cache)

@@ -1,6 +1,5 @@
 """Training steps measured: seconds and peak memory."""
 
-import argparse
 import gc
 import math
 import multiprocessing
@@ -237,7 +236,7 @@ def prepare(step: Step) -> Callable[[], None]:
         optimizer: Optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
     else:
         place(network, device, step.layout)
-        optimizer = make_optimizer(argparse.Namespace(optim="AdamW", lr=LR, weight_decay=WEIGHT_DECAY), network)
+        optimizer = make_optimizer("AdamW", network, LR, WEIGHT_DECAY)
     forward = torch.compile(network) if step.compiled else network
     scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)
     criterion, autocast = DiceCELoss(to_onehot_y=True, softmax=True), make_autocast(device, step.precision)

@@ -89,25 +89,27 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     import torch
     from monai.data import Dataset
 
+    from engine.cases import make_case
+    from engine.datasets import DATASETS
     from engine.devices import choose_device, choose_precision, make_autocast
     from engine.prediction import Window, case_loader, overlap_steps, predict_logits
-    from load_datasets_transforms import data_transforms, infer_post_transforms
+    from load_datasets_transforms import infer_post_transforms, test_pipeline
 
-    (transforms,) = data_transforms(argparse.Namespace(dataset=DATASET, mode="test"))
+    transforms = test_pipeline(DATASETS[DATASET])
     device = choose_device(gpu)
     network = make_network(args.network, args.roi_size, device)
     # A CPU's ratios are float32's.
     precision = None if device.type == "cpu" else choose_precision("auto", device, args.roi_size, network.input_sizes)
-    window = Window(args.roi_size, 4, args.overlap, make_autocast(device, precision))
+    window = Window(args.roi_size, 4, args.overlap, device, make_autocast(device, precision))
     output = folder / way
-    invert, save = infer_post_transforms(argparse.Namespace(output=output), transforms)
+    invert, save = infer_post_transforms(transforms, output)
     source = str(folder / "ct.nii.gz")
-    cases = [{"id": f"ct_{index}", "image": source, "source": source} for index in range(args.cases)]
+    cases = [make_case(f"ct_{index}", source) for index in range(args.cases)]
     seconds = dict.fromkeys(("load", "network", "rest"), 0.0)
     answers.send({})
 
     def infer(case: dict[str, Any]) -> dict[str, Any]:
-        logits = predict_logits(network, case["image"].to(device), window)
+        logits = predict_logits(network, case["image"], window)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return {**case, "pred": logits}

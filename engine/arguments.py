@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 HOURS_OF_A_YEAR = 8760
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
@@ -55,3 +56,8 @@ def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
     return text.lower() == "true"
+
+
+def network_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the network's constructor that were given as flags."""
+    return {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}

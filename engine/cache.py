@@ -7,7 +7,6 @@
 A case with other settings or other file content has another folder. A folder is complete when it has its name.
 """
 
-import argparse
 import errno
 import hashlib
 import json
@@ -31,13 +30,14 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from engine.cases import Case, case_files, image_files
 from engine.crops import PadToSized
 from engine.digests import digest_cases
 from engine.distributed import deal, process_rank, wait_for_all
 from engine.errors import DISK_IS_FULL, InputError
 from engine.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
 from engine.fingerprint import fingerprint, library_versions
-from engine.headers import Case, Grid, case_files, image_files, open_volume
+from engine.headers import Grid, open_volume
 from engine.loading import Loader
 
 DIGESTS = "digests.json"
@@ -70,31 +70,39 @@ class CachedCases(Dataset):
         return item if first is None else self.transform(item, start=first)
 
 
-def cached_dataset(args: argparse.Namespace, cases: Sequence[Case], transform: Compose, dealt: bool = False) -> Dataset:
+def cached_dataset(
+    cases: Sequence[Case],
+    transform: Compose,
+    cache_dir: str | None,
+    cache_rate: float,
+    num_workers: int,
+    dealt: bool = False,
+) -> Dataset:
     """The cases as a dataset that keeps what deterministic transforms made: in ``cache_dir``, or in part in memory.
 
     Several processes share the work on ``cache_dir``, so that all of them have to call this.
 
     Args:
-        args: ``cache_dir``, ``cache_rate`` and ``num_workers`` of main_train.
         cases: of the dataset, the same in every process.
         transform: deterministic transforms, and random ones after them.
+        cache_dir: folder of the disk cache; None for memory.
+        cache_rate: share of the cases kept in memory, where there is no ``cache_dir``.
+        num_workers: processes, or without a ``cache_dir`` threads, that preprocess.
         dealt: whether this process's dataset is its part of the cases (``deal``), not all of them.
     Raises:
         InputError: see ``open_cache``.
     """
-    if args.cache_dir:
-        whole = open_cache(cases, transform, Path(args.cache_dir), args.num_workers)
+    if cache_dir is not None:
+        whole = open_cache(cases, transform, Path(cache_dir), num_workers)
         return CachedCases(deal(whole.data), transform, deal(whole.entries)) if dealt else whole
-    rate, workers, first = args.cache_rate, max(1, args.num_workers), process_rank() == 0
     # Nothing changes a volume after it was cached, so that no draw needs a copy.
     return CacheDataset(
         deal(cases) if dealt else cases,
         transform,
-        cache_rate=rate,
-        num_workers=workers,
+        cache_rate=cache_rate,
+        num_workers=max(1, num_workers),
         copy_cache=False,
-        progress=first,
+        progress=process_rank() == 0,
     )
 
 

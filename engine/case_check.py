@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.description import DatasetDescription
+from engine.cases import Case
+from engine.datasets import DatasetDescription
 from engine.errors import InputError, raise_problems
 from engine.headers import (
     UNREADABLE,
-    Case,
     FileHeader,
     Grid,
     compare_grids,

@@ -1,34 +1,33 @@
 """Case by case from loading to the Dice table: what fails is that case's failure, and the run goes on."""
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from monai.transforms import Compose
+from monai.transforms import Compose, Transform
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from engine.case_check import read_checked_label
-from engine.description import DatasetDescription
+from engine.cases import Case, image_files
+from engine.datasets import DatasetDescription
 from engine.distributed import process_rank
 from engine.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
-from engine.headers import Case, check_headers
+from engine.headers import problems_of, read_image_headers
 from engine.metrics import DiceTable, dice_by_class
-from engine.nifti import first_file
 from engine.pictures import preview, save_png
 from engine.prediction import Window, case_loader, overlap_steps, predict_logits
 from engine.prediction_folder import picture_path, prediction_path, read_prediction
 from engine.process import return_freed_memory
-from load_datasets_transforms import data_transforms, infer_post_transforms
 from networks.base import SegmentationNetwork
 
+Sample = dict[str, Any]  # a case on its way: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
 Result = TypeVar("Result")
 
 
@@ -60,15 +59,15 @@ class Outcome:
     failures: tuple[str, ...] = ()
 
 
-class CasesToPredict(Dataset[Case | Failure]):
-    """Preprocessed cases; in the place of one that cannot be loaded stands its failure.
+class CasesToPredict(Dataset[Sample | Failure]):
+    """Preprocessed cases; a case that cannot be loaded is replaced by its failure.
 
-    An exception would not do: what a loading process raises ends the loading.
+    An exception would not do: raised in a loading process it ends the loading.
 
     Args:
-        cases: with "id" and "image".
+        cases: to load.
         transforms: the pipeline.
-        description: what the headers have to agree with.
+        description: channels and spacing that the headers have to agree with.
     """
 
     def __init__(self, cases: Sequence[Case], transforms: Compose, description: DatasetDescription) -> None:
@@ -79,65 +78,104 @@ class CasesToPredict(Dataset[Case | Failure]):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: int) -> Case | Failure:
+    def __getitem__(self, index: int) -> Sample | Failure:
         return attempt(self._load, self.cases[index])
 
-    def _load(self, case: Case) -> Case:
-        raise_problems(check_headers({"image": case["image"]}, self.description))
+    def _load(self, case: Any) -> Sample:
+        raise_problems(problems_of(read_image_headers(case, self.description)))
         return self.transforms(case)
 
 
-def predict_cases(
-    cases: Sequence[Case], args: argparse.Namespace, network: SegmentationNetwork, device: torch.device, window: Window
-) -> list[Outcome]:
-    """Predict, write, score and draw cases, each whatever becomes of the others.
+@dataclass(frozen=True)
+class Review:
+    """Scores predictions of cases that have a label, and draws them.
 
     Args:
-        cases: of this process, with "id", "image", its path again as "source", and "label" where there is one.
-        args: of test_seg.py, with the dataset's description as ``dataset``.
-        network: in evaluation mode, on ``device``.
-        device: the network's.
-        window: how it slides.
-    Raises:
-        DiskError: the output cannot be written.
+        folder: of predictions and pictures.
+        description: of the dataset.
+        with_pictures: whether to draw the cases that have no picture yet.
     """
-    (transforms,) = data_transforms(args)
-    invert, save = infer_post_transforms(args, transforms)
-    outcomes: list[Outcome] = []
 
-    def infer(case: Case) -> Case:
-        # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.
-        return invert({**case, "pred": predict_logits(network, case["image"].to(device), window)})
+    folder: Path
+    description: DatasetDescription
+    with_pictures: bool
 
-    def finish(case: Case | Failure) -> None:
-        # A folder that cannot be written to is no fault of the case, and would fail all the others.
-        saved = attempt(save, case, fatal=(DiskError,))
-        outcomes.append(review(saved, Path(args.output), args.dataset, args.preview))
+    def __call__(self, sample: Sample | Failure) -> Outcome:
+        """The outcome of a predicted case with the label map "pred", or of one that failed on its way.
 
-    loader = case_loader(CasesToPredict(cases, transforms, args.dataset), args.num_workers)
-    bar = tqdm(loader, "predicting", disable=process_rank() != 0)
-    overlap_steps(bar, lambda case: attempt(infer, case), finish)
-    return outcomes
+        Raises:
+            DiskError: the picture cannot be written.
+        """
+        if isinstance(sample, Failure):
+            return Outcome(sample.case, None, (sample.reason,))
+        scored = attempt(self._score, sample)
+        failures = [scored.reason] if isinstance(scored, Failure) else []
+        label, dice = (None, None) if isinstance(scored, Failure) else scored
+        if self.with_pictures and not os.path.exists(picture_path(self.folder, sample["id"])):
+            drawn = attempt(partial(self._draw, label), sample, fatal=(DiskError,))
+            failures += [drawn.reason] if isinstance(drawn, Failure) else []
+        return Outcome(sample["id"], dice, tuple(failures))
+
+    def _score(self, sample: Any) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | tuple[None, None]:
+        """The label map of a case and the Dice of each foreground class; None and None for a case without a label."""
+        if "label" not in sample:
+            return None, None
+        label = read_checked_label(sample, self.description)
+        return label, dice_by_class(sample["pred"], label, len(self.description.classes))
+
+    def _draw(self, label: NDArray[np.uint8] | None, sample: Any) -> None:
+        figure = preview(image_files(sample)[0], sample["pred"], label, self.description, sample["id"])
+        save_png(figure, picture_path(self.folder, sample["id"]))
 
 
-def review_finished(
-    cases: Sequence[Case], folder: Path, description: DatasetDescription, with_pictures: bool
+def predict_cases(
+    cases: Sequence[Case],
+    transforms: Compose,
+    post_transforms: tuple[Transform, Transform],
+    network: SegmentationNetwork,
+    window: Window,
+    review: Review,
+    num_workers: int,
 ) -> list[Outcome]:
-    """Score and draw cases whose predictions are in a folder already.
+    """Predict, write and review cases; a case that fails does not stop the others.
 
     Args:
         cases: of this process.
-        folder: of predictions.
-        description: of the dataset.
-        with_pictures: whether to draw those that have no picture there.
+        transforms: from a case's files to the network's input.
+        post_transforms: from logits to a label map on the image's own grid, and from that to a file.
+        network: in evaluation mode, on its device.
+        window: how it slides.
+        review: of each predicted case.
+        num_workers: processes that load cases.
+    Raises:
+        DiskError: the output cannot be written.
     """
+    invert, save = post_transforms
+    outcomes: list[Outcome] = []
+
+    def infer(sample: Sample) -> Any:
+        # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.
+        return invert({**sample, "pred": predict_logits(network, sample["image"], window)})
+
+    def finish(sample: Sample | Failure) -> None:
+        # A folder that cannot be written to is no fault of the case, and would fail all the others.
+        outcomes.append(review(attempt(save, sample, fatal=(DiskError,))))
+
+    loader = case_loader(CasesToPredict(cases, transforms, review.description), num_workers)
+    bar = tqdm(loader, "predicting", disable=process_rank() != 0)
+    overlap_steps(bar, lambda sample: attempt(infer, sample), finish)
+    return outcomes
+
+
+def review_finished(cases: Sequence[Case], review: Review) -> list[Outcome]:
+    """Review cases of this process whose predictions are in the folder already."""
     bar = tqdm(cases, "scoring", leave=False, disable=process_rank() != 0 or not cases)
-    read = partial(read_prediction, folder)
-    return [review(attempt(read, case), folder, description, with_pictures) for case in bar]
+    read = partial(read_prediction, review.folder)
+    return [review(attempt(read, case)) for case in bar]
 
 
 def attempt(
-    step: Callable[[Case], Result], case: Case | Failure, fatal: tuple[type[Exception], ...] = ()
+    step: Callable[[Any], Result], case: Case | Sample | Failure, fatal: tuple[type[Exception], ...] = ()
 ) -> Result | Failure:
     """Do a step with a case; where it fails, or an earlier one has, return the failure.
 
@@ -172,48 +210,6 @@ def describe_error(case: str, error: BaseException) -> str:
     if out_of_memory:
         return f"{case}: out of memory ({reason}), expected lower --sw_batch_size or --num_workers"
     return f"{case}: {reason}"
-
-
-def review(case: Case | Failure, folder: Path, description: DatasetDescription, with_picture: bool) -> Outcome:
-    """Score a prediction where the case has a label, and draw it.
-
-    Args:
-        case: with the label map "pred" and the path "source" of its image.
-        folder: for the picture.
-        description: of the dataset.
-        with_picture: whether to draw it, unless its picture is there.
-    Raises:
-        DiskError: the picture cannot be written.
-    """
-    if isinstance(case, Failure):
-        return Outcome(case.case, None, (case.reason,))
-    scored = attempt(lambda case: score(case, description), case)
-    failures = [scored.reason] if isinstance(scored, Failure) else []
-    label, dice = (None, None) if isinstance(scored, Failure) else scored
-    if with_picture and not os.path.exists(picture_path(folder, case["id"])):
-        drawn = attempt(lambda case: draw(case, label, folder, description), case, fatal=(DiskError,))
-        failures += [drawn.reason] if isinstance(drawn, Failure) else []
-    return Outcome(case["id"], dice, tuple(failures))
-
-
-def score(
-    case: Case, description: DatasetDescription
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | tuple[None, None]:
-    """The label map of a case and the Dice of each foreground class; None and None where it has no label.
-
-    Raises:
-        InputError: a label that is unreadable, on another grid, or with values that are no class.
-    """
-    if "label" not in case:
-        return None, None
-    label = read_checked_label({"image": case["source"], "label": case["label"]}, description)
-    return label, dice_by_class(case["pred"], label, len(description.classes))
-
-
-def draw(case: Case, label: NDArray[np.uint8] | None, folder: Path, description: DatasetDescription) -> None:
-    """Write the picture of a case."""
-    figure = preview(first_file(case["source"]), case["pred"], label, description, case["id"])
-    save_png(figure, picture_path(folder, case["id"]))
 
 
 def report(outcomes: Sequence[Outcome], folder: Path, description: DatasetDescription) -> None:

@@ -1,12 +1,12 @@
 """Checkpoints: plain dictionaries of tensors and plain values, the weights under "model"."""
 
-import argparse
 import errno
 import operator
 import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.serialization import safe_globals
 
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.distributed import collect, process_rank, wait_for_all
 from engine.errors import InputError, is_out_of_memory
 from engine.files import DAMAGED, LAST, PREVIOUS, write_whole
@@ -49,10 +49,16 @@ class NetworkConfig:
     overrides: dict[str, Any]
 
     @classmethod
-    def from_flags(cls, args: argparse.Namespace, description: DatasetDescription) -> Self:
-        """What the flags and the dataset say of the network."""
+    def for_dataset(
+        cls,
+        description: DatasetDescription,
+        network: str | None,
+        roi_size: Sequence[int] | None,
+        overrides: dict[str, Any],
+    ) -> Self:
+        """The config of a network for a dataset; of ``REP3D`` and crops of 96^3 where these are None."""
         sizes = len(description.channels), len(description.classes)
-        return cls(args.network or "REP3D", *sizes, tuple(args.roi_size or (96, 96, 96)), flag_overrides(args))
+        return cls(network or "REP3D", *sizes, tuple(roi_size or (96, 96, 96)), overrides)
 
     def build(self, deploy: bool = False, source: str | None = None) -> SegmentationNetwork:
         """The network, randomly initialised.
@@ -78,11 +84,6 @@ class NetworkConfig:
     def to_plain(self) -> dict[str, Any]:
         """A dictionary of plain values."""
         return {**asdict(self), "roi_size": list(self.roi_size)}
-
-
-def flag_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The constructor's arguments that were given as flags."""
-    return {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], keep: Path | None = None) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from engine.case_check import CaseReport, examine_case
-from engine.description import DatasetDescription
+from engine.cases import Case, image_files
+from engine.datasets import DatasetDescription
 from engine.distributed import collect, deal, process_rank
 from engine.errors import raise_problems
-from engine.headers import Case, image_files
 
 Splits = Mapping[str, Sequence[Case]]  # "training", "validation", "test" -> cases
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.cases import Case, case_files
 from engine.distributed import collect, deal, process_rank
 from engine.errors import InputError
 from engine.files import combine_digests, digest_file, file_state, write_text
-from engine.headers import Case, case_files, unreadable
+from engine.headers import unreadable
 
 Memory = dict[str, list[Any]]  # absolute path -> [size, modification time, digest]
 

@@ -16,7 +16,8 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from engine.description import LARGEST, DatasetDescription
+from engine.cases import Case, image_files
+from engine.datasets import LARGEST, DatasetDescription
 from engine.errors import InputError
 from engine.nifti import load_nifti
 
@@ -30,8 +31,6 @@ DEFLATE_RATIO = 1032  # bytes that a byte of a .gz file can become at most
 
 # nibabel prints what it mends and what it refuses: the latter is told here, in a line that names the file.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-
-Case = dict[str, Any]  # "id": str, "image": path, or list of paths (one a channel), "label": path where there is one
 
 
 class Grid(NamedTuple):
@@ -75,26 +74,6 @@ class FileHeader(NamedTuple):
     problems: list[str]
 
 
-def image_files(case: Case) -> list[str]:
-    """The files of a case's image: one, or one a channel."""
-    return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
-
-
-def case_files(case: Case) -> list[str]:
-    """The files of a case: images first, then the label, where there is one."""
-    return [*image_files(case), case["label"]] if "label" in case else image_files(case)
-
-
-def check_headers(case: Case, description: DatasetDescription) -> list[str]:
-    """All the problems that the headers of a case's files show, a line each; empty where all is well.
-
-    Args:
-        case: "image" (a path, or one a channel) and, where there is one, "label".
-        description: channels and spacing to expect.
-    """
-    return problems_of(read_headers(case, description))
-
-
 def problems_of(headers: Sequence[FileHeader]) -> list[str]:
     """All the problems of a case's headers: each one's own, and where they differ."""
     return [problem for header in headers for problem in header.problems] + compare_grids(headers)
@@ -102,10 +81,20 @@ def problems_of(headers: Sequence[FileHeader]) -> list[str]:
 
 def read_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
     """The headers of a case's files: images first, then the label, where there is one."""
+    images = read_image_headers(case, description)
+    return [*images, read_header(case["label"])] if "label" in case else images
+
+
+def read_image_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
+    """The headers of a case's image files.
+
+    Args:
+        case: its files.
+        description: channels and spacing to expect.
+    """
     images = image_files(case)
     volumes = len(description.channels) // len(images)
-    headers = [read_header(path, volumes, description.spacing) for path in images]
-    return [*headers, read_header(case["label"])] if "label" in case else headers
+    return [read_header(path, volumes, description.spacing) for path in images]
 
 
 def read_header(path: str, volumes: int = 1, spacing: Sequence[float] | None = None) -> FileHeader:

@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 from engine.files import write_whole
 
 
-def first_file(image: str | list[str]) -> str:
-    """The file that gives a case its grid: all the channels share it."""
-    return image if isinstance(image, str) else image[0]
-
-
 def load_nifti(path: str) -> nib.Nifti1Image:
     """Open a NIfTI-1 or NIfTI-2 file; its voxels are read when they are asked for.
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import nn
 
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.files import write_whole
 from engine.nifti import load_nifti, turn_to_ras
 from networks.Rep3D import LRBM

@@ -13,10 +13,11 @@ from monai.transforms import Compose, Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from engine.cases import image_files
 from engine.errors import InputError
 from engine.inversion import to_native_labels
 from engine.loading import Loader
-from engine.nifti import first_file, save_labels
+from engine.nifti import save_labels
 from engine.prediction_folder import prediction_path
 from engine.process import return_freed_memory
 from networks.base import SegmentationNetwork
@@ -33,12 +34,14 @@ class Window:
         roi_size: (D, H, W) of the window, voxels.
         sw_batch_size: windows a forward on a GPU; a CPU takes them one by one.
         overlap: share of a window that the next one repeats, from 0 to below 1.
+        device: the network's.
         autocast: makes the context that the network runs in.
     """
 
     roi_size: Sequence[int]
     sw_batch_size: int
     overlap: float
+    device: torch.device
     autocast: Callable[[], torch.autocast]
 
 
@@ -47,9 +50,9 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: Window) 
 
     Args:
         network: in evaluation mode.
-        image: preprocessed, on the network's device; where it is smaller than the window each channel is padded with
-            its minimum, as training crops are.
-        window: size, overlap and precision.
+        image: preprocessed, on any device; where it is smaller than the window each channel is padded with its
+            minimum, as training crops are.
+        window: size, overlap, device and precision.
     Shape: (channels, D, H, W) -> (classes, D, H, W), float32, on the network's device or, where they would crowd it,
         on the CPU.
     """
@@ -58,12 +61,12 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: Window) 
         with window.autocast():
             return network(windows + minimum).float()
 
-    volume = image[None].as_subclass(Tensor)
+    volume = image[None].as_subclass(Tensor).to(window.device)
     minimum = volume.amin(dim=(2, 3, 4), keepdim=True)  # one a channel, which is what padding with 0 then stands for
     sides = [max(pair) for pair in zip(window.roi_size, image.shape[1:], strict=True)]
-    place = choose_accumulator(network.out_chans, sides, image.device, free_memory(image.device))
+    place = choose_accumulator(network.out_chans, sides, window.device, free_memory(window.device))
     # A CPU gains nothing from several windows at once, whose activations are gigabytes.
-    windows_a_forward = 1 if image.device.type == "cpu" else window.sw_batch_size
+    windows_a_forward = 1 if window.device.type == "cpu" else window.sw_batch_size
     with torch.inference_mode():
         shifted = volume - minimum
         logits = sliding_window_inference(
@@ -164,6 +167,6 @@ class SaveLabelsd(Transform):
     def __init__(self, output: Path) -> None:
         self.output = output
 
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        save_labels(data["pred"], first_file(data["source"]), prediction_path(self.output, data["id"]))
+    def __call__(self, data: Any) -> Any:
+        save_labels(data["pred"], image_files(data)[0], prediction_path(self.output, data["id"]))
         return data

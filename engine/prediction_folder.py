@@ -1,6 +1,5 @@
 """The folder of predictions: which cases are finished there, and with what settings."""
 
-import argparse
 import errno
 import hashlib
 import json
@@ -13,12 +12,12 @@ import torch
 from tqdm import tqdm
 
 from engine.case_check import read_voxels
-from engine.description import DatasetDescription
+from engine.cases import Case, image_files
+from engine.datasets import DatasetDescription
 from engine.distributed import collect, deal, process_rank, wait_for_all
 from engine.errors import InputError
 from engine.files import combine_digests, digest_file, file_state, write_text
-from engine.headers import Case, image_files
-from engine.nifti import first_file, load_nifti, read_labels
+from engine.nifti import load_nifti, read_labels
 
 SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"
@@ -53,28 +52,28 @@ def digest_weights(path: str) -> str:
 
 
 def prediction_settings(
-    args: argparse.Namespace,
     digest: str,
+    network_flags: dict[str, Any],
     roi_size: Sequence[int],
+    overlap: float,
     precision: torch.dtype | None,
     description: DatasetDescription,
 ) -> dict[str, Any]:
     """What decides a prediction, as plain values: runs that agree in it predict the same but for rounding.
 
     Args:
-        args: flags; those of the network are None where the checkpoint decides.
         digest: of the weights.
+        network_flags: network, feat_size and kernel_size as flags, None where the checkpoint decides.
         roi_size: (D, H, W) of the window, voxels.
+        overlap: of sliding windows.
         precision: of autocast, None without it.
         description: of the dataset.
     """
     return {
         "trained_weights": digest,
-        "network": args.network,
-        "feat_size": args.feat_size,
-        "kernel_size": args.kernel_size,
+        **network_flags,
         "roi_size": list(roi_size),
-        "overlap": args.overlap,
+        "overlap": overlap,
         "amp": "off" if precision is None else str(precision).removeprefix("torch."),
         "dataset": description.to_json(),
     }
@@ -188,7 +187,7 @@ def is_finished(folder: Path, case: Case, classes: int) -> bool:
     """Whether a case's label map is there, whole, of its classes, and on its image's grid."""
     path = prediction_path(folder, case["id"])
     try:
-        prediction, image = load_nifti(str(path)), load_nifti(first_file(case["image"]))
+        prediction, image = load_nifti(str(path)), load_nifti(image_files(case)[0])
         labels = read_voxels(str(path))
     except Exception:  # whatever is the matter with either, predicting the case will show or mend it
         return False
@@ -196,7 +195,7 @@ def is_finished(folder: Path, case: Case, classes: int) -> bool:
     return bool(same_grid and labels.dtype == np.uint8 and labels.max() < classes)
 
 
-def read_prediction(folder: Path, case: Case) -> Case:
+def read_prediction(folder: Path, case: Case) -> dict[str, Any]:
     """A finished case with its label map as "pred"."""
     return {**case, "pred": read_labels(str(prediction_path(folder, case["id"])))}
 

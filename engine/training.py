@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.checkpoints import NetworkConfig, load_last_good, save_checkpoint
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.devices import choose_precision, make_autocast, place
 from engine.distributed import parallelise, process_count, synchronise_batch_norm
 from engine.errors import InputError
@@ -97,7 +97,7 @@ class TrainingState:
         self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if args.compile else forward
         self.precision = choose_precision(args.amp, device, config.roi_size, self.network.input_sizes)
         self.autocast = make_autocast(device, self.precision)
-        self.optimizer = make_optimizer(args, self.network)
+        self.optimizer = make_optimizer(args.optim, self.network, args.lr, args.weight_decay)
         # Passes values through unscaled unless gradients are in danger of underflow.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.progress = Progress()
@@ -186,20 +186,20 @@ def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
         raise InputError(f"--checkpointing: found --network {name}, expected a network that can: {error}") from error
 
 
-def make_optimizer(args: argparse.Namespace, network: nn.Module) -> Optimizer:
-    """The optimiser of ``--optim``; AdamW with the paper's betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99.
+def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """The optimiser ``name`` of ``--optim``; AdamW with betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99.
 
     Fused: one kernel for all the parameters, which can skip a step on the device (``skip_step_where``). The updates of
     REPOPT's kernels are scaled; InputError for an optimiser that cannot.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    common: dict[str, Any] = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}
-    if args.optim == "SGD":
+    common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
+    if name == "SGD":
         optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
         for parameter in parameters:  # PyTorch leaves it unset where a fused optimiser's first step is skipped
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     else:
-        kind = {"AdamW": AdamW, "Adam": Adam}[args.optim]
+        kind = {"AdamW": AdamW, "Adam": Adam}[name]
         optimizer = kind(parameters, betas=(0.9, 0.999), eps=1e-8, **common)
     try:
         scale_updates(optimizer, network)
@@ -240,11 +240,27 @@ def take_back_where(bad: Tensor, values: Sequence[Tensor], before: Sequence[Tens
         value.copy_(torch.where(bad, old, value))
 
 
-def learning_rate(args: argparse.Namespace, iteration: int) -> float:
-    """The rate of one iteration, counted from 0: constant, or linear warm-up to ``lr`` and half a cosine down to 0."""
-    if args.lr_schedule == "constant":
-        return args.lr
-    if iteration < args.warmup_iter:
-        return args.lr * (iteration + 1) / (args.warmup_iter + 1)
-    progress = (iteration - args.warmup_iter) / max(1, args.max_iter - args.warmup_iter)
-    return args.lr * 0.5 * (1 + math.cos(math.pi * progress))
+@dataclass(frozen=True)
+class LearningRateSchedule:
+    """The learning rate of each iteration: constant, or a linear warm-up followed by half a cosine down to 0.
+
+    Args:
+        kind: "warmup_cosine" or "constant".
+        peak: highest rate.
+        warmup_iter: iterations before the peak.
+        max_iter: iterations in all.
+    """
+
+    kind: str
+    peak: float
+    warmup_iter: int
+    max_iter: int
+
+    def __call__(self, iteration: int) -> float:
+        """The rate of an iteration, counted from 0."""
+        if self.kind == "constant":
+            return self.peak
+        if iteration < self.warmup_iter:
+            return self.peak * (iteration + 1) / (self.warmup_iter + 1)
+        progress = (iteration - self.warmup_iter) / max(1, self.max_iter - self.warmup_iter)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))

@@ -25,9 +25,9 @@ from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
 from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
 from engine.training import (
+    LearningRateSchedule,
     Progress,
     TrainingState,
-    learning_rate,
     running_statistics,
     skip_step_where,
     take_back_where,
@@ -77,6 +77,7 @@ def train(
         collate_fn=list_data_collate,
         pin_memory=device.type == "cuda",
     )
+    learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True)
     someone, progress = AnyProcess(device), state.progress
     if progress.awaits_evaluation:
@@ -87,7 +88,7 @@ def train(
     for batch in bar:
         started = time.perf_counter()
         image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
-        rate = learning_rate(args, state.iteration)
+        rate = learning_rate(state.iteration)
         seed_iteration(args.seed, state.iteration, process_rank())
         step = train_step(state, criterion, image, label, rate)
         progress.iteration += 1

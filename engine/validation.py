@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.distributed import collect, process_rank, share_buffers
 from engine.metrics import DiceTable, dice_by_class
 from engine.pictures import three_planes
@@ -23,7 +22,6 @@ def validate(
     dataset: Dataset[Any],
     description: DatasetDescription,
     window: Window,
-    device: torch.device,
     num_workers: int,
 ) -> tuple[DiceTable, Figure | None]:
     """Dice of every case, and a picture of the first; the network is left in training mode.
@@ -33,7 +31,6 @@ def validate(
         dataset: this process's part of the cases (``engine.distributed.deal``); process 0 has at least one.
         description: of the dataset.
         window: how it slides.
-        device: the network's.
         num_workers: processes that load data.
     Returns: a table of all the cases, the same in all the processes; the picture in process 0, elsewhere None.
     """
@@ -43,7 +40,7 @@ def validate(
     share_buffers(network)
     network.eval()
     for case in tqdm(case_loader(dataset, num_workers), "validation", leave=False, disable=not first):
-        logits = predict_logits(network, case["image"].to(device), window)
+        logits = predict_logits(network, case["image"], window)
         prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
         rows.append((case["id"], dice_by_class(prediction, label, len(description.classes))))
         if first and figure is None:

@@ -1,7 +1,5 @@
 """Descriptions, pairing of cases and the transform pipelines."""
 
-import argparse
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,21 +7,19 @@ import torch
 from conftest import DESCRIPTION, write_nifti
 from monai.transforms import Compose, RandAffined, RandCropByPosNegLabeld, RandShiftIntensityd
 
+import main_train
 from engine.augmentation import RandIsotropicAffineGrid
-from engine.crops import CountCandidatesd
-from engine.description import DatasetDescription
+from engine.cases import find_cases, find_splits, find_test_cases, find_training_cases, make_case, pair_cases
+from engine.crops import CountCandidatesd, PadToSized
+from engine.datasets import DATASETS, DatasetDescription, find_description
 from engine.errors import InputError
 from load_datasets_transforms import (
-    DATASETS,
     AboveMinimum,
-    PadToSized,
     data_loader,
     data_transforms,
-    find_cases,
-    find_description,
-    find_splits,
-    pair_cases,
+    training_pipelines,
 )
+from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity window, classes
     "amos": ((1.5, 1.5, 2.0), (-125, 275), 16),
@@ -32,10 +28,6 @@ SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity
     "pancreas": ((1.5, 1.5, 2.0), (-125, 275), 3),
     "hepatic": ((1.5, 1.5, 2.0), (0, 230), 3),
 }
-
-
-def arguments(dataset, mode="train", roi_size=(16, 16, 16)):
-    return argparse.Namespace(dataset=dataset, mode=mode, roi_size=roi_size, crop_sample=2)
 
 
 def describe(**changes):
@@ -59,11 +51,10 @@ def test_label_values_order_the_classes():
     assert describe(labels=labels).classes == ("background", "left", "right")
 
 
-def test_dataset_by_name_path_and_itself(boxes):
+def test_dataset_by_name_and_path(boxes):
     assert find_description("kits") is DATASETS["kits"]
     made = find_description(str(boxes / "boxes.json"))
     assert made.window is None
-    assert find_description(made) is made
 
 
 def touch(folder, *names):
@@ -160,7 +151,7 @@ def test_problems_of_both_splits_are_told_at_once(boxes):
     for name in ("imagesTr/box_0", "labelsVal/box_9"):
         (boxes / f"{name}.nii.gz").unlink()
     with pytest.raises(InputError) as caught:
-        data_loader(argparse.Namespace(root=boxes, dataset="amos", mode="train"))
+        find_training_cases(boxes, DATASETS["amos"])
     assert ["box_0" in line or "box_9" in line for line in str(caught.value).splitlines()] == [True, True]
 
 
@@ -176,15 +167,32 @@ def test_test_cases_are_found_where_there_are_any(boxes):
     assert "label" in find_splits(boxes, amos, test=True)[0]["test"][0]
 
 
-def test_loader_reads_both_parts(boxes):
-    training, validation = data_loader(argparse.Namespace(root=boxes, dataset="amos", mode="train"))
+def test_the_public_functions_take_the_flags(boxes):
+    flags = ["--root", boxes, "--output", "none", "--dataset", boxes / "boxes.json", "--roi_size", 16, 16, 16]
+    args = main_train.parse_args(list(map(str, flags)))
+    training, validation = data_loader(args)
     assert [len(training), len(validation)] == [3, 2]
+    for transforms, case in zip(data_transforms(args), (training[0], validation[0]), strict=True):
+        made = transforms(case)
+        assert (
+            [len(made), made[0]["image"].shape[1:]] == [2, (16, 16, 16)]
+            if isinstance(made, list)
+            else made["image"].ndim == 4
+        )
+
+
+def test_cases_remember_their_files_where_transforms_put_volumes(boxes):
+    description = find_description(str(boxes / "boxes.json"))
+    for case in find_test_cases(str(boxes), None, None, description):
+        sample = prediction_pipeline(description)(case)
+        assert sample["source"] == case["image"] == str(boxes / "imagesVal" / f"{case['id']}.nii.gz")
+        assert sample["label"] == case["label"] == str(boxes / "labelsVal" / f"{case['id']}.nii.gz")
 
 
 def test_training_crops_have_their_shapes_and_types(boxes):
-    args = arguments(find_description(str(boxes / "boxes.json")), roi_size=(16, 32, 48))
-    training, _ = data_transforms(args)
-    (case, *_), _ = data_loader(argparse.Namespace(root=boxes, dataset=args.dataset, mode="train"))
+    description = find_description(str(boxes / "boxes.json"))
+    training, _ = training_pipelines(description, (16, 32, 48), crop_sample=2)
+    (case, *_), _ = find_training_cases(boxes, description)
     training.set_random_state(0)
     crops = training(case)
     assert len(crops) == 2
@@ -198,7 +206,7 @@ def test_training_crops_have_their_shapes_and_types(boxes):
 @pytest.mark.parametrize("intensity", [{"zscore": True}, {"window": [60, 200]}], ids=["zscore", "window"])
 def test_crops_and_augmentation_are_monais(boxes, intensity):
     size, keys = (16, 32, 48), ["image", "label"]
-    training, _ = data_transforms(arguments(describe(intensity=intensity), roi_size=size))
+    training, _ = training_pipelines(describe(intensity=intensity), size, crop_sample=2)
     deterministic = next(n for n, step in enumerate(training.transforms) if isinstance(step, CountCandidatesd))
     affine = RandAffined(keys, prob=1.0, spatial_size=size, mode=("bilinear", "nearest"))
     affine.rand_affine.rand_affine_grid = RandIsotropicAffineGrid(
@@ -207,12 +215,12 @@ def test_crops_and_augmentation_are_monais(boxes, intensity):
     image_key = "image" if "window" in intensity else None
     crop = RandCropByPosNegLabeld(keys, "label", size, num_samples=2, image_key=image_key)
     plain = Compose([*training.transforms[:deterministic], crop, RandShiftIntensityd("image", 0.1, prob=0.5), affine])
-    (case, *_), _ = data_loader(argparse.Namespace(root=boxes, dataset="amos", mode="train"))
+    (case, *_), _ = find_training_cases(boxes, DATASETS["amos"])
     for seed in range(4):
         for pipeline in (training, plain):
             pipeline.set_random_state(seed)
         for ours, theirs in zip(training(dict(case)), plain(dict(case)), strict=True):
-            assert ours.keys() == theirs.keys() == {"id", "image", "label"}
+            assert ours.keys() == theirs.keys() == {"id", "source", "image", "label"}
             assert torch.allclose(ours["image"], theirs["image"].as_tensor(), rtol=0, atol=1e-5)
             assert (ours["label"] != theirs["label"].as_tensor()).float().mean() < 1e-4
 
@@ -221,9 +229,9 @@ def test_small_volumes_are_padded_with_the_minimum_and_background(tmp_path):
     voxels = np.random.default_rng(0).normal(50, 10, (8, 9, 10)).astype(np.float32)
     write_nifti(tmp_path / "image.nii.gz", voxels)
     write_nifti(tmp_path / "label.nii.gz", np.ones((8, 9, 10), np.uint8))
-    training, _ = data_transforms(arguments(describe()))
+    training, _ = training_pipelines(describe(), (16, 16, 16), crop_sample=2)
     padded = training(
-        {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}, end=8, threading=True
+        make_case("case", str(tmp_path / "image.nii.gz"), str(tmp_path / "label.nii.gz")), end=8, threading=True
     )
     assert padded["image"].shape == (1, 16, 16, 16)
     assert padded["image"][0, 0, 0, 0] == padded["image"].min() < -1
@@ -234,12 +242,12 @@ def test_window_and_zscore(tmp_path):
     voxels = np.linspace(-1000, 1000, 12**3, dtype=np.float32).reshape(12, 12, 12)
     write_nifti(tmp_path / "image.nii.gz", voxels)
     case = {"image": str(tmp_path / "image.nii.gz")}
-    (windowed,) = data_transforms(arguments(describe(intensity={"window": [-125, 275]}), mode="test"))
+    windowed = prediction_pipeline(describe(intensity={"window": [-125, 275]}))
     image = windowed(case)["image"]
     expected = np.clip((voxels + 125) / 400, 0, 1)
     assert np.allclose(np.sort(image[image > 0].numpy()), np.sort(expected[expected > 0]))
     assert image.min() == 0
-    (normalised,) = data_transforms(arguments(describe(), mode="test"))
+    normalised = prediction_pipeline(describe())
     image = normalised(case)["image"]
     assert image.mean().item() == pytest.approx(0, abs=0.01)
     assert image.std().item() == pytest.approx(1, abs=0.01)
@@ -253,7 +261,7 @@ def test_spacing_follows_the_patient_whatever_the_axis_order(tmp_path, codes):
     nib.save(
         image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), to)), tmp_path / "i.nii"
     )
-    (transforms,) = data_transforms(arguments(describe(spacing=[1.0, 1.5, 4.0]), mode="test"))
+    transforms = prediction_pipeline(describe(spacing=[1.0, 1.5, 4.0]))
     out = transforms({"image": str(tmp_path / "i.nii")})["image"]
     assert nib.aff2axcodes(out.affine.numpy()) == ("R", "A", "S")
     assert out.shape[3] == 14  # the superior axis keeps its 4 mm
@@ -261,7 +269,7 @@ def test_spacing_follows_the_patient_whatever_the_axis_order(tmp_path, codes):
 
 
 def test_augmentation_is_that_of_the_paper():
-    training, _ = data_transforms(arguments("amos"))
+    training, _ = training_pipelines(DATASETS["amos"], (16, 16, 16), crop_sample=2)
     affine = next(step for step in training.transforms if isinstance(step, RandAffined)).rand_affine.rand_affine_grid
     affine.set_random_state(0)
     scales, angles = [], []
@@ -277,9 +285,9 @@ def test_augmentation_is_that_of_the_paper():
 
 
 def test_training_and_validation_share_the_deterministic_part(boxes):
-    args = arguments(find_description(str(boxes / "boxes.json")))
-    training, validation = data_transforms(args)
-    (case, *_), _ = data_loader(argparse.Namespace(root=boxes, dataset=args.dataset, mode="train"))
+    description = find_description(str(boxes / "boxes.json"))
+    training, validation = training_pipelines(description, (16, 16, 16), crop_sample=2)
+    (case, *_), _ = find_training_cases(boxes, description)
     steps = len(validation.transforms)
     one, other = training(dict(case), end=steps, threading=True), validation(dict(case))
     assert torch.equal(one["image"], other["image"])

@@ -24,11 +24,12 @@ from tabulate import tabulate
 from engine.arguments import number
 from engine.cache import largest_bytes
 from engine.case_check import CaseReport
+from engine.cases import find_splits
 from engine.data_check import DatasetReport, Splits, examine_cases
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription, find_description
 from engine.errors import OneLineParser, raise_problems, run
 from engine.headers import by
-from load_datasets_transforms import data_transforms, find_description, find_splits
+from load_datasets_transforms import training_pipelines
 
 AXES = ("R-L", "A-P", "I-S")
 QUANTITIES = {
@@ -116,8 +117,7 @@ def by_axis(values: Sequence[Sequence[float]]) -> dict[str, list[float]]:
 
 def cache_bytes(report: DatasetReport, splits: Splits, description: DatasetDescription, roi_size: Sequence[int]) -> int:
     """What --cache_dir takes at most for the training and validation cases without problems."""
-    settings = argparse.Namespace(dataset=description, mode="train", roi_size=roi_size, crop_sample=1)
-    pipelines = dict(zip(("training", "validation"), data_transforms(settings), strict=True))
+    pipelines = dict(zip(("training", "validation"), training_pipelines(description, roi_size, 1), strict=True))
     cases = [case for of_split in splits.values() for case in of_split]
     return sum(
         largest_bytes(case, pipelines[found.split])

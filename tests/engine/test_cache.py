@@ -1,6 +1,5 @@
 """The disk cache: equal to no cache, rebuilt when it has to be, never half-written, and read a crop at a time."""
 
-import argparse
 import errno
 import json
 import multiprocessing
@@ -23,12 +22,13 @@ from torch.utils.data import DataLoader
 
 import engine.cache
 from engine.cache import largest_bytes, open_cache, read_entry, write_entry
+from engine.cases import find_training_cases, make_case
 from engine.crops import BACKGROUND, FOREGROUND
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.errors import InputError
 from engine.process import return_freed_memory
 from engine.sampling import EndlessBatches, SeededDataset
-from load_datasets_transforms import data_loader, data_transforms
+from load_datasets_transforms import training_pipelines
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
 WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60, 200]}}, "test")
@@ -36,12 +36,12 @@ WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60
 
 def pipelines(description=ZSCORE, roi_size=(24, 16, 20)):
     """(training, validation); the crop is larger than the boxes along the last axis."""
-    return data_transforms(argparse.Namespace(dataset=description, mode="train", roi_size=roi_size, crop_sample=2))
+    return training_pipelines(description, roi_size, crop_sample=2)
 
 
 @pytest.fixture
 def cases(boxes):
-    return data_loader(argparse.Namespace(root=boxes, dataset=ZSCORE, mode="train"))[0]
+    return find_training_cases(boxes, ZSCORE)[0]
 
 
 def entries(folder):
@@ -174,7 +174,7 @@ def test_changed_file_replaces_its_entry_alone(cases, tmp_path):
 
 def test_cases_of_one_name_from_two_datasets_live_side_by_side(cases, tmp_path):
     copies = shutil.copytree(Path(cases[0]["image"]).parent, tmp_path / "other")
-    others = [case | {"image": str(copies / Path(case["image"]).name)} for case in cases]
+    others = [make_case(case["id"], str(copies / Path(case["image"]).name), case["label"]) for case in cases]
     volume = nib.load(others[0]["image"])
     write_nifti(Path(others[0]["image"]), volume.get_fdata().astype(np.float32) + 1, volume.affine)
     for turn in (cases, others, cases):
@@ -397,7 +397,7 @@ def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
         volume = nib.Nifti1Image(voxels if name == "image" else np.ones((13, 17, 9), np.uint8), np.diag([2, 3, 4, 1]))
         turn = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), target)
         nib.save(volume.as_reoriented(turn), path)
-    case = {"id": "case", **{name: str(path) for name, path in paths.items()}}
+    case = make_case("case", *map(str, paths.values()))
     training, _ = pipelines(DatasetDescription.from_json(DESCRIPTION | {"spacing": [1.1, 1.5, 3]}, "test"))
     (entry,) = open_cache([case], training, tmp_path / "cache", num_workers=0).entries
     arrays = read_entry(entry)
@@ -436,7 +436,7 @@ def test_a_crop_does_not_read_the_volume(tmp_path, description):
         entry["arrays"][name] = [str(array.dtype), list(shape)]
         del array
     (tmp_path / "entry" / "entry.json").write_text(json.dumps(entry))
-    case = {"id": "case", "image": "image.nii", "label": "label.nii"}
+    case = make_case("case", "image.nii", "label.nii")
     dataset = SeededDataset(engine.cache.CachedCases([case], pipelines(description)[0], [tmp_path / "entry"]), seed=1)
     crops = []
     assert peak_growth(lambda: crops.extend(dataset[(0, 0)])) < 100e6

@@ -1,6 +1,5 @@
 """What one case's voxels show: problems, and the numbers that a report is made of."""
 
-import argparse
 import gzip
 
 import nibabel as nib
@@ -9,22 +8,22 @@ import pytest
 from conftest import DESCRIPTION, flip_a_bit, make_box_case, write_nifti
 
 from engine.case_check import check_classes, check_finite, examine_case, read_checked_label, read_voxels
-from engine.description import DatasetDescription
+from engine.cases import make_case
+from engine.datasets import DatasetDescription
 from engine.errors import InputError
-from load_datasets_transforms import data_transforms
+from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
 WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [0, 10]}}, "test")
 
 
-def make_case(folder, image, label=None, affine=None):
+def write_case(folder, image, label=None, affine=None):
     """A case whose files hold these voxels; without labels where none are given."""
-    case = {"id": "case", "image": str(folder / "image.nii.gz")}
     write_nifti(folder / "image.nii.gz", image, affine)
     if label is None:
-        return case
+        return make_case("case", str(folder / "image.nii.gz"))
     write_nifti(folder / "label.nii.gz", label, affine)
-    return case | {"label": str(folder / "label.nii.gz")}
+    return make_case("case", str(folder / "image.nii.gz"), str(folder / "label.nii.gz"))
 
 
 def examine(case, description=ZSCORE, full=True):
@@ -61,7 +60,7 @@ def test_values_that_float32_does_not_have_are_infinite_to_the_pipelines():
 
 
 def test_a_flipped_bit_is_told(tmp_path):
-    make_case(tmp_path, noise((20, 20, 20)))
+    write_case(tmp_path, noise((20, 20, 20)))
     (path,) = tmp_path.rglob("*.nii.gz")
     flip_a_bit(path)
     with pytest.raises(InputError, match="CRC check failed"):
@@ -76,7 +75,7 @@ def test_of_many_wrong_values_some_are_named():
 def test_every_problem_of_every_file_is_told(tmp_path):
     image = noise()
     image[0, 0, :2] = np.nan, np.inf
-    case = make_case(tmp_path, image, np.full((6, 5, 4), 9, np.uint8), np.diag([1, 1, 2, 1]))
+    case = write_case(tmp_path, image, np.full((6, 5, 4), 9, np.uint8), np.diag([1, 1, 2, 1]))
     write_nifti(tmp_path / "label.nii.gz", np.full((6, 5, 4), 9, np.uint8))
     found = [line.partition(", expected")[0].partition(": ")[2] for line in sorted(examine(case).problems)]
     assert found == [
@@ -88,7 +87,7 @@ def test_every_problem_of_every_file_is_told(tmp_path):
 
 
 def test_cut_off_files_are_told_with_what_else_is_known(tmp_path):
-    case = make_case(tmp_path, noise((20, 30, 40)), np.ones((20, 30, 40), np.uint8))
+    case = write_case(tmp_path, noise((20, 30, 40)), np.ones((20, 30, 40), np.uint8))
     content = (tmp_path / "image.nii.gz").read_bytes()
     (tmp_path / "image.nii.gz").write_bytes(content[: len(content) // 2])
     report = examine(case)
@@ -101,9 +100,9 @@ def test_cut_off_files_are_told_with_what_else_is_known(tmp_path):
 def test_axes_are_the_patients_and_shapes_those_of_the_pipeline(tmp_path):
     affine = np.zeros((4, 4))
     affine[[2, 0, 1, 3], range(4)] = (-2, 1.5, 0.7, 1)  # inferior, right, anterior
-    report = examine(make_case(tmp_path, noise((9, 20, 30)), affine=affine))
+    report = examine(write_case(tmp_path, noise((9, 20, 30)), affine=affine))
     assert (report.shape, report.spacing) == ([20, 30, 9], pytest.approx([1.5, 0.7, 2]))
-    (transforms,) = data_transforms(argparse.Namespace(dataset=ZSCORE, mode="test"))
+    transforms = prediction_pipeline(ZSCORE)
     assert tuple(report.resampled_shape) == transforms({"image": report.files[0]})["image"].shape[1:]
 
 
@@ -114,9 +113,9 @@ def test_axes_are_the_patients_and_shapes_those_of_the_pipeline(tmp_path):
 def test_the_estimate_of_the_crop_is_good_to_a_voxel_at_each_end(tmp_path, description, spacing, axes, flip):
     image = np.zeros((40, 30, 20), np.float32)
     image[3:30, 8:30, 5:6] = noise((27, 22, 1))
-    case = make_case(tmp_path, image, affine=np.diag([flip * spacing, spacing, 1, 1])[[*axes, 3]])
+    case = write_case(tmp_path, image, affine=np.diag([flip * spacing, spacing, 1, 1])[[*axes, 3]])
     report = examine(case, description)
-    (transforms,) = data_transforms(argparse.Namespace(dataset=description, mode="test"))
+    transforms = prediction_pipeline(description)
     cropped = transforms({"image": case["image"]})["image"].shape[1:]
     most = 0 if spacing == 1 else np.ceil([spacing, spacing, 1])[[*axes]]
     assert np.all(np.abs(np.subtract(cropped, report.cropped_shape)) <= most)
@@ -127,18 +126,18 @@ def test_saturation_is_that_of_the_foregrounds_box(tmp_path):
     image[10:20] = 5
     image[10:20, :3] = 10
     image[10:20, 3:5] = 0
-    report = examine(make_case(tmp_path, image), WINDOW)
+    report = examine(write_case(tmp_path, image), WINDOW)
     assert (report.share_low, report.share_high) == (pytest.approx(0.2), pytest.approx(0.3))
     assert report.warnings == []
     image[10:20, 3:8] = 0
-    (warning,) = examine(make_case(tmp_path, image), WINDOW).warnings
+    (warning,) = examine(write_case(tmp_path, image), WINDOW).warnings
     assert "training case case: found 50%" in warning
     assert "and 30% at or above 10" in warning
-    assert examine(make_case(tmp_path, image)).share_low is None
+    assert examine(write_case(tmp_path, image)).share_low is None
 
 
 def test_constant_images_and_empty_labels_are_warned_of(tmp_path):
-    report = examine(make_case(tmp_path, np.full((4, 4, 4), 7.0), np.zeros((4, 4, 4), np.uint8)))
+    report = examine(write_case(tmp_path, np.full((4, 4, 4), 7.0), np.zeros((4, 4, 4), np.uint8)))
     assert report.problems == []
     assert report.cropped_shape == [4, 4, 4]
     assert ["no labelled voxel" in report.warnings[0], "found 7 in every voxel" in report.warnings[1]] == [True, True]
@@ -150,11 +149,11 @@ def test_channels_are_measured_together(tmp_path):
     )
     image = np.zeros((10, 4, 4, 2), np.float32)
     image[2:4, ..., 0] = image[5:8, ..., 1] = 5
-    whole = examine(make_case(tmp_path, image), two)
+    whole = examine(write_case(tmp_path, image), two)
     parts = [tmp_path / "image_0000.nii", tmp_path / "image_0001.nii"]
     for channel, path in enumerate(parts):
         write_nifti(path, image[..., channel])
-    apart = examine({"id": "case", "image": list(map(str, parts))}, two)
+    apart = examine(make_case("case", list(map(str, parts))), two)
     for report in (whole, apart):
         assert report.problems == []
         assert report.cropped_shape == [6, 4, 4]
@@ -166,7 +165,7 @@ def test_channels_that_do_not_fit_are_not_measured_together(tmp_path):
     paths = [str(tmp_path / "image_0000.nii"), str(tmp_path / "image_0001.nii")]
     for length, path in enumerate(paths, 4):
         write_nifti(tmp_path / path, noise((6, 5, length)))
-    report = examine({"id": "case", "image": paths}, two)
+    report = examine(make_case("case", paths), two)
     assert [line.partition(", expected")[0] for line in report.problems] == [f"{paths[1]}: found shape 6 x 5 x 5"]
     assert report.cropped_shape is None
 
@@ -174,7 +173,7 @@ def test_channels_that_do_not_fit_are_not_measured_together(tmp_path):
 def test_a_digest_is_that_of_the_voxels(tmp_path):
     image = noise().round()
     digests = [
-        examine(make_case(tmp_path / str(number), voxels)).digest
+        examine(write_case(tmp_path / str(number), voxels)).digest
         for number, voxels in enumerate((image, image.astype(np.int16), image + 1, image.reshape(5, 6, 4)))
     ]
     assert digests[0] == digests[1]
@@ -184,7 +183,7 @@ def test_a_digest_is_that_of_the_voxels(tmp_path):
 def damaged_label(folder, change):
     """A sound case, but for its label."""
     make_box_case(folder, "Tr", "box", 0)
-    case = {"image": str(folder / "imagesTr" / "box.nii.gz"), "label": str(folder / "labelsTr" / "box.nii.gz")}
+    case = make_case("box", str(folder / "imagesTr" / "box.nii.gz"), str(folder / "labelsTr" / "box.nii.gz"))
     label = nib.load(case["label"])
     voxels, affine = np.asarray(label.dataobj), label.affine
     if change == "unreadable":

@@ -10,10 +10,10 @@ import pytest
 from conftest import DESCRIPTION, write_nifti
 
 from engine import data_check
+from engine.cases import find_splits
 from engine.data_check import check_cases, examine_cases
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.errors import InputError
-from load_datasets_transforms import find_splits
 
 BOXES = DatasetDescription.from_json(DESCRIPTION, "test")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine import digests
+from engine.cases import make_case
 from engine.digests import digest_cases
 from engine.errors import InputError
 
@@ -16,8 +17,8 @@ def cases(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(name)
     return [
-        {"id": "one", "image": str(tmp_path / "a"), "label": str(tmp_path / "c")},
-        {"id": "two", "image": [str(tmp_path / "b"), str(tmp_path / "a")]},
+        make_case("one", str(tmp_path / "a"), str(tmp_path / "c")),
+        make_case("two", [str(tmp_path / "b"), str(tmp_path / "a")]),
     ]
 
 

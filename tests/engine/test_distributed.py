@@ -11,7 +11,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from engine import data_check, distributed
-from engine.description import DatasetDescription
+from engine.cases import make_case
+from engine.datasets import DatasetDescription
 from engine.distributed import (
     SyncBatchNorm3d,
     collect,
@@ -80,7 +81,7 @@ def worker(rank, folder):
     results["own"] = {name: buffer.clone() for name, buffer in alone.named_buffers()}
     share_buffers(alone)
     results["shared"] = dict(alone.named_buffers())
-    cases = [{"id": str(number), "image": f"{folder}/{number}.nii"} for number in range(3)]
+    cases = [make_case(str(number), f"{folder}/{number}.nii") for number in range(3)]
     splits = {"training": cases[:2], "validation": cases[2:]}
     with patch.object(data_check, "examine_case", wraps=data_check.examine_case) as check:
         try:

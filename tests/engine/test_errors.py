@@ -1,6 +1,5 @@
 """How a script ends: mistakes of its user in a line with status 2, ours with a traceback."""
 
-import argparse
 import errno
 import os
 import signal
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from engine.errors import InputError, OneLineParser, run
 
-ARGS = argparse.Namespace()
+ARGS = OneLineParser("script").parse_args([])
 
 
 def fail_with(error):

@@ -1,6 +1,5 @@
 """A fingerprint has in it what decides a result, and nothing that changes by itself."""
 
-import argparse
 import ast
 import functools
 import hashlib
@@ -19,9 +18,10 @@ from monai.utils import GridSampleMode
 
 from engine.cache import first_random
 from engine.crops import CountCandidatesd, PadToSized
+from engine.datasets import DATASETS
 from engine.fingerprint import fingerprint
 from engine.reading import HeaderReader, LoadVolumed
-from load_datasets_transforms import AboveMinimum, data_transforms
+from load_datasets_transforms import AboveMinimum, training_pipelines
 
 OWN = ("engine", "load_datasets_transforms")
 
@@ -134,7 +134,7 @@ def test_source_of_the_cached_transforms_has_a_version():
 
 
 def test_no_cached_transform_is_left_out():
-    training, _ = data_transforms(argparse.Namespace(dataset="amos", mode="train", roi_size=(8, 8, 8), crop_sample=1))
+    training, _ = training_pipelines(DATASETS["amos"], (8, 8, 8), crop_sample=1)
     settings = json.dumps(fingerprint(training.transforms[: first_random(training)]))
     assert set(re.findall(r'"class name": "([^"]*)", "class versions"', settings)) == set(TRANSFORMS)
 

@@ -12,8 +12,9 @@ from conftest import DESCRIPTION, write_nifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.description import DatasetDescription
-from engine.headers import LARGEST_GRID, Grid, check_headers
+from engine.cases import make_case
+from engine.datasets import DatasetDescription
+from engine.headers import LARGEST_GRID, Grid, problems_of, read_headers
 
 ONE = DatasetDescription.from_json(DESCRIPTION, "test")
 TWO = DatasetDescription.from_json(DESCRIPTION | {"channels": ["T1", "T2"]}, "test")
@@ -35,11 +36,17 @@ def rewrite(path, **fields):
     path.write_bytes(gzip.compress(content) if packed else content)
 
 
+def check(*files_and_description):
+    """The problems of an image, or of one and its label."""
+    *files, description = files_and_description
+    return problems_of(read_headers(make_case("case", *files), description))
+
+
 def check_one(path, **fields):
     """The problems of one image whose header was rewritten."""
     write(path)
     rewrite(path, **fields)
-    return check_headers({"image": str(path)}, ONE)
+    return check(str(path), ONE)
 
 
 def diagonal(*spacing):
@@ -87,14 +94,14 @@ def test_no_packed_file_becomes_more_than_deflate_allows(tmp_path):
     assert f"{1032 * path.stat().st_size} unpacked at most, expected the 4000352" in line
     path.write_bytes(gzip.compress(nib.Nifti1Image(np.zeros((200, 200, 200), np.float32), np.eye(4)).to_bytes()))
     assert path.stat().st_size < 4 * 200**3 / 900  # nearly as tight as it can be
-    assert check_headers({"image": str(path)}, ONE) == []
+    assert check(str(path), ONE) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b\x08\x00 no more"])
 @pytest.mark.parametrize("name", ["image.nii", "image.nii.gz"])
 def test_what_is_no_nifti_file_is_one_line(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
-    (line,) = check_headers({"image": str(tmp_path / name)}, ONE)
+    (line,) = check(str(tmp_path / name), ONE)
     assert line.startswith(f"{tmp_path / name}: cannot be read (")
     assert line.endswith("expected a whole NIfTI file")
 
@@ -105,7 +112,7 @@ def test_another_format_a_folder_and_a_dead_link_are_one_line_each(tmp_path):
     (tmp_path / "folder.nii").mkdir()
     (tmp_path / "link.nii").symlink_to("nowhere")
     for name in ("mgh.nii.gz", "folder.nii", "link.nii"):
-        assert len(check_headers({"image": str(tmp_path / name)}, ONE)) == 1
+        assert len(check(str(tmp_path / name), ONE)) == 1
 
 
 def test_every_problem_of_every_file_is_told(tmp_path):
@@ -113,7 +120,7 @@ def test_every_problem_of_every_file_is_told(tmp_path):
     write(label, (6, 5, 9), kind=np.complex64)
     write(image)
     rewrite(image, datatype=32, dim=(3, 6, 5, 40, 1, 1, 1, 1))
-    found = check_headers({"image": str(image), "label": str(label)}, ONE)
+    found = check(str(image), str(label), ONE)
     parts = [
         "image.nii: found voxels of",
         "image.nii: found 832 bytes",
@@ -127,11 +134,11 @@ def test_channels_are_files_that_agree_or_one_4d_file(tmp_path):
     moved = np.eye(4) + np.eye(4)[:, [3, 0, 1, 2]] * 4
     same, other = write(tmp_path / "a.nii"), write(tmp_path / "b.nii", affine=moved)
     whole, more = write(tmp_path / "c.nii", (*SHAPE, 2)), write(tmp_path / "d.nii", (*SHAPE, 3))
-    assert check_headers({"image": [same, same], "label": same}, TWO) == []
-    assert check_headers({"image": whole, "label": same}, TWO) == []
-    assert "expected the same affine" in check_headers({"image": [same, other]}, TWO)[0]
-    assert "expected a 4D volume with 2 channels last" in check_headers({"image": more}, TWO)[0]
-    assert "found 4D" in check_headers({"image": same, "label": whole}, ONE)[0]
+    assert check([same, same], same, TWO) == []
+    assert check(whole, same, TWO) == []
+    assert "expected the same affine" in check([same, other], TWO)[0]
+    assert "expected a 4D volume with 2 channels last" in check(more, TWO)[0]
+    assert "found 4D" in check(same, whole, ONE)[0]
 
 
 @pytest.mark.parametrize(("share", "problems"), [(0.09, 0), (0.11, 1)])
@@ -139,15 +146,15 @@ def test_affines_may_differ_by_a_tenth_of_a_voxel_at_the_corners(tmp_path, share
     affine = np.diag([1, 1, 2.0, 1])
     other = affine.copy()
     other[2, 2] += share / (SHAPE[2] - 1)
-    case = {"image": write(tmp_path / "a.nii", affine=affine), "label": write(tmp_path / "b.nii", affine=other)}
-    assert len(check_headers(case, ONE)) == problems
+    case = write(tmp_path / "a.nii", affine=affine), write(tmp_path / "b.nii", affine=other)
+    assert len(check(*case, ONE)) == problems
 
 
 def test_a_grid_that_has_more_voxels_than_integers_count(tmp_path):
     tiny = DatasetDescription.from_json(DESCRIPTION | {"spacing": [1e-9] * 3}, "test")
     image = write(tmp_path / "image.nii")
     rewrite(tmp_path / "image.nii", dim=(3, *[32767] * 3, 1, 1, 1, 1), **diagonal(1e6, 1e6, 1e6))
-    size, resampling = check_headers({"image": image}, tiny)
+    size, resampling = check(image, tiny)
     assert "declares" in size
     assert f"expected at most {LARGEST_GRID}" in resampling
 
@@ -202,7 +209,7 @@ def test_no_header_raises_prints_or_takes_much(place, changes, kind, packed):
     write(label)
     with warnings.catch_warnings(), no_more_than(50_000_000):
         warnings.simplefilter("error")
-        found = check_headers({"image": str(path), "label": str(label)}, ONE)
+        found = check(str(path), str(label), ONE)
     assert all(line.count("\n") == 0 and line.startswith(str(place)) for line in found)
 
 

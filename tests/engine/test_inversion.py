@@ -1,6 +1,5 @@
 """Labels on the native grid: block by block as by MONAI's inverse of the pipeline, whatever the image's affine."""
 
-import argparse
 import itertools
 from copy import deepcopy
 
@@ -11,9 +10,9 @@ import torch.nn.functional as F
 from conftest import DESCRIPTION, write_nifti
 from monai.data import MetaTensor
 
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.inversion import compare_classes, interpolate_blocks, shared_axes, to_native_labels
-from load_datasets_transforms import data_transforms
+from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 CLASSES = 5
 NEAR_TIE = 1e-4  # of probabilities; MONAI's coordinates are float32, off by as much of a voxel in the largest volumes
@@ -30,7 +29,7 @@ def make_case(folder, shape, affine, spacing, channels=1):
     description = DatasetDescription.from_json(
         DESCRIPTION | {"spacing": list(spacing), "channels": [f"channel {n}" for n in range(channels)]}, "test"
     )
-    (transforms,) = data_transforms(argparse.Namespace(dataset=description, mode="test"))
+    transforms = prediction_pipeline(description)
     image = transforms({"id": "case", "image": str(folder / "image.nii.gz")})["image"]
     assert image.shape[0] == channels
     return image, transforms

@@ -1,6 +1,5 @@
 """Sliding window, the way back to the native grid, and the file that is written."""
 
-import argparse
 import threading
 import time
 import weakref
@@ -13,13 +12,15 @@ import torch
 from conftest import DESCRIPTION, write_nifti
 from torch import nn
 
-from engine.description import DatasetDescription
+from engine.cases import make_case
+from engine.datasets import DatasetDescription
 from engine.errors import InputError
 from engine.metrics import dice_by_class
 from engine.nifti import read_labels, save_labels
 from engine.pictures import mask_slices, preview, save_png, three_planes
 from engine.prediction import Window, choose_accumulator, overlap_steps, predict_logits
-from load_datasets_transforms import data_transforms, infer_post_transforms
+from load_datasets_transforms import infer_post_transforms
+from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 NO_AUTOCAST = partial(torch.autocast, "cpu", enabled=False)
 
@@ -50,14 +51,13 @@ def test_labels_come_back_to_where_they_were(tmp_path, affine):
     labels[14:20, 3:14, 2:9] = 2
     write_nifti(tmp_path / "image.nii.gz", labels.astype(np.int16), affine)
     description = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [0, 2]}}, "test")
-    args = argparse.Namespace(dataset=description, mode="test", output=tmp_path)
-    (transforms,) = data_transforms(args)
+    transforms = prediction_pipeline(description)
     source = str(tmp_path / "image.nii.gz")
-    case = transforms({"id": "case", "image": source, "source": source})
+    case = transforms(make_case("case", source))
     assert case["image"].shape[1:] != labels.shape  # resampled or cropped
     distance = (case["image"] - torch.tensor([0, 0.5, 1])[:, None, None, None]).abs()
     case["pred"] = -10 * distance
-    invert, save = infer_post_transforms(args, transforms)
+    invert, save = infer_post_transforms(transforms, tmp_path)
     out = save(invert(case))["pred"]
     assert out.shape == labels.shape
     assert dice_by_class(out, labels, 3).min() > 0.85  # any flip or shift by a voxel or two falls below
@@ -78,7 +78,7 @@ class BrightIsForeground(nn.Module):
 @pytest.mark.parametrize("shape", [(20, 40, 33), (5, 6, 7), (16, 16, 16)])
 def test_sliding_window_covers_every_voxel_of_any_volume(shape):
     image = torch.randn(1, *shape)
-    logits = predict_logits(BrightIsForeground(), image, Window((16, 16, 16), 3, 0.5, NO_AUTOCAST))
+    logits = predict_logits(BrightIsForeground(), image, Window((16, 16, 16), 3, 0.5, torch.device("cpu"), NO_AUTOCAST))
     assert logits.shape == (2, *shape)
     assert torch.allclose(logits[1], image[0], atol=1e-6)
     assert not logits[0].any()
@@ -93,11 +93,10 @@ def test_logits_are_added_up_where_there_is_room():
 
 def test_logits_that_are_not_finite_name_the_case(tmp_path):
     write_nifti(tmp_path / "image.nii.gz", np.random.default_rng(0).random((9, 9, 9)))
-    args = argparse.Namespace(dataset=DatasetDescription.from_json(DESCRIPTION, "test"), mode="test", output=tmp_path)
-    (transforms,) = data_transforms(args)
-    case = transforms({"id": "liver_7", "image": str(tmp_path / "image.nii.gz")})
+    transforms = prediction_pipeline(DatasetDescription.from_json(DESCRIPTION, "test"))
+    case = transforms(make_case("liver_7", str(tmp_path / "image.nii.gz")))
     case["pred"] = torch.full((3, *case["image"].shape[1:]), torch.nan)
-    invert, _ = infer_post_transforms(args, transforms)
+    invert, _ = infer_post_transforms(transforms, tmp_path)
     with pytest.raises(InputError, match="liver_7: found logits that are not finite"):
         invert(case)
 

@@ -1,6 +1,5 @@
 """Broken files met by a pipeline: one line that names the file, in this process and others, cached or not."""
 
-import argparse
 import pickle
 import re
 from pathlib import Path
@@ -14,23 +13,25 @@ from monai.data import CacheDataset
 from monai.transforms import Compose, Lambda, LoadImaged
 
 from engine.cache import open_cache
-from engine.description import DatasetDescription
+from engine.cases import find_training_cases
+from engine.datasets import DatasetDescription
 from engine.errors import InputError, is_out_of_memory
 from engine.reading import LoadVolumed, Pipeline
 from engine.sampling import SeededDataset
-from load_datasets_transforms import data_loader, data_transforms
+from load_datasets_transforms import test_pipeline as prediction_pipeline
+from load_datasets_transforms import training_pipelines
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
 WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60, 200]}}, "test")
 
 
 def pipelines(description=ZSCORE):
-    return data_transforms(argparse.Namespace(dataset=description, mode="train", roi_size=(24, 16, 20), crop_sample=2))
+    return training_pipelines(description, (24, 16, 20), crop_sample=2)
 
 
 @pytest.fixture
 def cases(boxes):
-    return data_loader(argparse.Namespace(root=boxes, dataset=ZSCORE, mode="train"))[0]
+    return find_training_cases(boxes, ZSCORE)[0]
 
 
 def truncate(path):
@@ -82,7 +83,7 @@ def test_a_volume_lies_where_its_sform_says(tmp_path, kind):
     assert np.array_equal(nib.load(tmp_path / "image.nii.gz").affine, np.diag([2.0, 2.0, 2.0, 1.0]))
     volume = LoadVolumed(["image"], 2)({"image": str(tmp_path / "image.nii.gz")})["image"]
     assert np.array_equal(volume.affine, np.diag([2.0, 2.0, 2.0, 1.0]))
-    (transforms,) = data_transforms(argparse.Namespace(dataset=ZSCORE, mode="test"))
+    transforms = prediction_pipeline(ZSCORE)
     resampled = transforms({"id": "case", "image": str(tmp_path / "image.nii.gz")})["image"]
     assert resampled.shape[1:] == (23, 19, 15)  # from 2 mm to 1
 

@@ -1,6 +1,5 @@
 """Schedule, optimisers, and checkpoints that are whole or not there."""
 
-import argparse
 import errno
 import os
 import resource
@@ -14,18 +13,14 @@ from engine.checkpoints import load_checkpoint, save_checkpoint
 from engine.devices import choose_device, choose_precision, make_autocast, place
 from engine.errors import DiskError, InputError
 from engine.files import write_whole
-from engine.training import learning_rate, make_optimizer
+from engine.training import LearningRateSchedule, make_optimizer
 from networks import build_network
 from networks.base import InputSizes
 
 
-def recipe(**changes):
-    values = {"lr": 1e-4, "lr_schedule": "warmup_cosine", "warmup_iter": 10, "max_iter": 110, "weight_decay": 0.08}
-    return argparse.Namespace(**{**values, "optim": "AdamW", **changes})
-
-
 def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_zero():
-    rates = [learning_rate(recipe(), iteration) for iteration in range(110)]
+    schedule = LearningRateSchedule("warmup_cosine", 1e-4, warmup_iter=10, max_iter=110)
+    rates = [schedule(iteration) for iteration in range(110)]
     assert rates[:11] == sorted(rates[:11])
     assert rates[0] == pytest.approx(1e-4 / 11)
     assert max(rates) == rates[10] == 1e-4
@@ -34,13 +29,13 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_zero():
     assert 0 < rates[-1] < 1e-7
 
 
-@pytest.mark.parametrize("changes", [{"lr_schedule": "constant"}, {"warmup_iter": 0, "max_iter": 1}])
-def test_rate_without_warmup(changes):
-    assert learning_rate(recipe(**changes), 0) == 1e-4
+@pytest.mark.parametrize("schedule", [("constant", 1e-4, 10, 110), ("warmup_cosine", 1e-4, 0, 1)])
+def test_rate_without_warmup(schedule):
+    assert LearningRateSchedule(*schedule)(0) == 1e-4
 
 
 def test_adamw_is_that_of_the_paper():
-    (group,) = make_optimizer(recipe(), nn.Linear(2, 2)).param_groups
+    (group,) = make_optimizer("AdamW", nn.Linear(2, 2), 1e-4, 0.08).param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, 0.08)
 
 
@@ -48,7 +43,7 @@ def test_adamw_is_that_of_the_paper():
 def test_every_optimiser_steps(name):
     network = nn.Linear(2, 2)
     before = network.weight.clone()
-    optimizer = make_optimizer(recipe(optim=name), network)
+    optimizer = make_optimizer(name, network, 1e-4, 0.08)
     network(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert type(optimizer).__name__ == name
@@ -146,7 +141,7 @@ def test_rep_optimizer_scales_the_updates_of_its_network_only():
         network = build_network(name, 1, 2, feat_size=(4, 4, 4, 4), depths=(1, 1, 1, 1), kernel_size=7)
         kernel = network.encoder.stages[0][0].dwconv.weight
         before = kernel.detach().clone()
-        optimizer = make_optimizer(recipe(optim="SGD", lr=0.1, weight_decay=0), network)
+        optimizer = make_optimizer("SGD", network, 0.1, 0)
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
@@ -159,6 +154,6 @@ def test_rep_optimizer_scales_the_updates_of_its_network_only():
 
 def test_frozen_parameters_are_left_to_no_optimiser():
     network = build_network("TransBTS", 1, 2, (16, 16, 16), embed_dim=8, num_layers=1, mlp_dim=8)
-    (group,) = make_optimizer(recipe(), network).param_groups
+    (group,) = make_optimizer("AdamW", network, 1e-4, 0.08).param_groups
     assert len(group["params"]) == sum(parameter.requires_grad for parameter in network.parameters())
     assert len(group["params"]) < len(list(network.parameters()))

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_train
 from engine import training_loop
+from engine.arguments import network_overrides
 from engine.checkpoints import NetworkConfig
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.errors import InputError
 from engine.metrics import DiceTable
 from engine.training import Progress, TrainingState, running_statistics
@@ -42,7 +43,13 @@ def make_state(box_template, tmp_path):
         words = train_arguments(box_template, tmp_path, *more)
         args = main_train.parse_args([str(word) for word in words])
         description = DatasetDescription.read(box_template / "boxes.json")
-        return TrainingState(args, NetworkConfig.from_flags(args, description), description, ["case"], CPU)
+        return TrainingState(
+            args,
+            NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args)),
+            description,
+            ["case"],
+            CPU,
+        )
 
     return make
 

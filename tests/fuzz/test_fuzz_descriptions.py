@@ -9,7 +9,7 @@ from fuzzing import copies, end_well, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.description import LARGEST, DatasetDescription
+from engine.datasets import LARGEST, DatasetDescription
 from engine.errors import InputError
 
 # Whatever JSON can hold, and Python's reader takes: NaN, Infinity, lone surrogates, 1e400.

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import from_dtype
 
-from engine.description import DatasetDescription
+from engine.datasets import DatasetDescription
 from engine.headers import LARGEST_GRID, read_header
 
 FORMATS = {

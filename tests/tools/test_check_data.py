@@ -9,8 +9,10 @@ import pytest
 from conftest import write_nifti
 
 from engine.cache import open_cache
+from engine.cases import find_training_cases
+from engine.datasets import DatasetDescription
 from engine.errors import run
-from load_datasets_transforms import data_loader, data_transforms
+from load_datasets_transforms import training_pipelines
 from tools import check_data
 
 
@@ -96,9 +98,9 @@ def test_json_holds_everything_and_is_alone(check, boxes, flags):
 
 def test_the_caches_size_is_that_of_the_pipelines(check, boxes, tmp_path):
     stated = json.loads(check("--json")[1])["cache_bytes"]
-    args = check_data.parse_args(["--root", str(boxes), "--dataset", str(boxes / "boxes.json")])
-    args.mode, args.roi_size, args.crop_sample = "train", [32, 32, 16], 1
-    for cases, transform in zip(data_loader(args), data_transforms(args), strict=True):
+    description = DatasetDescription.read(boxes / "boxes.json")
+    pipelines = training_pipelines(description, (32, 32, 16), crop_sample=1)
+    for cases, transform in zip(find_training_cases(boxes, description), pipelines, strict=True):
         open_cache(cases, transform, tmp_path / "cache", num_workers=0)
     arrays = [np.load(path, mmap_mode="r").nbytes for path in (tmp_path / "cache").rglob("*.npy")]
     assert sum(arrays) <= stated

@@ -1,4 +1,4 @@
-"""What the pipelines need to know of a dataset, and its JSON form."""
+"""Descriptions of datasets: what the pipelines need to know of one, its JSON form, and the five of the paper."""
 
 import json
 from dataclasses import dataclass
@@ -113,3 +113,35 @@ def _are_numbers(values: Any, count: int) -> bool:
         and len(values) == count
         and all(type(value) in (int, float) and abs(value) < LARGEST for value in values)
     )
+
+
+AMOS_ORGANS = (
+    *("background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "aorta"),
+    *("postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate/uterus"),
+)
+CT_SPACING = (1.5, 1.5, 2.0)
+SOFT_TISSUE = (-125.0, 275.0)  # Hounsfield units
+
+DATASETS = {
+    description.name: description
+    for description in (
+        DatasetDescription("amos", "CT", AMOS_ORGANS, CT_SPACING, SOFT_TISSUE),
+        DatasetDescription("amos_mri", "MRI", AMOS_ORGANS[:14], (1.0, 1.0, 1.0), (0.0, 1000.0)),
+        DatasetDescription("kits", "CT", ("background", "kidney", "tumor", "cyst"), CT_SPACING, SOFT_TISSUE),
+        DatasetDescription("pancreas", "CT", ("background", "pancreas", "tumor"), CT_SPACING, SOFT_TISSUE),
+        DatasetDescription("hepatic", "CT", ("background", "hepatic vessel", "tumor"), CT_SPACING, (0.0, 230.0)),
+    )
+}
+
+
+def find_description(dataset: str) -> DatasetDescription:
+    """What stands behind ``--dataset``: a name in ``DATASETS``, or the path of a JSON file.
+
+    Raises:
+        InputError: neither, or a file that does not describe a dataset.
+    """
+    if dataset in DATASETS:
+        return DATASETS[dataset]
+    if Path(dataset).suffix == ".json":
+        return DatasetDescription.read(Path(dataset))
+    raise InputError(f"--dataset: found {dataset!r}, expected {', '.join(DATASETS)} or the path of a .json file")
