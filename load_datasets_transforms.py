@@ -27,7 +27,7 @@ from engine.augmentation import RandRotateScaled
 from engine.cases import Case, find_training_cases
 from engine.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.datasets import DatasetDescription, find_description
-from engine.prediction import InvertToLabelsd, SaveLabelsd
+from engine.post_transforms import InvertToLabelsd, SaveLabelsd
 from engine.reading import LoadVolumed, Pipeline
 
 

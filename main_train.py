@@ -123,7 +123,7 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     from engine.datasets import find_description
     from engine.distributed import process_rank
     from engine.files import BEST, make_output_folder, write_text
-    from engine.prediction import Window
+    from engine.sliding_window import Window
     from engine.training import TrainingState
     from engine.training_loop import TrainingLog, keep_best, log_validation, train
     from engine.validation import validate

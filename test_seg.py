@@ -77,8 +77,8 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     from engine.devices import choose_precision, make_autocast, place
     from engine.distributed import collect, deal
     from engine.files import make_output_folder
-    from engine.prediction import Window
     from engine.prediction_folder import digest_weights, divide_cases, prediction_settings
+    from engine.sliding_window import Window
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
     output = Path(args.output)

@@ -49,7 +49,7 @@ from engine.cases import Case, pair_cases
 from engine.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
 from engine.errors import OneLineParser, run
 from engine.files import make_output_folder
-from engine.sampling import EndlessBatches, SeededDataset
+from engine.loading import EndlessBatches, SeededDataset
 from load_datasets_transforms import training_pipelines
 
 VOXEL_MM = (0.8, 0.8, 2.5)

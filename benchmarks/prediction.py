@@ -89,10 +89,12 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     import torch
     from monai.data import Dataset
 
+    from engine.case_prediction import overlap_steps
     from engine.cases import make_case
     from engine.datasets import DATASETS
     from engine.devices import choose_device, choose_precision, make_autocast
-    from engine.prediction import Window, case_loader, overlap_steps, predict_logits
+    from engine.loading import case_loader
+    from engine.sliding_window import Window, predict_logits
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
     transforms = test_pipeline(DATASETS[DATASET])

@@ -37,8 +37,9 @@ from engine.distributed import deal, process_rank, wait_for_all
 from engine.errors import DISK_IS_FULL, InputError
 from engine.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
 from engine.fingerprint import fingerprint, library_versions
-from engine.headers import Grid, open_volume
+from engine.headers import Grid
 from engine.loading import Loader
+from engine.nifti import open_volume
 
 DIGESTS = "digests.json"
 ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day

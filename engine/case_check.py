@@ -13,15 +13,13 @@ from engine.cases import Case
 from engine.datasets import DatasetDescription
 from engine.errors import InputError, raise_problems
 from engine.headers import (
-    UNREADABLE,
     FileHeader,
     Grid,
     compare_grids,
     problems_of,
     read_headers,
-    unreadable,
 )
-from engine.nifti import load_checked, turn_to_ras
+from engine.nifti import read_voxels, turn_to_ras
 
 MOST_SATURATED = 0.5  # share of the voxels that training sees
 LARGEST_FLOAT32 = np.finfo(np.float32).max  # what the pipelines compute in; no NaN is below it
@@ -117,19 +115,6 @@ def read_checked_label(case: Case, description: DatasetDescription) -> NDArray[n
     raise_problems([*label.problems, *compare_grids([image, label]), *found])
     assert voxels is not None
     return voxels.astype(np.uint8)
-
-
-def read_voxels(path: str) -> NDArray[Any]:
-    """The voxels of a file, scaled as its header says.
-
-    Raises:
-        InputError: it cannot be read, ends early, or is not what its checksum was made of.
-    """
-    try:
-        with np.errstate(all="ignore"):
-            return np.asanyarray(load_checked(path).dataobj)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
 
 
 def check_finite(voxels: NDArray[Any]) -> list[str]:

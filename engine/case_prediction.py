@@ -1,7 +1,8 @@
 """Case by case from loading to the Dice table: what fails is that case's failure, and the run goes on."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,16 @@ from engine.datasets import DatasetDescription
 from engine.distributed import process_rank
 from engine.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
 from engine.headers import problems_of, read_image_headers
+from engine.loading import case_loader
 from engine.metrics import DiceTable, dice_by_class
 from engine.pictures import preview, save_png
-from engine.prediction import Window, case_loader, overlap_steps, predict_logits
 from engine.prediction_folder import picture_path, prediction_path, read_prediction
 from engine.process import return_freed_memory
+from engine.sliding_window import Window, predict_logits
 from networks.base import SegmentationNetwork
 
 Sample = dict[str, Any]  # a case on its way: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -165,6 +168,28 @@ def predict_cases(
     bar = tqdm(loader, "predicting", disable=process_rank() != 0)
     overlap_steps(bar, lambda sample: attempt(infer, sample), finish)
     return outcomes
+
+
+def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:
+    """Do ``work`` on each item, while a thread finishes the item before.
+
+    One item at most waits for its finish, so that memory stays bounded; an error in a finish surfaces here.
+
+    Args:
+        items: taken one at a time.
+        work: of the calling thread.
+        finish: called with what ``work`` returned, one item after the other.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[object] | None = None
+        for item in items:
+            result = work(item)
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(finish, result)
+            del item, result  # the thread alone decides how long they live
+        if pending is not None:
+            pending.result()
 
 
 def review_finished(cases: Sequence[Case], review: Review) -> list[Outcome]:

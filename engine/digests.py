@@ -14,7 +14,7 @@ from engine.cases import Case, case_files
 from engine.distributed import collect, deal, process_rank
 from engine.errors import InputError
 from engine.files import combine_digests, digest_file, file_state, write_text
-from engine.headers import unreadable
+from engine.nifti import unreadable
 
 Memory = dict[str, list[Any]]  # absolute path -> [size, modification time, digest]
 

@@ -1,9 +1,7 @@
 """What the headers of NIfTI files say, and all that can be wrong with it; no voxel is read."""
 
-import logging
 import math
 import os
-import zlib
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -11,26 +9,20 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 from monai.data.utils import compute_shape_offset, zoom_affine
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import inv_ornt_aff, io_orientation
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from engine.cases import Case, image_files
 from engine.datasets import LARGEST, DatasetDescription
 from engine.errors import InputError
-from engine.nifti import load_nifti
+from engine.nifti import open_volume
 
-UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 # Headers round their numbers: corners of image and label may lie this share of a voxel apart.
 AFFINE_TOLERANCE = 0.1
 SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e6  # mm: microscopes and wrong units lie between
 FLAT = 1e-4  # of a voxel's volume over that of a box with its edges: below it the axes span no space
 LARGEST_GRID = 2**31  # voxels: more, as float32, is memory that no pipeline gets
 DEFLATE_RATIO = 1032  # bytes that a byte of a .gz file can become at most
-
-# nibabel prints what it mends and what it refuses: the latter is told here, in a line that names the file.
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 class Grid(NamedTuple):
@@ -119,25 +111,6 @@ def read_header(path: str, volumes: int = 1, spacing: Sequence[float] | None = N
             found += _check_file_size(image, path)
             found += _check_resampling(grid, spacing) if spacing is not None else []
     return FileHeader(path, grid, [f"{path}: {problem}" for problem in found])
-
-
-def open_volume(path: str) -> nib.Nifti1Image:
-    """Open a NIfTI file; its voxels are read when they are asked for.
-
-    Raises:
-        InputError: it cannot be read, or has another format.
-    """
-    try:
-        with np.errstate(all="ignore"):
-            return load_nifti(path)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str, error: Exception) -> InputError:
-    """What to tell of a file that could not be read."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"{path}: cannot be read ({reason}), expected a whole NIfTI file")
 
 
 def _check_type(image: nib.Nifti1Image) -> list[str]:

@@ -1,15 +1,24 @@
-"""NIfTI files as they are on disk, on their own grid."""
+"""NIfTI files as they are on disk, on their own grid: everything that opens or writes one."""
 
 import gzip
+import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from engine.errors import InputError
 from engine.files import write_whole
+
+UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
+
+# nibabel prints what it mends and what it refuses: the latter is told here, in a line that names the file.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def load_nifti(path: str) -> nib.Nifti1Image:
@@ -36,6 +45,38 @@ def load_checked(path: str) -> nib.Nifti1Image:
         return image
     with gzip.open(path) as file:
         return type(image).from_bytes(file.read())
+
+
+def open_volume(path: str) -> nib.Nifti1Image:
+    """Open a NIfTI file; its voxels are read when they are asked for.
+
+    Raises:
+        InputError: it cannot be read, or has another format.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return load_nifti(path)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: Exception) -> InputError:
+    """What to tell of a file that could not be read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"{path}: cannot be read ({reason}), expected a whole NIfTI file")
+
+
+def read_voxels(path: str) -> NDArray[Any]:
+    """The voxels of a file, scaled as its header says.
+
+    Raises:
+        InputError: it cannot be read, ends early, or is not what its checksum was made of.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return np.asanyarray(load_checked(path).dataobj)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
 def read_labels(path: str) -> NDArray[np.uint8]:

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.case_check import read_voxels
 from engine.cases import Case, image_files
 from engine.datasets import DatasetDescription
 from engine.distributed import collect, deal, process_rank, wait_for_all
 from engine.errors import InputError
 from engine.files import combine_digests, digest_file, file_state, write_text
-from engine.nifti import load_nifti, read_labels
+from engine.nifti import load_nifti, read_labels, read_voxels
 
 SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"

@@ -7,10 +7,9 @@ from monai.data import NibabelReader
 from monai.transforms import Compose, LoadImage, MapTransform
 from monai.utils import ensure_tuple
 
-from engine.case_check import check_classes, check_finite, read_voxels
+from engine.case_check import check_classes, check_finite
 from engine.errors import InputError, raise_problems
-from engine.headers import UNREADABLE, unreadable
-from engine.nifti import load_checked
+from engine.nifti import UNREADABLE, load_checked, read_voxels, unreadable
 
 
 class Pipeline(Compose):

@@ -67,7 +67,7 @@ class Progress:
 class TrainingState:
     """Network, optimiser, gradient scaler and progress of a run.
 
-    Random state is not among it: every draw is a function of the seed and the iteration (``engine.sampling``).
+    Random state is not among it: every draw is a function of the seed and the iteration (``engine.loading``).
 
     Args:
         args: of main_train.

@@ -20,10 +20,9 @@ from engine.distributed import AnyProcess, mean_over_processes, process_count, p
 from engine.errors import InputError, Stopped
 from engine.files import LAST
 from engine.interruption import StopRequests
-from engine.loading import Loader
+from engine.loading import EndlessBatches, Loader, SeededDataset, seed_iteration
 from engine.metrics import DiceTable
 from engine.pictures import learned_masks, mask_slices
-from engine.sampling import EndlessBatches, SeededDataset, seed_iteration
 from engine.training import (
     LearningRateSchedule,
     Progress,

@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from engine.datasets import DatasetDescription
 from engine.distributed import collect, process_rank, share_buffers
+from engine.loading import case_loader
 from engine.metrics import DiceTable, dice_by_class
 from engine.pictures import three_planes
-from engine.prediction import Window, case_loader, predict_logits
 from engine.process import return_freed_memory
+from engine.sliding_window import Window, predict_logits
 from networks.base import SegmentationNetwork
 
 

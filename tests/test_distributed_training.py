@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_train
 import test_seg as predict_script
 from engine.errors import run
-from engine.sampling import EndlessBatches, derive_seed, seed_iteration
+from engine.loading import EndlessBatches, derive_seed, seed_iteration
 
 # Plain SGD: AdamW's steps do not tell a sum of gradients from a mean, and make much of rounding where they are zero.
 RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3")

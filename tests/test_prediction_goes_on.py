@@ -18,7 +18,7 @@ from prediction_folders import (
     truncate,
 )
 
-from engine import case_prediction, prediction
+from engine import case_prediction, post_transforms
 from engine.errors import InputError
 
 BROKEN_IMAGES = {
@@ -148,7 +148,7 @@ def fill_disk(monkeypatch):
 
 def test_full_disk_ends_the_run_and_the_next_one_goes_on(boxes, trained, predicted, tmp_path, predict, fill_disk):
     output = tmp_path / "out"
-    with fill_disk(prediction, "save_labels"):
+    with fill_disk(post_transforms, "save_labels"):
         status, _, err = predict(*prediction_arguments(boxes, output, trained))
     assert status == 2
     (line,) = errors_at_the_end(err)

@@ -26,8 +26,8 @@ from engine.cases import find_training_cases, make_case
 from engine.crops import BACKGROUND, FOREGROUND
 from engine.datasets import DatasetDescription
 from engine.errors import InputError
+from engine.loading import EndlessBatches, SeededDataset
 from engine.process import return_freed_memory
-from engine.sampling import EndlessBatches, SeededDataset
 from load_datasets_transforms import training_pipelines
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")

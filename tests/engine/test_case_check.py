@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import DESCRIPTION, flip_a_bit, make_box_case, write_nifti
 
-from engine.case_check import check_classes, check_finite, examine_case, read_checked_label, read_voxels
+from engine.case_check import check_classes, check_finite, examine_case, read_checked_label
 from engine.cases import make_case
 from engine.datasets import DatasetDescription
 from engine.errors import InputError
+from engine.nifti import read_voxels
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")

@@ -12,13 +12,14 @@ import torch
 from conftest import DESCRIPTION, write_nifti
 from torch import nn
 
+from engine.case_prediction import overlap_steps
 from engine.cases import make_case
 from engine.datasets import DatasetDescription
 from engine.errors import InputError
 from engine.metrics import dice_by_class
 from engine.nifti import read_labels, save_labels
 from engine.pictures import mask_slices, preview, save_png, three_planes
-from engine.prediction import Window, choose_accumulator, overlap_steps, predict_logits
+from engine.sliding_window import Window, choose_accumulator, predict_logits
 from load_datasets_transforms import infer_post_transforms
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 

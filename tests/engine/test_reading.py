@@ -16,8 +16,8 @@ from engine.cache import open_cache
 from engine.cases import find_training_cases
 from engine.datasets import DatasetDescription
 from engine.errors import InputError, is_out_of_memory
+from engine.loading import SeededDataset
 from engine.reading import LoadVolumed, Pipeline
-from engine.sampling import SeededDataset
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 from load_datasets_transforms import training_pipelines
 

@@ -5,7 +5,7 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, RandGaussianNoise
 
-from engine.sampling import EndlessBatches, SeededDataset, derive_seed, seed_iteration
+from engine.loading import EndlessBatches, SeededDataset, derive_seed, seed_iteration
 
 
 @pytest.mark.parametrize(("cases", "batch_size"), [(5, 1), (5, 2), (3, 4), (1, 3)])
