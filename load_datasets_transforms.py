@@ -23,12 +23,12 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from engine.augmentation import RandRotateScaled
-from engine.cases import Case, find_training_cases
-from engine.crops import CountCandidatesd, PadToSized, RandCropByCountsd
-from engine.datasets import DatasetDescription, find_description
-from engine.post_transforms import InvertToLabelsd, SaveLabelsd
-from engine.reading import LoadVolumed, Pipeline
+from engine.data.augmentation import RandRotateScaled
+from engine.data.cases import Case, find_training_cases
+from engine.data.crops import CountCandidatesd, PadToSized, RandCropByCountsd
+from engine.data.datasets import DatasetDescription, find_description
+from engine.data.load_volume import LoadVolumed, Pipeline
+from engine.prediction.post_transforms import InvertToLabelsd, SaveLabelsd
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:

@@ -16,16 +16,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.arguments import AMP_CHOICES, boolean, hours, network_overrides, number, odd, positive
-from engine.errors import OneLineParser, Stopped, run
-from engine.interruption import StopRequests, resume_command
-from engine.process import tune_process
+from engine.runtime.arguments import AMP_CHOICES, boolean, hours, network_overrides, number, odd, positive
+from engine.runtime.errors import OneLineParser, Stopped, run
+from engine.runtime.memory import tune_process
+from engine.runtime.stop_requests import StopRequests, resume_command
 from networks import NETWORKS
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.training import TrainingState
+    from engine.training.state import TrainingState
 
 # What to lower where memory is too small.
 MEMORY = "--crop_sample, --batch_size, --roi_size, --num_workers or, validating, --sw_batch_size (or --checkpointing)"
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
     try:
         with StopRequests(args.max_hours) as stop:
-            from engine.distributed import join_processes
+            from engine.runtime.distributed import join_processes
 
             with join_processes(args.gpu) as device:
                 train_network(args, device, stop)
@@ -116,17 +116,17 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from engine.cache import cached_dataset
-    from engine.cases import find_training_cases
-    from engine.checkpoints import NetworkConfig
-    from engine.data_check import check_cases
-    from engine.datasets import find_description
-    from engine.distributed import process_rank
-    from engine.files import BEST, make_output_folder, write_text
-    from engine.sliding_window import Window
-    from engine.training import TrainingState
-    from engine.training_loop import TrainingLog, keep_best, log_validation, train
-    from engine.validation import validate
+    from engine.data.cache import cached_dataset
+    from engine.data.cases import find_training_cases
+    from engine.data.dataset_checks import check_cases
+    from engine.data.datasets import find_description
+    from engine.prediction.sliding_window import Window
+    from engine.runtime.distributed import process_rank
+    from engine.runtime.files import BEST, make_output_folder, write_text
+    from engine.training.state import TrainingState
+    from engine.training.training_loop import TrainingLog, keep_best, log_validation, train
+    from engine.training.validation import validate
+    from engine.weights.checkpoints import NetworkConfig
     from load_datasets_transforms import training_pipelines
 
     description = find_description(args.dataset)
@@ -182,10 +182,10 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
 
 def choose_start(args: argparse.Namespace, state: "TrainingState", output: Path) -> None:
     """Where the run begins: at an interrupted one's checkpoint, at other weights, or at the network's own."""
-    from engine.checkpoints import load_checkpoint
-    from engine.errors import InputError
-    from engine.files import LAST, PREVIOUS
-    from engine.weights import load_weights
+    from engine.runtime.errors import InputError
+    from engine.runtime.files import LAST, PREVIOUS
+    from engine.weights.checkpoints import load_checkpoint
+    from engine.weights.load_weights import load_weights
 
     if args.resume:
         state.restore(output)

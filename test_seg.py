@@ -18,9 +18,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from engine.arguments import AMP_CHOICES, network_overrides, number, odd
-from engine.errors import OneLineParser, run
-from engine.process import tune_process
+from engine.runtime.arguments import AMP_CHOICES, network_overrides, number, odd
+from engine.runtime.errors import OneLineParser, run
+from engine.runtime.memory import tune_process
 from networks import NETWORKS
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Predict alone or, under torchrun, a part of the cases."""
     tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
-    from engine.distributed import join_processes
+    from engine.runtime.distributed import join_processes
 
     with join_processes(args.gpu) as device:
         predict(args, device)
@@ -70,15 +70,15 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     """Predict what is not there yet and score all that is; cases that fail are told at the end."""
     from pathlib import Path
 
-    from engine.case_prediction import Review, predict_cases, report, review_finished
-    from engine.cases import find_test_cases
-    from engine.datasets import find_description
-    from engine.deployment import load_network
-    from engine.devices import choose_precision, make_autocast, place
-    from engine.distributed import collect, deal
-    from engine.files import make_output_folder
-    from engine.prediction_folder import digest_weights, divide_cases, prediction_settings
-    from engine.sliding_window import Window
+    from engine.data.cases import find_test_cases
+    from engine.data.datasets import find_description
+    from engine.prediction.finished import digest_weights, divide_cases, prediction_settings
+    from engine.prediction.predict_cases import Review, predict_cases, report, review_finished
+    from engine.prediction.sliding_window import Window
+    from engine.runtime.devices import choose_precision, make_autocast, place
+    from engine.runtime.distributed import collect, deal
+    from engine.runtime.files import make_output_folder
+    from engine.weights.load_network import load_network
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
     output = Path(args.output)

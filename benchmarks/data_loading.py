@@ -43,13 +43,13 @@ from monai.transforms import (
 from torch.utils.data import DataLoader
 
 from benchmarks.report import describe_machine, format_table, name_machine, publish
-from engine.arguments import number
-from engine.cache import open_cache
-from engine.cases import Case, pair_cases
-from engine.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
-from engine.errors import OneLineParser, run
-from engine.files import make_output_folder
-from engine.loading import EndlessBatches, SeededDataset
+from engine.data.cache import open_cache
+from engine.data.cases import Case, pair_cases
+from engine.data.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
+from engine.data.loading import EndlessBatches, SeededDataset
+from engine.runtime.arguments import number
+from engine.runtime.errors import OneLineParser, run
+from engine.runtime.files import make_output_folder
 from load_datasets_transforms import training_pipelines
 
 VOXEL_MM = (0.8, 0.8, 2.5)

@@ -25,11 +25,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import UNMEASURED, Step, measure_step
 from benchmarks.report import describe_machine, format_table, name_machine, publish
-from engine.arguments import number, odd
-from engine.checkpoints import NetworkConfig
-from engine.devices import choose_precision
-from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.runtime.arguments import number, odd
+from engine.runtime.devices import choose_precision
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import make_output_folder, write_text
+from engine.weights.checkpoints import NetworkConfig
 from networks.base import InputSizes
 
 KERNEL_SIZES, CROPS = (3, 7, 11, 15, 21, 27, 31), (64, 96, 128, 160)

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from benchmarks.candidates.dft_matmul import dft_matmul
 from benchmarks.report import describe_machine, format_table, name_machine, publish
-from engine.errors import OneLineParser, run
-from engine.files import make_output_folder
+from engine.runtime.errors import OneLineParser, run
+from engine.runtime.files import make_output_folder
 from networks.large_kernel_conv import KernelSpectrum, large_kernel_conv3d
 
 STAGES = ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side

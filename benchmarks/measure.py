@@ -19,11 +19,11 @@ import torch
 from monai.losses import DiceCELoss
 from torch.optim import AdamW, Optimizer
 
-from engine.checkpoints import NetworkConfig
-from engine.devices import Layout, make_autocast, place
-from engine.errors import InputError, is_out_of_memory
-from engine.process import tune_process
-from engine.training import make_optimizer
+from engine.runtime.devices import Layout, make_autocast, place
+from engine.runtime.errors import InputError, is_out_of_memory
+from engine.runtime.memory import tune_process
+from engine.training.state import make_optimizer
+from engine.weights.checkpoints import NetworkConfig
 from networks.large_kernel_conv import DIRECT_COST
 
 LR, WEIGHT_DECAY = 1e-4, 0.08  # main_train's defaults, with AdamW
@@ -48,7 +48,7 @@ class Step:
         published: as the published code: direct convolutions, plain layout, optimiser and memory allocation.
         checkpointing: as ``main_train --checkpointing``.
         compiled: as ``main_train --compile``.
-        layout: of kernels and activations, in place of the device's (``engine.devices.place``).
+        layout: of kernels and activations, in place of the device's (``engine.runtime.devices.place``).
     """
 
     config: NetworkConfig

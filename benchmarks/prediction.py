@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.processes import SAMPLE_EVERY, resident_bytes
-from engine.arguments import number
-from engine.errors import OneLineParser, run
-from engine.files import make_output_folder
-from engine.nifti import read_labels
-from engine.process import tune_process
+from engine.data.nifti import read_labels
+from engine.runtime.arguments import number
+from engine.runtime.errors import OneLineParser, run
+from engine.runtime.files import make_output_folder
+from engine.runtime.memory import tune_process
 from networks import NETWORKS
 
 if TYPE_CHECKING:  # the processes import them: their memory counts there
@@ -62,7 +62,7 @@ def make_network(name: str | None, roi_size: Sequence[int], device: "torch.devic
     """The named network with random weights, or the stand-in: a class for each of 16 bands of intensity."""
     import torch
 
-    from engine.devices import place
+    from engine.runtime.devices import place
     from networks import build_network
     from networks.base import InputSizes, SegmentationNetwork
 
@@ -89,12 +89,12 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     import torch
     from monai.data import Dataset
 
-    from engine.case_prediction import overlap_steps
-    from engine.cases import make_case
-    from engine.datasets import DATASETS
-    from engine.devices import choose_device, choose_precision, make_autocast
-    from engine.loading import case_loader
-    from engine.sliding_window import Window, predict_logits
+    from engine.data.cases import make_case
+    from engine.data.datasets import DATASETS
+    from engine.data.loading import case_loader
+    from engine.prediction.predict_cases import overlap_steps
+    from engine.prediction.sliding_window import Window, predict_logits
+    from engine.runtime.devices import choose_device, choose_precision, make_autocast
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
     transforms = test_pipeline(DATASETS[DATASET])

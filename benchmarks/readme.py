@@ -20,9 +20,9 @@ from benchmarks.gpu.steps import convolution, training_step
 from benchmarks.gpu.steps.prediction import script_row
 from benchmarks.kernel_size import draw
 from benchmarks.report import name_machine
-from engine.errors import InputError, OneLineParser, run
-from engine.files import write_text
-from engine.pictures import save_png
+from engine.evaluation.pictures import save_png
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import write_text
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from engine.files import write_text
+from engine.runtime.files import write_text
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

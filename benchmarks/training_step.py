@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.measure import NotMeasured, Step, StepProcess, available_memory
 from benchmarks.report import describe_machine, format_table, name_machine, publish
-from engine.arguments import AMP_CHOICES, number, odd
-from engine.checkpoints import NetworkConfig
-from engine.devices import choose_precision
-from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder
+from engine.runtime.arguments import AMP_CHOICES, number, odd
+from engine.runtime.devices import choose_precision
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import make_output_folder
+from engine.weights.checkpoints import NetworkConfig
 from networks.base import InputSizes
 
 WARM_UPS = 2  # the first run of a process touches fresh memory, the second may still

@@ -23,8 +23,8 @@ class ChannelLayerNorm(nn.LayerNorm):
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` that works and answers channels last, where PyTorch's turns everything around.
 
-    For devices whose convolutions are faster in that layout (``engine.devices.LAYOUTS``). Like it without running
-    statistics; mean and variance are exact to float32's rounding.
+    For devices whose convolutions are faster in that layout (``engine.runtime.devices.LAYOUTS``). Without running
+    statistics, as the original; mean and variance are exact to float32's rounding.
     Shape: (N, C, D, H, W) -> (N, C, D, H, W).
     """
 

@@ -21,8 +21,8 @@ from tensorboard.summary.writer import event_file_writer
 
 import main_train
 import test_seg as predict_script
-from engine import case_prediction
-from engine.errors import run
+from engine.prediction import predict_cases
+from engine.runtime.errors import run
 from tools.make_phantoms import make_dataset
 
 # TensorBoard reads the logs of one second in the order of their names, which end in a number: of equal length here,
@@ -226,13 +226,13 @@ def predicted(box_template, trained, tmp_path_factory):
 def count_forwards(monkeypatch):
     """The images that the network is given from now on."""
     seen = []
-    predict_logits = case_prediction.predict_logits
+    predict_logits = predict_cases.predict_logits
 
     def record(network, image, window):
         seen.append(image)
         return predict_logits(network, image, window)
 
-    monkeypatch.setattr(case_prediction, "predict_logits", record)
+    monkeypatch.setattr(predict_cases, "predict_logits", record)
     return seen
 
 

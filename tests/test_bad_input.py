@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TRAINED, assert_one_line, train_arguments
 
-from engine import training_loop
+from engine.training import training_loop
 
 BAD_FLAGS = {
     "unknown dataset": (["--dataset", "brain"], ("--dataset", "'brain'", "amos", ".json")),

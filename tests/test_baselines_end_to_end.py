@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, train_arguments
 
-from engine import training_loop
+from engine.training import training_loop
 from networks import NETWORKS
 
 # One of each way that the networks differ for the scripts: folded kernels, scaled updates, heads without a gradient,

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_train
 import test_seg as predict_script
-from engine.errors import run
-from engine.loading import EndlessBatches, derive_seed, seed_iteration
+from engine.data.loading import EndlessBatches, derive_seed, seed_iteration
+from engine.runtime.errors import run
 
 # Plain SGD: AdamW's steps do not tell a sum of gradients from a mean, and make much of rounding where they are zero.
 RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3")
@@ -29,8 +29,9 @@ import json, signal, sys, time
 from functools import partial
 import torch.distributed as dist
 import main_train, test_seg
-from engine import cache, training_loop
-from engine.errors import Stopped, run
+from engine.data import cache
+from engine.training import training_loop
+from engine.runtime.errors import Stopped, run
 
 digest_cases, whole_step = cache.digest_cases, training_loop.train_step
 

@@ -22,8 +22,8 @@ from conftest import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine import training_loop
-from engine.metrics import dice_by_class
+from engine.evaluation.metrics import dice_by_class
+from engine.training import training_loop
 
 
 def weights(folder, name="last_checkpoint.pth"):

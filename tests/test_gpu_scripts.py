@@ -75,7 +75,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from engine.distributed import join_processes
+from engine.runtime.distributed import join_processes
 from networks import build_network
 
 with join_processes(sys.argv[1]) as device:

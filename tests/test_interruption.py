@@ -14,8 +14,10 @@ from conftest import REPOSITORY, train_arguments, wait_for_iteration, wait_for_t
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from engine import checkpoints, files, training_loop, validation
-from engine.training import TrainingState
+from engine.runtime import files
+from engine.training import training_loop, validation
+from engine.training.state import TrainingState
+from engine.weights import checkpoints
 from experiments.reliability.compare import differences
 
 MORE = ("--max_iter", "6", "--eval_step", "3", "--num_workers", "1")
@@ -94,7 +96,7 @@ def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, tra
 
 
 def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, monkeypatch):
-    monkeypatch.setattr("engine.data_check.check_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("engine.data.dataset_checks.check_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     status, _, err = train(*train_arguments(box_template, tmp_path))
     assert status == 75
     assert err.startswith("stopped by SIGTERM, go on with: ")
@@ -141,7 +143,7 @@ KILLED = """
 import os, signal, sys
 from importlib import import_module
 import main_train
-from engine.errors import run
+from engine.runtime.errors import run
 
 module, name, count = sys.argv.pop(1).split()
 module, count = import_module(module), int(count)
@@ -164,10 +166,10 @@ sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
 @pytest.mark.parametrize(
     "moment",
     [
-        "engine.training_loop train_step 5",
-        "engine.validation dice_by_class 3",
+        "engine.training.training_loop train_step 5",
+        "engine.training.validation dice_by_class 3",
         "torch save 4",  # 1 at the start, 2 before the first validation, 3 the best weights
-        "engine.training_loop log_validation 2",
+        "engine.training.training_loop log_validation 2",
     ],
 )
 def test_killed_at(whole, box_template, tmp_path, train, moment):

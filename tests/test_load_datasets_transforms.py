@@ -8,11 +8,11 @@ from conftest import DESCRIPTION, write_nifti
 from monai.transforms import Compose, RandAffined, RandCropByPosNegLabeld, RandShiftIntensityd
 
 import main_train
-from engine.augmentation import RandIsotropicAffineGrid
-from engine.cases import find_cases, find_splits, find_test_cases, find_training_cases, make_case, pair_cases
-from engine.crops import CountCandidatesd, PadToSized
-from engine.datasets import DATASETS, DatasetDescription, find_description
-from engine.errors import InputError
+from engine.data.augmentation import RandIsotropicAffineGrid
+from engine.data.cases import find_cases, find_splits, find_test_cases, find_training_cases, make_case, pair_cases
+from engine.data.crops import CountCandidatesd, PadToSized
+from engine.data.datasets import DATASETS, DatasetDescription, find_description
+from engine.runtime.errors import InputError
 from load_datasets_transforms import (
     AboveMinimum,
     data_loader,

@@ -18,8 +18,8 @@ from prediction_folders import (
     truncate,
 )
 
-from engine import case_prediction, post_transforms
-from engine.errors import InputError
+from engine.prediction import post_transforms, predict_cases
+from engine.runtime.errors import InputError
 
 BROKEN_IMAGES = {
     "truncated": (truncate, "cannot be read"),
@@ -97,7 +97,7 @@ SURPRISES = {
 def test_whatever_happens_to_a_case_happens_to_no_other(
     boxes, trained, predicted, tmp_path, predict, monkeypatch, count_forwards, error, part
 ):
-    predict_logits = case_prediction.predict_logits
+    predict_logits = predict_cases.predict_logits
 
     def fail(network, image, window):
         logits = predict_logits(network, image, window)
@@ -105,7 +105,7 @@ def test_whatever_happens_to_a_case_happens_to_no_other(
             raise error
         return logits
 
-    monkeypatch.setattr(case_prediction, "predict_logits", fail)
+    monkeypatch.setattr(predict_cases, "predict_logits", fail)
     status, _, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained))
     assert status == 1
     (line,) = errors_at_the_end(err)
@@ -118,7 +118,7 @@ def test_whatever_happens_to_a_case_happens_to_no_other(
 def test_reason_is_the_first_error_behind_those_of_the_pipeline():
     mistake, wrapped = InputError("/data/box_1.nii.gz: cannot be read"), RuntimeError("applying transform <Spacingd>")
     mistake.__cause__, wrapped.__cause__ = OSError("disk"), mistake
-    assert case_prediction.describe_error("box_1", wrapped) == "/data/box_1.nii.gz: cannot be read"
+    assert predict_cases.describe_error("box_1", wrapped) == "/data/box_1.nii.gz: cannot be read"
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_full_disk_ends_the_run_and_the_next_one_goes_on(boxes, trained, predict
 
 
 def test_picture_that_cannot_be_written_ends_the_run(boxes, trained, tmp_path, predict, fill_disk):
-    with fill_disk(case_prediction, "save_png"):
+    with fill_disk(predict_cases, "save_png"):
         status, _, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained, "--preview"))
     assert status == 2
     (line,) = errors_at_the_end(err)

@@ -14,8 +14,8 @@ from nibabel.orientations import axcodes2ornt
 from scipy.ndimage import affine_transform
 
 import test_seg as predict_script
-from engine.errors import run
-from engine.metrics import dice_by_class
+from engine.evaluation.metrics import dice_by_class
+from engine.runtime.errors import run
 
 NOISE_MEAN = 100  # of the phantom's background
 BOUND = 0.8  # of Dice: 0.88 was seen in a sheared grid, 0.95 or more in others; below 0.75 where it lies elsewhere

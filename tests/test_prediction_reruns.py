@@ -23,7 +23,7 @@ from prediction_folders import (
     truncate,
 )
 
-from engine import case_prediction, prediction_folder
+from engine.prediction import finished, predict_cases
 
 
 def states(folder):
@@ -119,8 +119,8 @@ def test_images_that_were_copied_anew_are_the_same_images(
         hashed.append(path)
         return digest(path)
 
-    hashed, digest = [], prediction_folder.digest_file
-    monkeypatch.setattr(prediction_folder, "digest_file", count)
+    hashed, digest = [], finished.digest_file
+    monkeypatch.setattr(finished, "digest_file", count)
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     before = states(output)
     for name in NAMES:
@@ -158,7 +158,7 @@ def test_overwriting_with_the_same_settings_loses_nothing_when_it_is_stopped(
 
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     with monkeypatch.context() as patch:
-        patch.setattr(case_prediction, "predict_logits", stop)
+        patch.setattr(predict_cases, "predict_logits", stop)
         assert predict(*prediction_arguments(boxes, output, trained, "--overwrite"))[0] == 130
     assert_same_files(output, predicted, [f"{name}_seg.nii.gz" for name in NAMES])
 
@@ -285,8 +285,8 @@ def test_overwriting_that_is_killed_leaves_no_prediction_for_anothers(
 KILLED = """
 import os, signal, sys
 import test_seg
-from engine import files
-from engine.errors import run
+from engine.runtime import files
+from engine.runtime.errors import run
 
 replace = os.replace
 

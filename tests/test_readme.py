@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 import main_train
 import test_seg as predict_script
 from benchmarks import readme
-from engine.datasets import DatasetDescription
+from engine.data.datasets import DatasetDescription
 from networks import NETWORKS
 from tools.summary import cells
 

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from engine.arguments import number
-from engine.cache import largest_bytes
-from engine.case_check import CaseReport
-from engine.cases import find_splits
-from engine.data_check import DatasetReport, Splits, examine_cases
-from engine.datasets import DatasetDescription, find_description
-from engine.errors import OneLineParser, raise_problems, run
-from engine.headers import by
+from engine.data.cache import largest_bytes
+from engine.data.case_checks import CaseReport
+from engine.data.cases import find_splits
+from engine.data.dataset_checks import DatasetReport, Splits, examine_cases
+from engine.data.datasets import DatasetDescription, find_description
+from engine.data.header_checks import by
+from engine.runtime.arguments import number
+from engine.runtime.errors import OneLineParser, raise_problems, run
 from load_datasets_transforms import training_pipelines
 
 AXES = ("R-L", "A-P", "I-S")

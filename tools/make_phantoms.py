@@ -18,7 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from engine.errors import InputError, OneLineParser, run
+from engine.runtime.errors import InputError, OneLineParser, run
 
 Triple = tuple[float, float, float]
 

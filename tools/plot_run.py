@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.checkpoints import config_of, load_checkpoint
-from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder
-from engine.pictures import learned_masks, mask_slices, save_png
-from engine.weights import load_weights
+from engine.evaluation.pictures import learned_masks, mask_slices, save_png
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import make_output_folder
+from engine.weights.checkpoints import config_of, load_checkpoint
+from engine.weights.load_weights import load_weights
 
 SMOOTHED = 20  # iterations that the drawn loss is a running mean of
 

@@ -34,11 +34,11 @@ from tqdm import tqdm
 
 from benchmarks.measure import OUT_OF_MEMORY, UNMEASURED, Step, available_memory, measure_step
 from benchmarks.report import describe_machine
-from engine.arguments import AMP_CHOICES, number, odd
-from engine.checkpoints import NetworkConfig
-from engine.devices import choose_device, choose_precision
-from engine.errors import InputError, OneLineParser, run
-from engine.files import write_text
+from engine.runtime.arguments import AMP_CHOICES, number, odd
+from engine.runtime.devices import choose_device, choose_precision
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import write_text
+from engine.weights.checkpoints import NetworkConfig
 from networks import NETWORKS
 from networks.base import SegmentationNetwork
 from networks.res_enc_unet import ResEncUNet

@@ -21,9 +21,9 @@ from benchmarks.gpu.bench import Bench, results_path
 from benchmarks.gpu.report import table
 from benchmarks.gpu.schedule import STEPS, run_steps
 from benchmarks.report import describe_machine
-from engine.arguments import number
-from engine.errors import CasesFailed, InputError, OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.runtime.arguments import number
+from engine.runtime.errors import CasesFailed, InputError, OneLineParser, run
+from engine.runtime.files import make_output_folder, write_text
 
 DAY_S = 86400
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.measure import describe_lack_of_memory
-from engine.errors import is_out_of_memory
-from engine.files import write_text
+from engine.runtime.errors import is_out_of_memory
+from engine.runtime.files import write_text
 
 Row = dict[str, Any]
 LEFT_OUT = "left out: no time"

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.gpu.bench import Bench, read_results, results_path
 from benchmarks.processes import kill_tree
-from engine.files import write_text
-from engine.process import tune_process
+from engine.runtime.files import write_text
+from engine.runtime.memory import tune_process
 
 LEAST_S = 6  # with fewer seconds of its own a step is left out
 PATIENCE_S = 90  # for the first process, which imports everything on a machine that may be cold
@@ -51,7 +51,7 @@ STEPS = {
     "accuracy": Plan(share=60, rehearsal=50),
 }
 # What the steps import, which takes seconds: their processes are forked from one that has it already.
-PRELOADED = ["monai.losses", "monai.transforms", "engine.training_loop", "load_datasets_transforms"]
+PRELOADED = ["monai.losses", "monai.transforms", "engine.training.training_loop", "load_datasets_transforms"]
 
 
 def run_steps(names: Sequence[str], bench: Bench) -> list[str]:

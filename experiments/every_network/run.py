@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.arguments import number
-from engine.errors import InputError, OneLineParser, run
-from engine.files import make_output_folder, write_text
+from engine.runtime.arguments import number
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import make_output_folder, write_text
 from networks import NETWORKS
 
 DESCRIPTION = Path(__file__).parents[1] / "hippocampus" / "dataset.json"

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from engine.files import BEST, LAST
+from engine.runtime.files import BEST, LAST
 
 
 def differences(one: Path, other: Path) -> list[str]:

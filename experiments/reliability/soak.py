@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from benchmarks.report import describe_machine, publish
-from engine.arguments import number
-from engine.errors import STOPPED, OneLineParser, run
-from engine.files import BEST, LAST, PREVIOUS
+from engine.runtime.arguments import number
+from engine.runtime.errors import STOPPED, OneLineParser, run
+from engine.runtime.files import BEST, LAST, PREVIOUS
 from experiments.reliability.compare import differences
 from tools.make_phantoms import make_dataset
 

@@ -2,7 +2,8 @@
 
 CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). A step of SGD then moves W by its
 gradient times aL^2 + aS^2 [on the small kernel's window], a step of Adam by its update times aL + aS [there]: the
-centre learns faster. A single kernel whose updates are scaled so (``engine.rep_optimizer``) takes the same course.
+centre learns faster. A single kernel whose updates are scaled in this way (``engine.training.rep_optimizer``) takes the
+same course.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, here in three dimensions.
 """

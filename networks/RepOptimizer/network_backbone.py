@@ -15,8 +15,8 @@ from networks.RepOptimizer.csla_block import csla_block, repopt_block
 class REPOPT(LargeKernelUNet):
     """Rep3D's network without mask; the updates of its large kernels are scaled by constants instead.
 
-    65.83 M parameters, those of the plain network and with its state_dict keys. ``engine.training.make_optimizer``
-    scales the updates; an optimiser made otherwise trains the plain network.
+    65.83 M parameters, those of the plain network and with its state_dict keys. The updates are scaled by
+    ``engine.training.state.make_optimizer``; an optimiser made otherwise trains the plain network.
 
     Args:
         in_chans: input channels.

@@ -7,7 +7,7 @@ from conftest import assert_one_line
 
 from benchmarks import kernel_size
 from benchmarks.kernel_size import draw, expected_seconds, main, measure, parse_args, points
-from engine.errors import run
+from engine.runtime.errors import run
 
 TINY = ["--feat_size", "2", "2", "2", "2", "--kernel_sizes", "3", "--crops", "32", "--repeats", "1"]
 

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.measure import Step, measure_step, native_convolutions
-from engine.checkpoints import NetworkConfig
+from engine.weights.checkpoints import NetworkConfig
 from networks.large_kernel_conv import DIRECT_COST, choose_method
 from networks.layers import ChannelsLastInstanceNorm3d
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import readme
-from engine.errors import InputError
+from engine.runtime.errors import InputError
 
 MACHINE = {"cpu": "a CPU", "threads": 16, "torch": "2.11.0", "date": "2026-12-01", "reduced": False}
 STEPS = {

@@ -8,8 +8,8 @@ import torch
 import networks.large_kernel_conv as conv_module
 from benchmarks import measure, training_step
 from benchmarks.training_step import main, parse_args, ratios
-from engine.checkpoints import NetworkConfig
-from engine.errors import run
+from engine.runtime.errors import run
+from engine.weights.checkpoints import NetworkConfig
 
 TINY = ["--roi_size", "32", "32", "32", "--feat_size", "4", "4", "4", "4", "--kernel_size", "5", "--out_chans", "3"]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.errors import run
+from engine.runtime.errors import run
 from experiments.every_network import run as experiment
 
 

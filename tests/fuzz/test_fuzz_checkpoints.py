@@ -8,7 +8,7 @@ from fuzzing import copies, end_well, examples, predict_arguments
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.files import BEST, LAST, PREVIOUS
+from engine.runtime.files import BEST, LAST, PREVIOUS
 
 plain = (
     st.none()

@@ -9,8 +9,8 @@ from fuzzing import copies, end_well, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.datasets import LARGEST, DatasetDescription
-from engine.errors import InputError
+from engine.data.datasets import LARGEST, DatasetDescription
+from engine.runtime.errors import InputError
 
 # Whatever JSON can hold, and Python's reader takes: NaN, Infinity, lone surrogates, 1e400.
 texts = st.text(max_size=20) | st.sampled_from(["", "\x00", "\ud800", "a\nb", "x" * 300, "a/b", "background", "%s{0}"])

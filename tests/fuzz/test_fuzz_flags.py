@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import main_train
 import test_seg
-from engine.errors import OneLineParser
+from engine.runtime.errors import OneLineParser
 from tools import check_data
 
 # Flags whose numbers are taken at their word: large ones are fine, and take time, memory or processes without end.

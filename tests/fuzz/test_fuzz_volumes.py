@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import from_dtype
 
-from engine.datasets import DatasetDescription
-from engine.headers import LARGEST_GRID, read_header
+from engine.data.datasets import DatasetDescription
+from engine.data.header_checks import LARGEST_GRID, read_header
 
 FORMATS = {
     "NIfTI-1": nib.Nifti1Header(endianness="<"),

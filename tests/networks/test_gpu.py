@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_networks import SMALLEST
 
-from engine.devices import make_autocast, place
-from engine.rep_optimizer import scale_updates
+from engine.runtime.devices import make_autocast, place
+from engine.training.rep_optimizer import scale_updates
 from networks import NETWORKS, build_network
 from networks.large_kernel_conv import large_kernel_conv3d
 
@@ -57,7 +57,9 @@ def step(network, roi_size, device, precision):
 @pytest.mark.parametrize("name", ["REP3D", "MedNeXt_S", "UNet3D"])
 def test_network_trains_under_autocast(name, precision, device):
     if device.type == "cpu" and precision == torch.bfloat16:
-        pytest.skip("oneDNN returns wrong bf16 gradients on grids this coarse (engine.devices.choose_precision)")
+        pytest.skip(
+            "oneDNN returns wrong bf16 gradients on grids this coarse (engine.runtime.devices.choose_precision)"
+        )
     torch.manual_seed(0)
     small = {"feat_size": (8, 8, 8, 8), "kernel_size": 7} if name == "REP3D" else {}
     roi_size = (32, 32, 32) if name == "REP3D" else SMALLEST[name]

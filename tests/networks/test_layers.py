@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.devices import place
+from engine.runtime.devices import place
 from networks import build_network
 from networks.layers import ChannelsLastInstanceNorm3d
 

@@ -5,7 +5,7 @@ import torch
 from golden import FFT_TOLERANCE, TOLERANCE, assert_reproduces
 from torch import nn
 
-from engine.devices import place
+from engine.runtime.devices import place
 from networks import NETWORKS, build_network
 from networks.base import InputSizes
 from networks.Rep3D import LRBM

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import write_nifti
 
-from engine.cache import open_cache
-from engine.cases import find_training_cases
-from engine.datasets import DatasetDescription
-from engine.errors import run
+from engine.data.cache import open_cache
+from engine.data.cases import find_training_cases
+from engine.data.datasets import DatasetDescription
+from engine.runtime.errors import run
 from load_datasets_transforms import training_pipelines
 from tools import check_data
 

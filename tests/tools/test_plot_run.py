@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.errors import run
+from engine.runtime.errors import run
 from tools import plot_run
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoints import NetworkConfig
-from engine.errors import run
+from engine.runtime.errors import run
+from engine.weights.checkpoints import NetworkConfig
 from networks import NETWORKS
 from networks.UNesT.nest import BlockAttention
 from tools import summary

@@ -16,7 +16,7 @@ import numpy as np
 import main_train
 import test_seg
 from benchmarks.gpu.bench import Bench
-from engine.errors import run
+from engine.runtime.errors import run
 
 ROOT = Path(__file__).parents[3]
 DESCRIPTION = ROOT / "experiments" / "hippocampus" / "dataset.json"

@@ -4,8 +4,8 @@ from typing import Any
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.measure import Step, measure_step
-from engine.checkpoints import NetworkConfig
-from engine.devices import choose_precision
+from engine.runtime.devices import choose_precision
+from engine.weights.checkpoints import NetworkConfig
 from networks import NETWORKS
 from networks.base import InputSizes
 from tools.summary import available_networks

@@ -10,7 +10,7 @@ import test_seg
 from benchmarks import prediction
 from benchmarks.gpu.bench import Bench
 from benchmarks.processes import PeakMemory
-from engine.errors import run
+from engine.runtime.errors import run
 from networks import build_network
 
 SHAPE, ROI_SIZE, OVERLAP = (512, 512, 200), (96, 96, 96), 0.5

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_train
 from benchmarks.gpu.bench import Bench
 from benchmarks.processes import PeakMemory
-from engine.errors import STOPPED, run
+from engine.runtime.errors import STOPPED, run
 from tools.make_phantoms import make_dataset
 
 DEMO = Path(__file__).parents[3] / "experiments" / "demo" / "dataset.json"  # coarse voxels, for the rehearsal

@@ -16,8 +16,8 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.ceilings import find_ceilings
 from benchmarks.gpu.steps.convolution import Problem, time_passes
 from benchmarks.measure import Step, measure_step, native_convolutions, prepare
-from engine.checkpoints import NetworkConfig
-from engine.devices import Layout, choose_precision
+from engine.runtime.devices import Layout, choose_precision
+from engine.weights.checkpoints import NetworkConfig
 from networks.base import InputSizes
 from networks.large_kernel_conv import large_kernel_conv3d
 from tools.summary import build_on_meta, count_multiply_adds

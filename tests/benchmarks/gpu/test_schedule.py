@@ -21,7 +21,7 @@ from benchmarks.gpu.bench import Bench, results_path
 from benchmarks.gpu.report import MOST_COLUMNS, MOST_LINES, table
 from benchmarks.gpu.schedule import STEPS, run_step, run_steps
 from benchmarks.processes import process_tree
-from engine.errors import run
+from engine.runtime.errors import run
 
 
 @pytest.fixture

@@ -1,0 +1,362 @@
+"""Preprocessed cases on disk, so that deterministic transforms are paid for once and a crop reads nothing but itself.
+
+    <cache_dir>/digests.json                                what files held when they were last read
+    <cache_dir>/<settings key>/settings.json                transforms, their versions and the libraries' behind the key
+    <cache_dir>/<settings key>/<case id>-<content key>/     one array a file, and entry.json: what to expect of them
+
+A case with other settings or other file content has another folder. A folder is complete when it has its name.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset
+from monai.transforms import Compose, RandomizableTrait, Spacingd, Transform
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from engine.data.cases import Case, case_files, image_files
+from engine.data.crops import PadToSized
+from engine.data.digests import digest_cases
+from engine.data.fingerprint import fingerprint, library_versions
+from engine.data.header_checks import Grid
+from engine.data.loading import Loader
+from engine.data.nifti import open_volume
+from engine.runtime.distributed import deal, process_rank, wait_for_all
+from engine.runtime.errors import DISK_IS_FULL, InputError
+from engine.runtime.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
+
+DIGESTS = "digests.json"
+ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
+# What damaged entries raise.
+DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+class CachedCases(Dataset):
+    """Cases whose deterministic transforms were run before; the random ones run on memory-mapped arrays.
+
+    Args:
+        cases: with "id".
+        transform: all of it, as for MONAI's datasets.
+        entries: the folder of each case.
+    """
+
+    def __init__(self, cases: Sequence[Case], transform: Compose, entries: Sequence[Path]) -> None:
+        super().__init__(cases, transform)
+        self.entries = entries
+
+    def _transform(self, index: int) -> Any:
+        assert isinstance(self.transform, Compose)
+        try:
+            item = {**self.data[index], **read_entry(self.entries[index])}
+        except DAMAGED_ENTRY as error:
+            found = f"{self.entries[index]} gone or damaged ({error})"
+            raise InputError(f"--cache_dir: found {found}, expected it to stay while it is used") from error
+        first = first_random(self.transform)
+        return item if first is None else self.transform(item, start=first)
+
+
+def cached_dataset(
+    cases: Sequence[Case],
+    transform: Compose,
+    cache_dir: str | None,
+    cache_rate: float,
+    num_workers: int,
+    dealt: bool = False,
+) -> Dataset:
+    """The cases as a dataset that keeps what deterministic transforms made: in ``cache_dir``, or in part in memory.
+
+    Several processes share the work on ``cache_dir``, so that all of them have to call this.
+
+    Args:
+        cases: of the dataset, the same in every process.
+        transform: deterministic transforms, and random ones after them.
+        cache_dir: folder of the disk cache; None for memory.
+        cache_rate: share of the cases kept in memory, where there is no ``cache_dir``.
+        num_workers: processes, or without a ``cache_dir`` threads, that preprocess.
+        dealt: whether this process's dataset is its part of the cases (``deal``), not all of them.
+    Raises:
+        InputError: see ``open_cache``.
+    """
+    if cache_dir is not None:
+        whole = open_cache(cases, transform, Path(cache_dir), num_workers)
+        return CachedCases(deal(whole.data), transform, deal(whole.entries)) if dealt else whole
+    # Nothing changes a volume after it was cached, so that no draw needs a copy.
+    return CacheDataset(
+        deal(cases) if dealt else cases,
+        transform,
+        cache_rate=cache_rate,
+        num_workers=max(1, num_workers),
+        copy_cache=False,
+        progress=process_rank() == 0,
+    )
+
+
+def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int) -> CachedCases:
+    """The cases as a dataset, after making the entries that are missing.
+
+    Several processes make a part of them each, so that all have to call this.
+
+    Args:
+        cases: "id", "image" (a path, or a list of them) and, where there is one, "label"; the same in every process.
+        transform: deterministic transforms, and random ones after them.
+        folder: the cache, of any number of datasets and settings; made if need be.
+        num_workers: processes that preprocess; with 0 this one does.
+    Raises:
+        InputError: ``folder`` cannot be written to, has not enough space, or is not the same for all the processes.
+    """
+    home = _make_home(folder, transform)
+    keys = digest_cases(cases, folder / DIGESTS, num_workers)
+    entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
+    dataset = CachedCases(cases, transform, entries)
+    missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
+    wait_for_all()  # what one says about missing and damaged entries is from before another made any
+    if missing:
+        _announce(dataset, missing)
+        _fill(dataset, deal(missing), num_workers)
+    wait_for_all()
+    if lacking := sum(not _is_whole(entry) for entry in entries):
+        found = f"{folder} without {lacking} of {len(cases)} cases after all processes had made theirs"
+        raise InputError(f"--cache_dir: found {found}, expected a folder that every machine sees")
+    return dataset
+
+
+def _announce(dataset: CachedCases, missing: Sequence[int]) -> None:
+    """Say what is to be made, and what it takes; InputError where nothing can be written: before minutes of work."""
+    home = dataset.entries[0].parent
+    needed, free = _largest_bytes_of(dataset, missing), shutil.disk_usage(home).free
+    print(
+        f"--cache_dir: {len(missing)} of {len(dataset)} cases to preprocess into {home}, "
+        f"at most {_gigabytes(needed)}, {_gigabytes(free)} are free"
+    )
+    for number in missing:
+        if dataset.entries[number].exists():
+            print(f"--cache_dir: found {dataset.entries[number]} damaged, making it again")
+    try:
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise _cannot_write(home, error) from error
+
+
+def _make_home(folder: Path, transform: Compose) -> Path:
+    """The folder of this pipeline's entries, rid of what killed processes left there long ago."""
+    steps = transform.transforms[: first_random(transform)]
+    settings = json.dumps({"versions": library_versions(), "transforms": fingerprint(steps)}, indent=2) + "\n"
+    home = folder / hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES).hexdigest()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "settings.json").exists():  # a complete cache need not be writable
+            write_text(home / "settings.json", settings, shared=True)
+        partial = [*folder.glob(f".*{PARTIAL}"), *home.glob(f".*{PARTIAL}")]
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _cannot_write(folder, error.__cause__) from error
+    for path in partial:
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                if path.is_file():
+                    path.unlink()
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+    return home
+
+
+def _cannot_write(folder: Path, error: OSError) -> InputError:
+    return InputError(f"--cache_dir: {folder} cannot be written to ({error.strerror}), expected a folder that can")
+
+
+def first_random(transform: Compose) -> int | None:
+    """Where the random transforms begin, by MONAI's own rule for its cached datasets; None where there are none."""
+    return transform.get_index_of_first(
+        lambda step: isinstance(step, RandomizableTrait) or not isinstance(step, Transform)
+    )
+
+
+def largest_bytes(case: Case, transform: Compose) -> int:
+    """What an entry takes on disk if no voxel is cropped away: float32 images, a uint8 label, int64 counts a row.
+
+    Args:
+        case: its files' headers are read.
+        transform: resamples with ``Spacingd``, if at all, and pads with ``PadToSized``, if at all.
+    """
+    headers = [open_volume(path) for path in image_files(case)]
+    grid = Grid(headers[0].shape[:3], headers[0].affine).turn_to_ras()
+    shape = grid.shape
+    for step in transform.transforms:
+        if isinstance(step, Spacingd):
+            shape = grid.resampled_shape(step.spacing_transform.pixdim)
+        elif isinstance(step, PadToSized):
+            shape = tuple(map(max, shape, step.size))
+    depth, height, width = shape
+    channels = sum(math.prod(header.shape[3:]) for header in headers)
+    return depth * height * (width * (4 * channels + 1) + 2 * 8)
+
+
+def _largest_bytes_of(dataset: CachedCases, numbers: Sequence[int]) -> int:
+    """What some cases take at most."""
+    assert isinstance(dataset.transform, Compose)
+    return sum(largest_bytes(dataset.data[number], dataset.transform) for number in numbers)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+class _Maker(TorchDataset[OSError | None]):
+    """Makes an entry where an item is asked for, so that a DataLoader's processes do the work."""
+
+    def __init__(self, dataset: CachedCases) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> OSError | None:
+        """The error that writing met, if any: raised in a worker it would come back as text."""
+        case, transform = self.dataset.data[index], self.dataset.transform
+        assert isinstance(transform, Compose)
+        item = transform(dict(case), end=first_random(transform), threading=True)
+        tensors = {name: value for name, value in item.items() if isinstance(value, Tensor)}
+        assert item.keys() - tensors.keys() <= case.keys()  # nothing that an entry would lose
+        arrays = {name: value.as_subclass(Tensor).contiguous().numpy() for name, value in tensors.items()}
+        try:
+            write_entry(self.dataset.entries[index], arrays, [os.path.abspath(path) for path in case_files(case)])
+        except OSError as error:
+            return error
+        return None
+
+
+def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> None:
+    """Make entries; after the first that cannot be written no other is begun."""
+    errors: list[OSError] = []
+    loader = Loader(
+        _Maker(dataset),
+        batch_size=None,
+        sampler=(number for number in missing if not errors),
+        num_workers=num_workers,
+        prefetch_factor=1 if num_workers else None,
+        generator=torch.Generator(),  # whether there was anything to do shows in no later random number
+    )
+    for error in tqdm(loader, "preprocessing", len(missing), disable=process_rank() != 0):
+        if error is not None:
+            errors.append(error)
+    if not errors:
+        return
+    home = dataset.entries[0].parent
+    if errors[0].errno not in DISK_IS_FULL:
+        raise _cannot_write(home, errors[0])
+    left = [number for number in missing if not _is_whole(dataset.entries[number])]
+    raise InputError(
+        f"--cache_dir: found {home} on a full disk ({errors[0].strerror}) with {len(dataset) - len(left)} of "
+        f"{len(dataset)} cases made, which are kept; expected room for the others, at most "
+        f"{_gigabytes(_largest_bytes_of(dataset, left))}"
+    )
+
+
+def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[str]) -> None:
+    """Write an entry, whole or not at all, and remove the older ones of the same case and files.
+
+    Args:
+        path: the entry's folder; where a whole one is there already, made by another process, that one stays.
+        arrays: by name.
+        sources: absolute paths of the case's files.
+    Raises:
+        OSError: it cannot be written.
+    """
+    expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+    aside = name_aside(path)
+    try:
+        aside.mkdir()
+        for name, array in arrays.items():
+            _write(aside / f"{name}.npy", array)
+        with open(aside / "entry.json", "w") as file:
+            json.dump({"sources": list(sources), "arrays": expected}, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        while not _rename(aside, path) and not _is_whole(path):
+            _discard(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    versions = re.compile(re.escape(path.name[: -2 * DIGEST_BYTES]) + f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+    for other in path.parent.iterdir():
+        # By the name alone it may be another dataset's case, and in use.
+        if other != path and versions.fullmatch(other.name) and _read_sources(other) == list(sources):
+            with suppress(OSError):
+                _discard(other)
+
+
+def read_entry(path: Path) -> dict[str, Tensor]:
+    """The arrays of an entry, mapped into memory: a page is read when it is touched, and what is written stays private.
+
+    Raises:
+        OSError, ValueError, ...: see ``DAMAGED_ENTRY``; the entry is missing, cut off, or not what was written.
+    """
+    tensors = {}
+    for name, expected in json.loads((path / "entry.json").read_text())["arrays"].items():
+        if Path(name).name != name:  # it may come from another machine, and lead anywhere
+            raise ValueError(f"entry.json: found an array named {name}, expected the name of a file beside it")
+        array = np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+        if [str(array.dtype), list(array.shape)] != expected:
+            raise ValueError(f"{name}.npy: found {array.dtype} of shape {array.shape}, expected {expected}")
+        tensors[name] = torch.from_numpy(array)
+    return tensors
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an entry is there and can be used."""
+    try:
+        read_entry(path)
+    except DAMAGED_ENTRY:
+        return False
+    return True
+
+
+def _read_sources(path: Path) -> Any:
+    try:
+        return json.loads((path / "entry.json").read_text())["sources"]
+    except DAMAGED_ENTRY:
+        return None
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    """An .npy file, flushed to the disk. numpy's own writer tells a full disk without an error number."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(folder: Path, path: Path) -> bool:
+    """Whether the folder could get its name; not where another has it."""
+    try:
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _discard(path: Path) -> None:
+    """Remove an entry, at once for those who look for it; who has mapped its files keeps them."""
+    aside = name_aside(path)
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)

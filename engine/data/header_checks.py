@@ -1,0 +1,188 @@
+"""What the headers of NIfTI files say, and all that can be wrong with it; no voxel is read."""
+
+import math
+import os
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from monai.data.utils import compute_shape_offset, zoom_affine
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+from engine.data.cases import Case, image_files
+from engine.data.datasets import LARGEST, DatasetDescription
+from engine.data.nifti import open_volume
+from engine.runtime.errors import InputError
+
+# Headers round their numbers: corners of image and label may lie this share of a voxel apart.
+AFFINE_TOLERANCE = 0.1
+SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e6  # mm: microscopes and wrong units lie between
+FLAT = 1e-4  # of a voxel's volume over that of a box with its edges: below it the axes span no space
+LARGEST_GRID = 2**31  # voxels: more, as float32, is memory that no pipeline gets
+DEFLATE_RATIO = 1032  # bytes that a byte of a .gz file can become at most
+
+
+class Grid(NamedTuple):
+    """Where a volume's voxels lie: how many along each axis, and the affine from their indices to mm."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size along each axis, mm."""
+        return tuple(map(float, np.linalg.norm(self.affine[:3, :3], axis=0)))
+
+    def turn_to_ras(self) -> "Grid":
+        """The same grid with its axes running right, anterior, superior as closely as they can."""
+        turn = io_orientation(self.affine)
+        shape = tuple(self.shape[axis] for axis in turn[:, 0].argsort())
+        return Grid(shape, self.affine @ inv_ornt_aff(turn, self.shape))
+
+    def resampled_shape(self, spacing: Sequence[float] | NDArray[np.floating]) -> tuple[int, ...]:
+        """What MONAI's Spacing makes of the shape.
+
+        Args:
+            spacing: voxel size along the grid's axes afterwards, mm.
+        """
+        spaced = zoom_affine(self.affine, spacing, diagonal=False)
+        return tuple(map(int, compute_shape_offset(self.shape, self.affine, spaced)[0]))
+
+
+class FileHeader(NamedTuple):
+    """What one file's header says.
+
+    Args:
+        path: the file.
+        grid: of its volumes; None where the header tells none.
+        problems: a line each.
+    """
+
+    path: str
+    grid: Grid | None
+    problems: list[str]
+
+
+def problems_of(headers: Sequence[FileHeader]) -> list[str]:
+    """All the problems of a case's headers: each one's own, and where they differ."""
+    return [problem for header in headers for problem in header.problems] + compare_grids(headers)
+
+
+def read_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
+    """The headers of a case's files: images first, then the label, where there is one."""
+    images = read_image_headers(case, description)
+    return [*images, read_header(case["label"])] if "label" in case else images
+
+
+def read_image_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
+    """The headers of a case's image files.
+
+    Args:
+        case: its files.
+        description: channels and spacing to expect.
+    """
+    images = image_files(case)
+    volumes = len(description.channels) // len(images)
+    return [read_header(path, volumes, description.spacing) for path in images]
+
+
+def read_header(path: str, volumes: int = 1, spacing: Sequence[float] | None = None) -> FileHeader:
+    """What the header of a file says, and its problems.
+
+    Args:
+        path: the file.
+        volumes: how many it has to hold: 1, or its channels.
+        spacing: voxel size that an image is resampled to, mm; None for a label, which lies on the image's grid.
+    """
+    try:
+        image = open_volume(path)
+    except InputError as error:
+        return FileHeader(path, None, [str(error)])
+    with np.errstate(all="ignore"):
+        of_shape = _check_shape(image, volumes)
+        of_affine = _check_affine(image.affine)
+        found = [*_check_type(image), *of_shape, *of_affine]
+        grid = None
+        if not of_shape and not of_affine:
+            grid = Grid(image.shape[:3], np.asarray(image.affine, dtype=np.float64))
+            found += _check_file_size(image, path)
+            found += _check_resampling(grid, spacing) if spacing is not None else []
+    return FileHeader(path, grid, [f"{path}: {problem}" for problem in found])
+
+
+def _check_type(image: nib.Nifti1Image) -> list[str]:
+    kind = image.get_data_dtype()
+    return [] if kind.kind in "iuf" else [f"found voxels of type {kind}, expected real numbers"]
+
+
+def _check_shape(image: nib.Nifti1Image, volumes: int) -> list[str]:
+    expected = 3 if volumes == 1 else 4
+    if len(image.shape) != expected or image.shape[3:] not in ((), (volumes,)):
+        last = "" if volumes == 1 else f" with {volumes} channels last"
+        return [f"found {len(image.shape)}D of shape {by(image.shape)}, expected a {expected}D volume{last}"]
+    if min(image.shape) < 1:
+        return [f"found shape {by(image.shape)}, expected voxels along every axis"]
+    return []
+
+
+def _check_affine(affine: NDArray[Any]) -> list[str]:
+    if not (np.abs(affine) < LARGEST).all():  # NaN is not below it
+        return [f"found an affine that holds {np.abs(affine).max():g}, expected finite numbers below {LARGEST:g} mm"]
+    steps = np.asarray(affine[:3, :3], dtype=np.float64)
+    spacing = np.linalg.norm(steps, axis=0)
+    if spacing.min() < SMALLEST_SPACING or spacing.max() > LARGEST_SPACING:
+        return [
+            f"found an affine with voxels of {by(spacing)} mm, expected sides from {SMALLEST_SPACING:g} to "
+            f"{LARGEST_SPACING:g} mm"
+        ]
+    if abs(np.linalg.det(steps / spacing)) < FLAT:
+        return ["found an affine that cannot be inverted, expected voxel axes that span the space"]
+    return []
+
+
+def _check_file_size(image: nib.Nifti1Image, path: str) -> list[str]:
+    voxels: Any = image.dataobj
+    declared = math.prod(image.shape) * image.get_data_dtype().itemsize + int(voxels.offset)
+    size = os.path.getsize(path)
+    most, reason = (size * DEFLATE_RATIO, " unpacked at most") if path.endswith(".gz") else (size, "")
+    if declared <= most:
+        return []
+    return [f"found {size} bytes, {most}{reason}, expected the {declared} that its header declares"]
+
+
+def _check_resampling(grid: Grid, spacing: Sequence[float]) -> list[str]:
+    turned = grid.turn_to_ras()
+    # By the sides alone at first: their product may be no integer that NumPy has.
+    voxels = np.maximum(1, np.multiply(turned.shape, turned.spacing) / spacing).prod()
+    if voxels <= LARGEST_GRID and math.prod(turned.resampled_shape(spacing)) <= LARGEST_GRID:
+        return []
+    return [
+        f"found voxels of {by(turned.spacing)} mm, about {voxels:.2g} once they are resampled to {by(spacing)} mm, "
+        f"expected at most {LARGEST_GRID}"
+    ]
+
+
+def compare_grids(headers: Sequence[FileHeader]) -> list[str]:
+    """The files whose shape or affine differs from that of the first, a line each."""
+    known = [(header.path, header.grid) for header in headers if header.grid is not None]
+    found = (_compare(*known[0], *other) for other in known[1:])
+    return [problem for problem in found if problem]
+
+
+def _compare(path: str, grid: Grid, other_path: str, other: Grid) -> str:
+    if grid.shape != other.shape:
+        return f"{other_path}: found shape {by(other.shape)}, expected {by(grid.shape)} as in {path}"
+    corners = np.array([(*corner, 1) for corner in product(*((0, side - 1) for side in grid.shape))])
+    distance = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
+    if distance > AFFINE_TOLERANCE * min(grid.spacing):
+        found = f"an affine that puts corners {distance:.3g} mm away from those of {path}"
+        return f"{other_path}: found {found}, expected the same affine"
+    return ""
+
+
+def by(sides: Sequence[float]) -> str:
+    """Sides as text: 36 x 28 x 18."""
+    return " x ".join(f"{side:.6g}" for side in sides)

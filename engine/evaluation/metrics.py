@@ -1,0 +1,107 @@
+"""Dice by case and class.
+
+A class absent from both label and prediction has no Dice (NaN) and is left out of the means; absent from one of them it
+scores 0. Background is not scored. A mean over cases and classes is the mean of the class means.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from engine.runtime.files import write_text
+
+
+def dice_by_class(prediction: NDArray[np.integer], label: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
+    """Dice of each foreground class, 2 |A and B| / (|A| + |B|); NaN for a class in neither map.
+
+    Args:
+        prediction, label: label maps of the same shape.
+        classes: their number, background included.
+    Shape: (X, Y, Z), (X, Y, Z) -> (classes - 1,).
+    """
+    confusion = np.zeros((classes, classes), np.int64)
+    for true, predicted in zip(label, prediction, strict=True):  # a slice at a time, whose int64 copies are small
+        pairs = true.ravel().astype(np.int64) * classes + predicted.ravel()
+        confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return (2 * confusion.diagonal() / sizes)[1:]
+
+
+def mean_over_cases(dice: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Mean of each class over the cases that have it, (cases, classes - 1) -> (classes - 1,); NaN where none has."""
+    table = np.asarray(dice)
+    present = ~np.isnan(table)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, table, 0).sum(axis=0) / present.sum(axis=0)
+
+
+def mean_over_classes(dice: NDArray[np.float64]) -> float:
+    """Mean of the classes that have a Dice; NaN where none has."""
+    present = dice[~np.isnan(dice)]
+    return float(present.mean()) if present.size else math.nan
+
+
+class DiceTable:
+    """Dice of cases as they come in; prints, and writes CSV and JSON.
+
+    Args:
+        classes: names of the foreground classes.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+        self.cases: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, case: str, dice: NDArray[np.float64]) -> None:
+        """Enter the Dice of one case, (classes,)."""
+        self.cases[case] = dice
+
+    def class_means(self) -> dict[str, float]:
+        """Class name -> mean Dice over the cases that have the class."""
+        return dict(zip(self.classes, mean_over_cases(list(self.cases.values())).tolist(), strict=True))
+
+    def mean(self) -> float:
+        """Mean of the class means."""
+        return mean_over_classes(mean_over_cases(list(self.cases.values())))
+
+    def _rows(self) -> list[tuple[str, NDArray[np.float64]]]:
+        return [*self.cases.items(), ("mean", mean_over_cases(list(self.cases.values())))]
+
+    def as_text(self) -> str:
+        """An aligned table, a row a case and the mean; "-" where a class is absent."""
+        head = ["case", *self.classes, "mean"]
+        body = [[name, *map(_cell, dice), _cell(mean_over_classes(dice))] for name, dice in self._rows()]
+        return tabulate(
+            [head, *body], tablefmt="plain", colalign=("left",), colglobalalign="right", disable_numparse=True
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write dice.csv and dice.json into ``folder``; an absent class is an empty cell, or null."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", *self.classes, "mean"])
+        for name, dice in self._rows():
+            writer.writerow([name, *map(_plain, dice), _plain(mean_over_classes(dice))])
+        write_text(folder / "dice.csv", text.getvalue())
+        *cases, (_, mean) = self._rows()
+        report = {"mean": self._named(mean), "cases": {name: self._named(dice) for name, dice in cases}}
+        write_text(folder / "dice.json", json.dumps(report, indent=2) + "\n")
+
+    def _named(self, dice: NDArray[np.float64]) -> dict[str, float | None]:
+        return {**dict(zip(self.classes, map(_plain, dice), strict=True)), "mean": _plain(mean_over_classes(dice))}
+
+
+def _cell(dice: float) -> str:
+    return "-" if math.isnan(dice) else f"{dice:.3f}"
+
+
+def _plain(dice: float) -> float | None:
+    return None if math.isnan(dice) else round(float(dice), 6)

@@ -1,0 +1,149 @@
+"""Pictures of predictions and masks, as matplotlib figures: for TensorBoard and for PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from torch import nn
+
+from engine.data.datasets import DatasetDescription
+from engine.data.nifti import load_nifti, turn_to_ras
+from engine.runtime.files import write_whole
+from networks.Rep3D import LRBM
+
+PLANES = ("sagittal", "coronal", "axial")  # the planes that a fixed index along each RAS axis gives
+
+
+def three_planes(
+    image: NDArray[np.floating],
+    prediction: NDArray[np.integer],
+    label: NDArray[np.integer] | None,
+    classes: Sequence[str],
+    spacing: Sequence[float],
+    title: str,
+    window: tuple[float, float] | None = None,
+) -> Figure:
+    """Three planes through the foreground, the prediction's contours drawn solid and the label's dashed.
+
+    Args:
+        image: intensities in RAS axis order.
+        prediction, label: label maps on the image's grid; the label may be missing.
+        classes: class names, background included.
+        spacing: voxel size, mm.
+        title: of the figure.
+        window: intensities shown black and white; percentiles of the volume by default.
+    Shape: image, prediction, label (X, Y, Z).
+    """
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    foreground = prediction if label is None or not label.any() else label
+    centre = _busiest_planes(foreground)
+    low, high = window or np.percentile(image, (1, 99.5))
+    colours = colormaps["tab20"](np.arange(len(classes)) % 20)
+    axes = figure.subplots(1, 3)
+    for axis, plane in enumerate(PLANES):
+        across, up = (index for index in range(3) if index != axis)
+        view: Axes = axes[axis]
+        view.imshow(
+            image.take(centre[axis], axis).T,
+            cmap="gray",
+            aspect=spacing[up] / spacing[across],
+            vmin=low,
+            vmax=max(high, low + 1e-6),
+            origin="lower",
+        )
+        for volume, style in ((prediction, "solid"), (label, "dashed")):
+            if volume is not None:
+                _draw_contours(view, np.take(volume, centre[axis], axis).T, colours, style)
+        if across == 0:
+            view.invert_xaxis()  # the patient's right on the left, as radiologists look at it
+        view.set_title(f"{plane}, voxel {centre[axis]}")
+        view.set_axis_off()
+    present = np.unique(prediction if label is None else np.stack([prediction, label]))
+    names = [Line2D([], [], color=colours[value], label=classes[value]) for value in present if value]
+    lines = [Line2D([], [], color="gray", linestyle="solid", label="prediction")]
+    lines += [] if label is None else [Line2D([], [], color="gray", linestyle="dashed", label="label")]
+    figure.legend(handles=[*names, *lines], loc="outside lower center", ncols=9, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def preview(
+    image_path: str,
+    prediction: NDArray[np.integer],
+    label: NDArray[np.integer] | None,
+    description: DatasetDescription,
+    case: str,
+) -> Figure:
+    """``three_planes`` of a case on its native grid, turned to RAS; of several channels the first.
+
+    Args:
+        image_path: NIfTI file of the image.
+        prediction, label: label maps on its grid.
+        description: of the dataset.
+        case: its id.
+    """
+    native = load_nifti(image_path)
+    intensities = np.asanyarray(native.dataobj)
+    image = turn_to_ras(intensities[..., 0] if intensities.ndim == 4 else intensities, native.affine)
+    prediction = turn_to_ras(prediction, native.affine)
+    label = None if label is None else turn_to_ras(label, native.affine)
+    to_ras = nib.io_orientation(native.affine)[:, 0].argsort()  # which voxel axis runs along each RAS axis
+    spacing = nib.affines.voxel_sizes(native.affine)[to_ras]
+    return three_planes(image, prediction, label, description.classes, spacing, case, description.window)
+
+
+def learned_masks(network: nn.Module) -> dict[str, NDArray[np.floating]]:
+    """Name of each masked block -> its mask M, (maps, 1, K, K, K)."""
+    modules = {
+        name.removesuffix(".lrbm"): module for name, module in network.named_modules() if isinstance(module, LRBM)
+    }
+    return {name: lrbm().detach().cpu().numpy() for name, lrbm in modules.items()}
+
+
+def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:
+    """The central slice of each block's mask M; a mask a channel is shown by its mean.
+
+    Args:
+        masks: block's name -> (maps, 1, K, K, K).
+    """
+    columns = 4
+    rows = -(-len(masks) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (name, mask) in enumerate(masks.items(), 1):
+        volume = mask.mean(axis=(0, 1))
+        view = figure.add_subplot(rows, columns, place)
+        shown = view.imshow(volume[volume.shape[0] // 2], cmap="viridis")
+        figure.colorbar(shown, ax=view, shrink=0.8)
+        view.set_title(name, fontsize=9)
+        view.set_axis_off()
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def _busiest_planes(labels: NDArray[np.integer]) -> list[int]:
+    """Along each axis the plane that cuts most foreground; the middle one of an empty map."""
+    foreground = labels > 0
+    if not foreground.any():
+        return [side // 2 for side in labels.shape]
+    others = ((1, 2), (0, 2), (0, 1))
+    return [int(foreground.sum(axis=axes).argmax()) for axes in others]
+
+
+def _draw_contours(view: Axes, plane: NDArray[Any], colours: NDArray[np.floating], style: str) -> None:
+    for value in np.unique(plane):
+        if value and min(plane.shape) > 1:
+            view.contour(plane == value, levels=[0.5], colors=[colours[value]], linewidths=1.2, linestyles=style)

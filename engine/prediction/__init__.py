@@ -1,0 +1,1 @@
+"""From a network and a volume to a label map on the image's own grid."""

@@ -1,0 +1,222 @@
+"""The folder of predictions: which cases are finished there, and with what settings."""
+
+import errno
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine.data.cases import Case, image_files
+from engine.data.datasets import DatasetDescription
+from engine.data.nifti import load_nifti, read_labels, read_voxels
+from engine.runtime.distributed import collect, deal, process_rank, wait_for_all
+from engine.runtime.errors import InputError
+from engine.runtime.files import combine_digests, digest_file, file_state, write_text
+
+SETTINGS, SOURCES = "settings.json", "sources"
+ENDING = "_seg.nii.gz"
+LONGEST_SHOWN = 24  # characters of a setting's value in a message
+# What a prediction is worth: it need not be made again; it has to go; its image cannot be read now, so nobody knows.
+WHOLE, OUTDATED, KEPT = "whole", "outdated", "kept"
+
+
+def prediction_path(folder: Path, case: str) -> Path:
+    """Where the label map of a case lies."""
+    return folder / f"{case}{ENDING}"
+
+
+def picture_path(folder: Path, case: str) -> Path:
+    """Where the picture of a case lies."""
+    return folder / f"{case}.png"
+
+
+def digest_weights(path: str) -> str:
+    """SHA-256 of the file of ``--trained_weights``.
+
+    To be taken before the weights are read: of a file that is replaced in between it is then the old one's digest, and
+    a later run with the new file does not take these predictions for its own.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"--trained_weights: {path} cannot be read ({error.strerror}), expected a checkpoint"
+        ) from error
+
+
+def prediction_settings(
+    digest: str,
+    network_flags: dict[str, Any],
+    roi_size: Sequence[int],
+    overlap: float,
+    precision: torch.dtype | None,
+    description: DatasetDescription,
+) -> dict[str, Any]:
+    """What decides a prediction, as plain values: runs that agree in it predict the same but for rounding.
+
+    Args:
+        digest: of the weights.
+        network_flags: network, feat_size and kernel_size as flags, None where the checkpoint decides.
+        roi_size: (D, H, W) of the window, voxels.
+        overlap: of sliding windows.
+        precision: of autocast, None without it.
+        description: of the dataset.
+    """
+    return {
+        "trained_weights": digest,
+        **network_flags,
+        "roi_size": list(roi_size),
+        "overlap": overlap,
+        "amp": "off" if precision is None else str(precision).removeprefix("torch."),
+        "dataset": description.to_json(),
+    }
+
+
+def divide_cases(
+    cases: Sequence[Case], folder: Path, settings: dict[str, Any], overwrite: bool
+) -> tuple[list[Case], list[Case]]:
+    """The cases that are finished in a folder and those that are not; the same in every process.
+
+    Afterwards the folder holds no prediction of other settings or of another image, whenever the run is killed: what
+    stays was made of the same ones, and gives way to a new one by a rename; what does not is gone before the new
+    settings are written.
+
+    Args:
+        cases: of all the processes.
+        folder: of predictions.
+        settings: of ``prediction_settings``.
+        overwrite: whether all the cases are to be predicted again.
+    Raises:
+        InputError: predictions that would stay were made with other settings.
+    """
+    known = _read_settings(folder / SETTINGS)
+    check_settings(folder, settings, known, [case["id"] for case in cases] if overwrite else [])
+    sources = known[SOURCES] if known is not None and not differing_settings(settings, known) else {}
+    classes = len(settings["dataset"]["labels"])
+    part = tqdm(deal(cases), "checking cases", leave=False, disable=process_rank() != 0)
+    found = collect([examine_prediction(folder, case, sources.get(case["id"]), classes) for case in part])
+    finished: list[Case] = []
+    missing: list[Case] = []
+    removed: list[Path] = []
+    for case, (source, worth) in zip(cases, found, strict=True):
+        if source is not None:
+            sources[case["id"]] = source
+        if worth == WHOLE and not overwrite:
+            finished.append(case)
+        else:
+            missing.append(case)
+            removed += [prediction_path(folder, case["id"])] if worth == OUTDATED else []
+            removed += [picture_path(folder, case["id"])] if worth != KEPT else []
+    if process_rank() == 0:
+        remove_files([*removed, folder / "dice.csv", folder / "dice.json"] if missing else [])
+        write_text(folder / SETTINGS, json.dumps({**settings, SOURCES: sources}, indent=2) + "\n")
+    wait_for_all()
+    return finished, missing
+
+
+def check_settings(
+    folder: Path, settings: dict[str, Any], known: dict[str, Any] | None, replaced: Collection[str]
+) -> None:
+    """Make sure that predictions which stay in a folder were made with the same settings.
+
+    Args:
+        folder: of predictions.
+        settings: of ``prediction_settings``.
+        known: those of what is there; None where they cannot be told.
+        replaced: ids of the cases whose predictions do not stay.
+    Raises:
+        InputError: naming what differs.
+    """
+    there = {path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}")}
+    if not there - set(replaced):
+        return
+    expected = "another folder" if replaced else "--overwrite or another folder"
+    if known is None:
+        raise InputError(f"--output: {folder} holds predictions but no readable {SETTINGS}, expected {expected}")
+    if differing := differing_settings(settings, known):
+        found = ", ".join(f"{name} {_shorten(known.get(name))} (now {_shorten(settings[name])})" for name in differing)
+        raise InputError(f"--output: {folder} holds predictions with {found}, expected {expected}")
+
+
+def differing_settings(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """The names of the settings that are not those of what is there."""
+    return [name for name, value in settings.items() if known.get(name) != value]
+
+
+def examine_prediction(folder: Path, case: Case, known: Any, classes: int) -> tuple[dict[str, Any] | None, str]:
+    """What a case's image is now, and what its prediction in a folder is worth: ``WHOLE``, ``OUTDATED`` or ``KEPT``.
+
+    Args:
+        folder: of predictions.
+        case: "id" and "image".
+        known: what the image was when the prediction was made with the same settings; None if there was none.
+        classes: number of classes.
+    """
+    source = describe_source(case, known)
+    if source is None:  # it may come back, as it was
+        return None, OUTDATED if known is None else KEPT
+    same = isinstance(known, dict) and known.get("digest") == source["digest"]
+    return source, WHOLE if same and is_finished(folder, case, classes) else OUTDATED
+
+
+def describe_source(case: Case, known: Any = None) -> dict[str, Any] | None:
+    """What a case's image files hold, as a digest, with their sizes and times; None where one cannot be read.
+
+    Args:
+        case: its files.
+        known: of an earlier call; files of the same sizes and times are not read again.
+    """
+    files = image_files(case)
+    try:
+        state = [file_state(path) for path in files]
+        if isinstance(known, dict) and known.get("state") == state and "digest" in known:
+            return known
+        return {"state": state, "digest": combine_digests(map(digest_file, files))}
+    except OSError:
+        return None
+
+
+def is_finished(folder: Path, case: Case, classes: int) -> bool:
+    """Whether a case's label map is there, whole, of its classes, and on its image's grid."""
+    path = prediction_path(folder, case["id"])
+    try:
+        prediction, image = load_nifti(str(path)), load_nifti(image_files(case)[0])
+        labels = read_voxels(str(path))
+    except Exception:  # whatever is the matter with either, predicting the case will show or mend it
+        return False
+    same_grid = prediction.shape == image.shape[:3] and np.array_equal(prediction.affine, image.affine)
+    return bool(same_grid and labels.dtype == np.uint8 and labels.max() < classes)
+
+
+def read_prediction(folder: Path, case: Case) -> dict[str, Any]:
+    """A finished case with its label map as "pred"."""
+    return {**case, "pred": read_labels(str(prediction_path(folder, case["id"])))}
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove what is there of an output folder's files."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # no file is there
+                raise InputError(f"--output: {path} cannot be removed ({error.strerror}), expected a file") from error
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get(SOURCES), dict) else None
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

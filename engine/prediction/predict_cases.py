@@ -1,0 +1,260 @@
+"""Case by case from loading to the Dice table: what fails is that case's failure, and the run goes on."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from monai.transforms import Compose, Transform
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from engine.data.case_checks import read_checked_label
+from engine.data.cases import Case, image_files
+from engine.data.datasets import DatasetDescription
+from engine.data.header_checks import problems_of, read_image_headers
+from engine.data.loading import case_loader
+from engine.evaluation.metrics import DiceTable, dice_by_class
+from engine.evaluation.pictures import preview, save_png
+from engine.prediction.finished import picture_path, prediction_path, read_prediction
+from engine.prediction.sliding_window import Window, predict_logits
+from engine.runtime.distributed import process_rank
+from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
+from engine.runtime.memory import return_freed_memory
+from networks.base import SegmentationNetwork
+
+Sample = dict[str, Any]  # a case on its way: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What takes the place of a case that failed on its way.
+
+    Args:
+        case: its id.
+        reason: one line.
+    """
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Args:
+        case: its id.
+        dice: of each foreground class, None where it could not be scored or has no label.
+        failures: a line for each step that failed.
+    """
+
+    case: str
+    dice: NDArray[np.float64] | None
+    failures: tuple[str, ...] = ()
+
+
+class CasesToPredict(Dataset[Sample | Failure]):
+    """Preprocessed cases; a case that cannot be loaded is replaced by its failure.
+
+    An exception would not do: raised in a loading process it ends the loading.
+
+    Args:
+        cases: to load.
+        transforms: the pipeline.
+        description: channels and spacing that the headers have to agree with.
+    """
+
+    def __init__(self, cases: Sequence[Case], transforms: Compose, description: DatasetDescription) -> None:
+        self.cases = cases
+        self.transforms = transforms
+        self.description = description
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Sample | Failure:
+        return attempt(self._load, self.cases[index])
+
+    def _load(self, case: Any) -> Sample:
+        raise_problems(problems_of(read_image_headers(case, self.description)))
+        return self.transforms(case)
+
+
+@dataclass(frozen=True)
+class Review:
+    """Scores predictions of cases that have a label, and draws them.
+
+    Args:
+        folder: of predictions and pictures.
+        description: of the dataset.
+        with_pictures: whether to draw the cases that have no picture yet.
+    """
+
+    folder: Path
+    description: DatasetDescription
+    with_pictures: bool
+
+    def __call__(self, sample: Sample | Failure) -> Outcome:
+        """The outcome of a predicted case with the label map "pred", or of one that failed on its way.
+
+        Raises:
+            DiskError: the picture cannot be written.
+        """
+        if isinstance(sample, Failure):
+            return Outcome(sample.case, None, (sample.reason,))
+        scored = attempt(self._score, sample)
+        failures = [scored.reason] if isinstance(scored, Failure) else []
+        label, dice = (None, None) if isinstance(scored, Failure) else scored
+        if self.with_pictures and not os.path.exists(picture_path(self.folder, sample["id"])):
+            drawn = attempt(partial(self._draw, label), sample, fatal=(DiskError,))
+            failures += [drawn.reason] if isinstance(drawn, Failure) else []
+        return Outcome(sample["id"], dice, tuple(failures))
+
+    def _score(self, sample: Any) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | tuple[None, None]:
+        """The label map of a case and the Dice of each foreground class; None and None for a case without a label."""
+        if "label" not in sample:
+            return None, None
+        label = read_checked_label(sample, self.description)
+        return label, dice_by_class(sample["pred"], label, len(self.description.classes))
+
+    def _draw(self, label: NDArray[np.uint8] | None, sample: Any) -> None:
+        figure = preview(image_files(sample)[0], sample["pred"], label, self.description, sample["id"])
+        save_png(figure, picture_path(self.folder, sample["id"]))
+
+
+def predict_cases(
+    cases: Sequence[Case],
+    transforms: Compose,
+    post_transforms: tuple[Transform, Transform],
+    network: SegmentationNetwork,
+    window: Window,
+    review: Review,
+    num_workers: int,
+) -> list[Outcome]:
+    """Predict, write and review cases; a case that fails does not stop the others.
+
+    Args:
+        cases: of this process.
+        transforms: from a case's files to the network's input.
+        post_transforms: from logits to a label map on the image's own grid, and from that to a file.
+        network: in evaluation mode, on its device.
+        window: how it slides.
+        review: of each predicted case.
+        num_workers: processes that load cases.
+    Raises:
+        DiskError: the output cannot be written.
+    """
+    invert, save = post_transforms
+    outcomes: list[Outcome] = []
+
+    def infer(sample: Sample) -> Any:
+        # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.
+        return invert({**sample, "pred": predict_logits(network, sample["image"], window)})
+
+    def finish(sample: Sample | Failure) -> None:
+        # A folder that cannot be written to is no fault of the case, and would fail all the others.
+        outcomes.append(review(attempt(save, sample, fatal=(DiskError,))))
+
+    loader = case_loader(CasesToPredict(cases, transforms, review.description), num_workers)
+    bar = tqdm(loader, "predicting", disable=process_rank() != 0)
+    overlap_steps(bar, lambda sample: attempt(infer, sample), finish)
+    return outcomes
+
+
+def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:
+    """Do ``work`` on each item, while a thread finishes the item before.
+
+    One item at most waits for its finish, so that memory stays bounded; an error in a finish surfaces here.
+
+    Args:
+        items: taken one at a time.
+        work: of the calling thread.
+        finish: called with what ``work`` returned, one item after the other.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[object] | None = None
+        for item in items:
+            result = work(item)
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(finish, result)
+            del item, result  # the thread alone decides how long they live
+        if pending is not None:
+            pending.result()
+
+
+def review_finished(cases: Sequence[Case], review: Review) -> list[Outcome]:
+    """Review cases of this process whose predictions are in the folder already."""
+    bar = tqdm(cases, "scoring", leave=False, disable=process_rank() != 0 or not cases)
+    read = partial(read_prediction, review.folder)
+    return [review(attempt(read, case)) for case in bar]
+
+
+def attempt(
+    step: Callable[[Any], Result], case: Case | Sample | Failure, fatal: tuple[type[Exception], ...] = ()
+) -> Result | Failure:
+    """Do a step with a case; where it fails, or an earlier one has, return the failure.
+
+    Args:
+        step: of one case.
+        case: with "id"; or its failure, which is handed on.
+        fatal: exceptions that are no fault of the case, and are raised.
+    """
+    if isinstance(case, Failure):
+        return case
+    try:
+        return step(case)
+    except fatal:
+        raise
+    except Exception as error:  # of hundreds of cases none's surprise may end the run
+        failure = Failure(case["id"], describe_error(case["id"], error))
+    # What the step held is free only now that its exception is forgotten.
+    return_freed_memory()
+    torch.cuda.empty_cache()
+    return failure
+
+
+def describe_error(case: str, error: BaseException) -> str:
+    """One line about a case that failed; an ``InputError`` says itself which file it means."""
+    out_of_memory = is_out_of_memory(error)
+    while error.__cause__ is not None and not isinstance(error, InputError):  # MONAI wraps its transforms' errors
+        error = error.__cause__
+    lines = str(error).splitlines() or [""]
+    if isinstance(error, InputError):
+        return "; ".join(lines)
+    reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    if out_of_memory:
+        return f"{case}: out of memory ({reason}), expected lower --sw_batch_size or --num_workers"
+    return f"{case}: {reason}"
+
+
+def report(outcomes: Sequence[Outcome], folder: Path, description: DatasetDescription) -> None:
+    """Print and write the Dice of all the cases that have one, tell how many predictions there are, and what failed.
+
+    Args:
+        outcomes: of all the cases, in the order of the table; the same in every process.
+        folder: of predictions.
+        description: of the dataset.
+    Raises:
+        CasesFailed: a line for everything that failed.
+    """
+    table = DiceTable(description.classes[1:])
+    for outcome in outcomes:
+        if outcome.dice is not None:
+            table.add(outcome.case, outcome.dice)
+    if process_rank() == 0 and table.cases:
+        table.write(folder)
+        print(table.as_text())
+    there = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes)
+    print(f"{there} predictions in {folder}")
+    if failures := [line for outcome in outcomes for line in outcome.failures]:
+        raise CasesFailed("\n".join(failures))

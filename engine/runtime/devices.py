@@ -1,0 +1,116 @@
+"""The device a run is on, and the precision of its autocast."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from engine.runtime.errors import InputError
+from networks.base import InputSizes
+from networks.layers import ChannelsLastInstanceNorm3d
+
+SMALLEST_BF16_SIDE = 3
+Layout = Literal["plain", "channels_last", "channels_last_kernels"]
+# On GPUs the plain layout, until benchmarks.gpu has compared them.
+LAYOUTS: dict[str, Layout] = {"cpu": "channels_last", "cuda": "plain"}
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def choose_device(gpu: str) -> torch.device:
+    """The device of ``--gpu``: "cpu", or a CUDA device's number. Without CUDA the CPU, said in one line.
+
+    Raises:
+        InputError: neither, or a number that this machine does not have.
+    """
+    if gpu == "cpu":
+        return torch.device("cpu")
+    if not gpu.isdecimal():
+        raise InputError(f"--gpu: found {gpu!r}, expected cpu or the number of a CUDA device")
+    if not torch.cuda.is_available():
+        print(f"--gpu {gpu}: no CUDA device found, running on the CPU")
+        return torch.device("cpu")
+    if int(gpu) >= torch.cuda.device_count():
+        raise InputError(f"--gpu: found {gpu}, expected cpu or a number below {torch.cuda.device_count()}")
+    return torch.device("cuda", int(gpu))
+
+
+def choose_precision(
+    amp: str, device: torch.device, roi_size: Sequence[int], input_sizes: InputSizes
+) -> torch.dtype | None:
+    """The autocast type of ``--amp``, None for float32.
+
+    "auto" takes bf16 where it pays: on GPUs that compute in it (others take fp16) and on CPUs with AMX; two cores with
+    AVX-512 bf16 alone trained no faster than in float32.
+
+    Args:
+        amp: one of ``engine.runtime.arguments.AMP_CHOICES``.
+        device: to compute on.
+        roi_size: (D, H, W) of the crops, voxels.
+        input_sizes: the network's; their divisors tell its coarsest grid.
+    Raises:
+        InputError: bf16 on a CPU with a coarsest grid of fewer than 3 voxels along an axis, where oneDNN (3.12) returns
+            wrong gradients, infinite ones among them.
+    """
+    divisors = input_sizes.divisors
+    coarsest = (side // divisor for side, divisor in zip(roi_size, divisors, strict=True))
+    coarse = device.type == "cpu" and min(coarsest) < SMALLEST_BF16_SIDE
+    if amp == "auto" and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if amp == "auto":
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") and not coarse else None
+    if amp == "bf16" and coarse:
+        found, least = (" x ".join(map(str, size)) for size in (roi_size, [SMALLEST_BF16_SIDE * d for d in divisors]))
+        raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected at least {least}, or off")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def place(network: Network, device: torch.device, layout: Layout | None = None) -> Network:
+    """Move a network to its device, in the layout that its 3D convolutions are fastest in.
+
+    Args:
+        network: changed in place, and returned.
+        device: to move to.
+        layout: of kernels and activations, by default the device's (``LAYOUTS``). PyTorch's instance normalisation
+            answers in the plain layout; "channels_last" replaces it by one that does not, "channels_last_kernels"
+            leaves it.
+    """
+    network.to(device)
+    layout = layout or LAYOUTS.get(device.type, "plain")
+    if layout != "plain":
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
+            if tensor.dim() == 5:  # Module.to(memory_format=...) takes 4D tensors for images and fails
+                tensor.data = tensor.data.to(memory_format=torch.channels_last_3d)
+    if layout == "channels_last":
+        _use_channels_last_norms(network)
+    return network
+
+
+def _use_channels_last_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.InstanceNorm3d and not child.track_running_stats:
+            setattr(module, name, ChannelsLastInstanceNorm3d.like(child))
+        else:
+            _use_channels_last_norms(child)
+
+
+def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
+    """Start to copy numbers (count,) from their device; the function returned waits for them, and for nothing later."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values.detach(), non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return copy.tolist()
+
+    return read
+
+
+def make_autocast(device: torch.device, precision: torch.dtype | None) -> Callable[[], torch.autocast]:
+    """A maker of autocast contexts for this device and precision."""
+    return partial(torch.autocast, device.type, dtype=precision, enabled=precision is not None)

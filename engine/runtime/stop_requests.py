@@ -1,0 +1,129 @@
+"""Being asked to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours."""
+
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from types import FrameType
+from typing import Any, Self
+
+from engine.runtime.errors import Stopped
+from engine.runtime.files import LAST, PREVIOUS
+
+STDERR = 2  # its number: Python's object has a buffer, which may be in use when a signal comes
+REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: "--max_hours"}
+
+
+class StopRequests:
+    """Turns the first request to stop into ``Stopped``: at once, or where work must not be cut, when it is asked for.
+
+    In force from entering to leaving, in the main thread. Further requests change nothing.
+
+    Args:
+        max_hours: after which this process asks itself to stop; None for never.
+    """
+
+    def __init__(self, max_hours: float | None = None) -> None:
+        self.max_hours = max_hours
+        self.reason: str | None = None
+        self._waits = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._handlers = {number: signal.signal(number, self._receive) for number in REASONS}
+        if self.max_hours is not None:
+            signal.setitimer(signal.ITIMER_REAL, self.max_hours * 3600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.reason is not None:
+            return
+        self.reason = REASONS[signal.Signals(number)]
+        if not self._waits:
+            raise Stopped(self.reason)
+        os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
+
+    def answer(self) -> None:
+        """Raise ``Stopped`` if there was a request."""
+        if self.reason is not None:
+            raise Stopped(self.reason)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A block that no request cuts: it looks at ``reason`` where it can stop, or ``answer`` comes after it."""
+        waited, self._waits = self._waits, True
+        try:
+            yield
+        finally:
+            self._waits = waited
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block, within one that waits, that a request may cut anywhere.
+
+        Raises:
+            Stopped: there is a request, or was one before the block began.
+        """
+        waited, self._waits = self._waits, False
+        try:
+            self.answer()
+            yield
+        finally:
+            self._waits = waited
+
+
+def resume_command(output: Path) -> str:
+    """The command line that goes on with this process's run; torchrun's own part is not known here.
+
+    Args:
+        output: the run's folder; where it holds no checkpoint yet, the command is that of the start.
+    """
+    begun = any(os.path.exists(output / name) for name in (LAST, PREVIOUS))
+    words = [*sys.argv, *(["--resume"] if begun and "--resume" not in sys.argv else [])]
+    launcher = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else shlex.quote(sys.executable)
+    return f"{launcher} {shlex.join(words)}"
+
+
+@contextmanager
+def hold_requests() -> Iterator[None]:
+    """A block that no request comes into; one that is sent meanwhile comes at its end.
+
+    Processes that are started in the block hold requests until they undo it themselves.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, REASONS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def ignore_requests(_: int = 0) -> None:
+    """For processes that load data: whoever stops a whole group of processes means the one that trains.
+
+    Without it they would die in the middle of the step that is to be saved. Their parent alone ends them. To be started
+    where requests are held, since this comes too late for their first moments.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        parent = multiprocessing.parent_process()
+        Thread(target=_end_by, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
+
+
+def _end_by(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

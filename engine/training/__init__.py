@@ -1,0 +1,1 @@
+"""What a training run consists of beside the method: state, optimiser, validation, log."""

@@ -1,0 +1,56 @@
+"""Dice over the validation cases, on the resampled grid."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from engine.data.datasets import DatasetDescription
+from engine.data.loading import case_loader
+from engine.evaluation.metrics import DiceTable, dice_by_class
+from engine.evaluation.pictures import three_planes
+from engine.prediction.sliding_window import Window, predict_logits
+from engine.runtime.distributed import collect, process_rank, share_buffers
+from engine.runtime.memory import return_freed_memory
+from networks.base import SegmentationNetwork
+
+
+def validate(
+    network: SegmentationNetwork,
+    dataset: Dataset[Any],
+    description: DatasetDescription,
+    window: Window,
+    num_workers: int,
+) -> tuple[DiceTable, Figure | None]:
+    """Dice of every case, and a picture of the first; the network is left in training mode.
+
+    Args:
+        network: bare, in any mode.
+        dataset: this process's part of the cases (``engine.runtime.distributed.deal``); process 0 has at least one.
+        description: of the dataset.
+        window: how it slides.
+        num_workers: processes that load data.
+    Returns: a table of all the cases, the same in all the processes; the picture in process 0, elsewhere None.
+    """
+    rows: list[tuple[str, NDArray[np.float64]]] = []
+    figure: Figure | None = None
+    first = process_rank() == 0
+    share_buffers(network)
+    network.eval()
+    for case in tqdm(case_loader(dataset, num_workers), "validation", leave=False, disable=not first):
+        logits = predict_logits(network, case["image"], window)
+        prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
+        rows.append((case["id"], dice_by_class(prediction, label, len(description.classes))))
+        if first and figure is None:
+            image = case["image"][0].numpy()
+            figure = three_planes(image, prediction, label, description.classes, description.spacing, case["id"])
+    network.train()
+    return_freed_memory()  # of the volumes; training has other sizes
+    table = DiceTable(description.classes[1:])
+    for name, dice in collect(rows):
+        assert name not in table.cases  # each case is one process's
+        table.add(name, dice)
+    return table, figure

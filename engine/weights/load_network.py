@@ -1,0 +1,74 @@
+"""The network of a checkpoint, ready to predict."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.data.datasets import DatasetDescription
+from engine.runtime.errors import InputError
+from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint
+from engine.weights.load_weights import load_weights
+from networks.base import SegmentationNetwork
+
+FLAG = "--trained_weights"
+
+
+def load_network(
+    path: Path,
+    description: DatasetDescription | None,
+    network: str | None,
+    roi_size: Sequence[int] | None,
+    overrides: dict[str, Any],
+) -> tuple[SegmentationNetwork, tuple[int, ...], DatasetDescription]:
+    """The deployed network of a checkpoint or state dict, with its weights, in evaluation mode.
+
+    What is None is what the checkpoint says; for a state dict, which says nothing, it is the default.
+
+    Args:
+        path: the file of ``--trained_weights``.
+        description: of the dataset; a state dict needs one.
+        network: key of ``NETWORKS``.
+        roi_size: (D, H, W) of the window, voxels.
+        overrides: arguments of the network's constructor.
+    Returns: the network, its window (D, H, W), and the description of the dataset that it predicts.
+    Raises:
+        InputError: the file holds no weights, or the rest does not fit it.
+    """
+    content = load_checkpoint(path, FLAG)
+    saved = config_of(content, path, FLAG)
+    if saved is not None:
+        config, description = _adapt(*saved, description, network, overrides, path)
+    elif description is not None:
+        config = NetworkConfig.for_dataset(description, network, roi_size, overrides)
+    else:
+        raise InputError(f"--dataset: found none, expected one because {path} is a bare state dict")
+    built = config.build(deploy=True, source=f"{FLAG}: {path}" if saved else None)
+    load_weights(built, content, f"{FLAG}: {path}", strict=True)
+    window = tuple(roi_size or config.roi_size)
+    try:
+        built.input_sizes.check(window, "--roi_size")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return built.eval(), window, description
+
+
+def _adapt(
+    config: NetworkConfig,
+    saved: DatasetDescription,
+    description: DatasetDescription | None,
+    network: str | None,
+    overrides: dict[str, Any],
+    path: Path,
+) -> tuple[NetworkConfig, DatasetDescription]:
+    """A checkpoint's config and description with what the flags change; strict loading refuses what does not fit."""
+    if description is not None:
+        found = len(description.channels), len(description.classes)
+        if found != (config.in_chans, config.out_chans):
+            raise InputError(
+                f"--dataset: found {found[0]} channels and {found[1]} classes, expected {config.in_chans} and "
+                f"{config.out_chans} as in {path}"
+            )
+    if network not in (None, config.network):  # the arguments in the checkpoint are those of the other network
+        config = replace(config, network=network, overrides={})
+    return replace(config, overrides={**config.overrides, **overrides}), description or saved

@@ -1,0 +1,62 @@
+"""Crops found through counts are those that MONAI finds by listing every voxel."""
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, RandCropByPosNegLabeld
+
+from engine.data.crops import Candidates, CountCandidatesd, PadToSized, RandCropByCountsd
+
+KEYS, SIZE, SAMPLES = ["image", "label"], (4, 3, 5), 12
+
+
+def make_case(channels, labelled, seed=0, shape=(9, 7, 11)):
+    """Noise around 0, and a share of the voxels labelled 1 or 2."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn((channels, *shape), generator=generator)
+    chosen = torch.rand((1, *shape), generator=generator) < labelled
+    label = chosen * torch.randint(1, 3, (1, *shape), generator=generator)
+    return {"image": image, "label": label.to(torch.uint8)}
+
+
+@pytest.mark.parametrize("image_key", [None, "image"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [SIZE, (12, 3, 13), (1, 1, 1), (9, 7, 11)])
+@pytest.mark.parametrize("labelled", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.filterwarnings("ignore:Num foregrounds")
+def test_crops_are_bit_equal_to_monais(image_key, channels, size, labelled):
+    case = PadToSized(KEYS, size)(make_case(channels, labelled))
+    ours = Compose([CountCandidatesd(image_key), RandCropByCountsd(KEYS, size, SAMPLES, image_key)])
+    theirs = Compose([RandCropByPosNegLabeld(KEYS, "label", size, 1, 1, SAMPLES, image_key=image_key)])
+    for seed in range(3):
+        for transform in (ours, theirs):
+            transform.set_random_state(seed)
+        for crop, expected in zip(ours(dict(case)), theirs(dict(case)), strict=True):
+            assert crop.keys() == expected.keys()
+            assert crop["image"].meta["crop_center"] == expected["image"].meta["crop_center"]
+            assert all(torch.equal(crop[key], expected[key]) for key in KEYS)
+
+
+@pytest.mark.filterwarnings("ignore:Num foregrounds")
+def test_a_volume_without_any_candidate_is_background_everywhere():
+    case = make_case(1, 0.0) | {"image": torch.zeros(1, 9, 7, 11)}
+    ours = Compose([CountCandidatesd("image"), RandCropByCountsd(KEYS, SIZE, SAMPLES, "image")])
+    everywhere = Compose([RandCropByPosNegLabeld(KEYS, "label", SIZE, 1, 1, SAMPLES, image_key=None)])
+    for transform in (ours, everywhere):
+        transform.set_random_state(0)
+    centres = [[crop["image"].meta["crop_center"] for crop in transform(case)] for transform in (ours, everywhere)]
+    assert centres[0] == centres[1]
+    assert len(set(map(str, centres[0]))) > 1
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+def test_candidates_are_those_that_nonzero_lists(share):
+    mask = torch.from_numpy(np.random.default_rng(1).random((30, 8)) < share)
+    candidates = Candidates(mask.sum(1).cumsum(0), 8, lambda row: mask[row])
+    assert [candidates[number] for number in range(len(candidates))] == mask.flatten().nonzero().flatten().tolist()
+
+
+def test_large_enough_volumes_are_not_touched():
+    case = make_case(2, 0.5)
+    padded = PadToSized(KEYS, (9, 7, 5))(case)
+    assert all(padded[key] is case[key] for key in KEYS)

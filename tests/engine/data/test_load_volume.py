@@ -1,0 +1,175 @@
+"""Broken files met by a pipeline: one line that names the file, in this process and others, cached or not."""
+
+import pickle
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import DESCRIPTION, flip_a_bit, write_nifti
+from monai.data import CacheDataset
+from monai.transforms import Compose, Lambda, LoadImaged
+
+from engine.data.cache import open_cache
+from engine.data.cases import find_training_cases
+from engine.data.datasets import DatasetDescription
+from engine.data.load_volume import LoadVolumed, Pipeline
+from engine.data.loading import SeededDataset
+from engine.runtime.errors import InputError, is_out_of_memory
+from load_datasets_transforms import test_pipeline as prediction_pipeline
+from load_datasets_transforms import training_pipelines
+
+ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
+WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60, 200]}}, "test")
+
+
+def pipelines(description=ZSCORE):
+    return training_pipelines(description, (24, 16, 20), crop_sample=2)
+
+
+@pytest.fixture
+def cases(boxes):
+    return find_training_cases(boxes, ZSCORE)[0]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def spoil(path):
+    image = nib.load(path)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[0, 0, :2] = np.nan, np.inf
+    write_nifti(path, voxels, image.affine)
+
+
+def mislabel(path):
+    image = nib.load(path)
+    write_nifti(path, np.asarray(image.dataobj).astype(np.int16) + 256, image.affine)
+
+
+BROKEN = [
+    ("image", truncate, "cannot be read (Compressed file ended before the end-of-stream marker was reached)"),
+    ("image", flip_a_bit, "cannot be read (CRC check failed"),
+    ("label", flip_a_bit, "cannot be read (CRC check failed"),
+    ("image", Path.unlink, "cannot be read"),
+    ("label", truncate, "cannot be read"),
+    ("image", spoil, "found 2 NaN or infinite voxels"),
+    ("label", mislabel, "found label values 256, 257, 258"),
+]
+
+
+@pytest.mark.parametrize(("key", "damage", "part"), BROKEN)
+def test_a_broken_file_is_one_line(cases, key, damage, part):
+    if damage is truncate and key == "label":  # noise, which packing does not shorten
+        voxels = np.random.default_rng(0).integers(0, 3, (36, 28, 18), dtype=np.uint8)
+        write_nifti(Path(cases[0][key]), voxels)
+    damage(Path(cases[0][key]))
+    for transforms in pipelines():
+        with pytest.raises(InputError) as caught:
+            transforms(dict(cases[0]))
+        assert str(caught.value).startswith(f"{cases[0][key]}: {part}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_volume_lies_where_its_sform_says(tmp_path, kind):
+    """Even where pixdim contradicts it: there MONAI's own reader takes the qform."""
+    image = kind(np.random.default_rng(0).random((12, 10, 8), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    image.header["pixdim"][1:4] = 1, 1, 5
+    nib.save(image, tmp_path / "image.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "image.nii.gz").affine, np.diag([2.0, 2.0, 2.0, 1.0]))
+    volume = LoadVolumed(["image"], 2)({"image": str(tmp_path / "image.nii.gz")})["image"]
+    assert np.array_equal(volume.affine, np.diag([2.0, 2.0, 2.0, 1.0]))
+    transforms = prediction_pipeline(ZSCORE)
+    resampled = transforms({"id": "case", "image": str(tmp_path / "image.nii.gz")})["image"]
+    assert resampled.shape[1:] == (23, 19, 15)  # from 2 mm to 1
+
+
+def test_the_broken_one_of_several_channels_is_named(tmp_path):
+    paths = [str(tmp_path / f"case_000{number}.nii.gz") for number in range(3)]
+    for path in paths:
+        write_nifti(Path(path), np.random.default_rng(0).random((20, 20, 20)).astype(np.float32))
+    load = LoadVolumed(["image"], 2)
+    assert load({"image": paths})["image"].shape == (3, 20, 20, 20)
+    truncate(Path(paths[1]))
+    with pytest.raises(InputError, match=rf"^{re.escape(paths[1])}: cannot be read"):
+        load({"image": paths})
+
+
+def test_what_is_read_is_what_monai_reads(cases):
+    keys = ["image", "label"]
+    ours, theirs = LoadVolumed(keys, 3)(dict(cases[0])), LoadImaged(keys, ensure_channel_first=True)(dict(cases[0]))
+    assert ours.keys() == theirs.keys()
+    for key in keys:
+        assert torch.equal(ours[key], theirs[key])
+        assert ours[key].meta.keys() == theirs[key].meta.keys()
+        assert torch.equal(ours[key].affine, theirs[key].affine)
+
+
+def fail_with(error):
+    def fail(_):
+        raise error
+
+    return Lambda(fail)
+
+
+def test_a_pipeline_unwraps_mistakes_alone():
+    nested = Pipeline([Compose([fail_with(InputError("a: found b, expected c"))])])
+    with pytest.raises(InputError, match=r"^a: found b, expected c$") as caught:
+        nested({})
+    assert caught.value.__suppress_context__
+    for error in (KeyError("ours"), MemoryError("9 GiB")):
+        with pytest.raises(RuntimeError, match="applying transform") as wrapped:
+            Pipeline([fail_with(error)])({})
+        assert is_out_of_memory(wrapped.value) == isinstance(error, MemoryError)
+
+
+def test_lack_of_memory_while_reading_stays_that(cases, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr("monai.data.NibabelReader.get_data", fail)
+    with pytest.raises(RuntimeError) as caught:
+        pipelines()[1](dict(cases[0]))
+    assert is_out_of_memory(caught.value)
+
+
+def test_a_pipeline_is_composed_cut_and_pickled_like_monais(cases):
+    _, validation = pipelines()
+    again = pickle.loads(pickle.dumps(validation))
+    whole = validation(dict(cases[0]))
+    half = validation(dict(cases[0]), end=2, threading=True)
+    assert torch.equal(again(dict(cases[0]))["image"], whole["image"])
+    assert torch.equal(validation(half, start=2)["image"], whole["image"])
+    inverse = validation.inverse(whole)["image"]
+    assert inverse.shape == (1, *nib.load(cases[0]["image"]).shape)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_case_met_while_the_cache_is_filled(cases, tmp_path, workers):
+    truncate(Path(cases[1]["image"]))
+    with pytest.raises(InputError, match=f"{cases[1]['image']}: cannot be read"):
+        open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=workers)
+
+
+def test_a_file_that_went_before_the_cache_is_filled(cases, tmp_path):
+    Path(cases[1]["label"]).unlink()
+    with pytest.raises(InputError, match=f"^{cases[1]['label']}: cannot be read"):
+        open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
+
+
+@pytest.mark.filterwarnings("ignore:Num foregrounds")
+def test_a_volume_below_the_window_without_labels_is_cropped_like_any_other(cases, tmp_path):
+    for key, kind in {"image": np.int16, "label": np.uint8}.items():
+        write_nifti(Path(cases[1][key]), np.zeros((36, 28, 18), kind))
+    cached = SeededDataset(open_cache(cases, pipelines(WINDOW)[0], tmp_path / "cache", num_workers=0), seed=3)
+    uncached = SeededDataset(CacheDataset(cases, pipelines(WINDOW)[0], cache_rate=0, progress=False), seed=3)
+    crops = list(zip(cached[0, 1], uncached[0, 1], strict=True))
+    assert len(crops) == 2
+    for ours, theirs in crops:
+        assert ours["image"].shape == (1, 24, 16, 20)
+        assert torch.equal(ours["image"], theirs["image"])
+        assert not ours["label"].any()

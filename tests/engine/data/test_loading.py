@@ -1,0 +1,56 @@
+"""The draws of an iteration do not depend on where the run was started."""
+
+import pytest
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, RandGaussianNoise
+
+from engine.data.loading import EndlessBatches, SeededDataset, derive_seed, seed_iteration
+
+
+@pytest.mark.parametrize(("cases", "batch_size"), [(5, 1), (5, 2), (3, 4), (1, 3)])
+def test_started_later_means_the_same_batches(cases, batch_size):
+    whole = list(EndlessBatches(cases, batch_size, seed=1, start=0, stop=12))
+    assert len(whole) == 12
+    for start in (1, 4, 11):
+        later = EndlessBatches(cases, batch_size, seed=1, start=start, stop=12)
+        assert list(later) == whole[start:]
+        assert len(later) == 12 - start
+
+
+def test_every_epoch_is_another_permutation_of_all_the_cases():
+    draws = [draw for batch in EndlessBatches(7, 2, seed=3, start=0, stop=14) for draw in batch]
+    assert [number for number, _ in draws] == list(range(28))
+    epochs = [tuple(case for _, case in draws[start : start + 7]) for start in range(0, 28, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(epochs)) == 4
+
+
+def test_seed_decides_the_order():
+    assert list(EndlessBatches(9, 1, 0, 0, 9)) != list(EndlessBatches(9, 1, 1, 0, 9))
+
+
+def test_random_transforms_depend_on_the_draw_alone():
+    transform = Compose([RandGaussianNoise(prob=1.0)])
+    dataset = SeededDataset(CacheDataset([torch.zeros(8)] * 2, transform, progress=False), seed=5)
+    first = dataset[(0, 0)]
+    other = dataset[(1, 0)]
+    assert not torch.equal(first, other)
+    assert torch.equal(dataset[(0, 0)], first)
+    assert torch.equal(dataset[(0, 1)], first)  # equal cases, equal draw
+
+
+def test_derived_seeds_are_32_bit_and_different():
+    seeds = {derive_seed(seed, number) for seed in range(20) for number in range(20)}
+    assert len(seeds) == 400
+    assert max(seeds) < 2**32
+
+
+def test_iteration_decides_what_a_network_draws():
+    def draw(iteration):
+        seed_iteration(7, iteration)
+        return torch.rand(3)
+
+    assert torch.equal(draw(4), draw(4))
+    assert not torch.equal(draw(4), draw(5))
+    assert draw(0).isfinite().all()

@@ -1,0 +1,55 @@
+"""Dice against counting by hand, and the rule for absent classes."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from engine.evaluation.metrics import DiceTable, dice_by_class, mean_over_cases, mean_over_classes
+
+LABEL = np.array([0, 0, 1, 1, 1, 2, 2, 0], np.uint8).reshape(2, 2, 2)
+PREDICTION = np.array([0, 1, 1, 1, 0, 2, 2, 3], np.uint8).reshape(2, 2, 2)
+
+
+def test_dice_of_each_foreground_class():
+    dice = dice_by_class(PREDICTION, LABEL, 5)
+    assert dice[:3].tolist() == pytest.approx([2 * 2 / 6, 1, 0])  # class 3 is predicted and not there
+    assert math.isnan(dice[3])  # class 4 is in neither
+
+
+def test_absent_classes_are_left_out_of_the_means():
+    dice = [np.array([0.5, np.nan, np.nan]), np.array([1.0, 0.25, np.nan])]
+    means = mean_over_cases(dice)
+    assert means[:2].tolist() == [0.75, 0.25]
+    assert math.isnan(means[2])
+    assert mean_over_classes(means) == 0.5
+    assert math.isnan(mean_over_classes(np.array([np.nan])))
+
+
+def test_table_prints_and_writes_the_same_numbers(tmp_path):
+    table = DiceTable(["liver", "spleen"])
+    table.add("one", np.array([0.5, np.nan]))
+    table.add("two", np.array([0.75, 1.0]))
+    table.write(tmp_path)
+    assert (tmp_path / "dice.csv").read_text().splitlines() == [
+        "case,liver,spleen,mean",
+        "one,0.5,,0.5",
+        "two,0.75,1.0,0.875",
+        "mean,0.625,1.0,0.8125",
+    ]
+    assert json.loads((tmp_path / "dice.json").read_text()) == {
+        "mean": {"liver": 0.625, "spleen": 1.0, "mean": 0.8125},
+        "cases": {
+            "one": {"liver": 0.5, "spleen": None, "mean": 0.5},
+            "two": {"liver": 0.75, "spleen": 1.0, "mean": 0.875},
+        },
+    }
+    assert [line.split() for line in table.as_text().splitlines()] == [
+        ["case", "liver", "spleen", "mean"],
+        ["one", "0.500", "-", "0.500"],
+        ["two", "0.750", "1.000", "0.875"],
+        ["mean", "0.625", "1.000", "0.812"],
+    ]
+    assert table.mean() == 0.8125
+    assert table.class_means() == {"liver": 0.625, "spleen": 1.0}

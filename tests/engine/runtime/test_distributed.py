@@ -1,0 +1,242 @@
+"""What processes share: batches, results, gradients, statistics. Two of them exchange tensors by gloo."""
+
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from engine.data import dataset_checks
+from engine.data.cases import make_case
+from engine.data.datasets import DatasetDescription
+from engine.runtime import distributed
+from engine.runtime.distributed import (
+    SyncBatchNorm3d,
+    collect,
+    deal,
+    join_processes,
+    mean_over_processes,
+    parallelise,
+    process_count,
+    process_rank,
+    share_buffers,
+    synchronise_batch_norm,
+    wait_for_all,
+)
+from engine.runtime.errors import InputError
+
+PROCESSES = 2
+LENGTHS = range(6)
+DESCRIPTION = DatasetDescription("boxes", "MRI", ("background", "box"), (1.0, 1.0, 1.0), None)
+
+
+def make_batch():
+    """Crops (N, C, D, H, W) and what their outputs are multiplied by; far from zero, where cancellation would show."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2 * PROCESSES, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    return image * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1, 1) + 100, torch.randn(image.shape, generator=generator)
+
+
+def make_network():
+    torch.manual_seed(1)
+    norm = nn.BatchNorm3d(3)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return nn.Sequential(nn.Sequential(norm), nn.Conv3d(3, 3, 1)).double()
+
+
+def step(network, forward, image, factors):
+    """Everything that a step leaves behind."""
+    image.requires_grad_()
+    output = forward(image)
+    (output * factors).mean().backward()
+    gradients = {f"gradient of {name}": parameter.grad for name, parameter in network.named_parameters()}
+    return {"output": output.detach(), "image": image.grad, **gradients, **network.state_dict()}
+
+
+def worker(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    torch.set_num_threads(1)
+    image, factors = (tensor.chunk(PROCESSES)[rank] for tensor in make_batch())
+    synchronised, alone = make_network(), make_network()
+    synchronise_batch_norm(synchronised)
+    results = {
+        "process": (process_rank(), process_count()),
+        "collected": [collect(deal(list(range(length)))) for length in LENGTHS],
+        "dealt": [deal(list(range(length))) for length in LENGTHS],
+        "types": [type(module).__name__ for module in synchronised.modules()],
+        "step": step(synchronised, parallelise(synchronised), image.clone(), factors),
+        "evaluated": synchronised.eval()(image),
+        "mean": mean_over_processes(torch.tensor(float(rank))),
+    }
+    if rank == 0:
+        time.sleep(1)
+        Path(f"{folder}/made by 0").touch()
+    wait_for_all()
+    results["waited"] = Path(f"{folder}/made by 0").exists()
+    alone(image)
+    results["own"] = {name: buffer.clone() for name, buffer in alone.named_buffers()}
+    share_buffers(alone)
+    results["shared"] = dict(alone.named_buffers())
+    cases = [make_case(str(number), f"{folder}/{number}.nii") for number in range(3)]
+    splits = {"training": cases[:2], "validation": cases[2:]}
+    with patch.object(dataset_checks, "examine_case", wraps=dataset_checks.examine_case) as check:
+        try:
+            dataset_checks.check_cases(splits, DESCRIPTION, 0, full=False)
+        except InputError as error:
+            results["problems"] = str(error).splitlines()
+        results["checks"] = check.call_count
+    torch.save(results, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(PROCESSES)]
+
+
+def test_processes_know_their_numbers(results):
+    assert [of_one["process"] for of_one in results] == [(0, 2), (1, 2)]
+
+
+def test_collecting_undoes_dealing_in_every_process(results):
+    for length in LENGTHS:
+        parts = [of_one["dealt"][length] for of_one in results]
+        assert sorted([*parts[0], *parts[1]]) == list(range(length))
+        assert abs(len(parts[0]) - len(parts[1])) <= 1
+        assert all(of_one["collected"][length] == list(range(length)) for of_one in results)
+
+
+def test_every_process_raises_the_problems_of_all_in_the_order_of_the_cases(results):
+    for of_one in results:
+        assert [line.partition(":")[0][-5:] for line in of_one["problems"]] == ["0.nii", "1.nii", "2.nii"]
+    assert [of_one["checks"] for of_one in results] == [2, 1]
+
+
+def test_processes_wait_for_each_other(results):
+    assert all(of_one["waited"] for of_one in results)
+
+
+def test_means_are_over_processes(results):
+    assert [of_one["mean"].item() for of_one in results] == [0.5, 0.5]
+
+
+def test_synchronised_step_is_that_of_one_process_with_the_whole_batch(results):
+    image, factors = make_batch()
+    network = make_network()
+    whole = step(network, network, image, factors)
+    steps = [of_one["step"] for of_one in results]
+    assert {"gradient of 1.weight", "0.0.running_var"} < set(whole)
+    for part in steps:
+        assert list(part) == list(whole)
+    for name, expected in whole.items():
+        for rank, part in enumerate(steps):
+            if name == "output":
+                found, wanted = part[name], expected.chunk(PROCESSES)[rank]
+            elif name == "image":  # of a mean over half as many outputs
+                found, wanted = part[name] / PROCESSES, expected.chunk(PROCESSES)[rank]
+            else:
+                found, wanted = part[name], expected
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: name + text)
+
+
+def test_synchronised_normalisation_evaluates_like_one_process(results):
+    image, factors = make_batch()
+    network = make_network()
+    step(network, network, image.clone(), factors)
+    parts = torch.cat([of_one["evaluated"] for of_one in results])
+    torch.testing.assert_close(parts, network.eval()(image), rtol=1e-9, atol=1e-9)
+
+
+def test_only_the_normalisation_changes(results):
+    names = [type(module).__name__ for module in make_network().modules()]
+    assert results[0]["types"] == [name.replace("BatchNorm3d", "SyncBatchNorm3d") for name in names]
+
+
+def test_buffers_become_those_of_process_0(results):
+    first, second = results
+    assert not torch.equal(first["own"]["0.0.running_mean"], second["own"]["0.0.running_mean"])
+    for name, buffer in first["own"].items():
+        assert torch.equal(first["shared"][name], buffer)
+        assert torch.equal(second["shared"][name], buffer)
+
+
+def test_low_precision_is_normalised_in_that_of_the_parameters():
+    norm, native = SyncBatchNorm3d(3), nn.BatchNorm3d(3)
+    image = (make_batch()[0] - 100).bfloat16()
+    output = norm(image)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, native(image.float()).bfloat16())
+    torch.testing.assert_close(norm.running_var, native.running_var)
+
+
+def test_one_process_is_the_trivial_case():
+    network = make_network()
+    synchronise_batch_norm(network)
+    share_buffers(network)
+    assert type(network[0][0]) is nn.BatchNorm3d
+    assert parallelise(network) is network
+    assert (process_rank(), process_count()) == (0, 1)
+    assert collect(deal([3, 1, 2])) == [3, 1, 2]
+    assert mean_over_processes(torch.tensor(3.0)) == 3
+
+
+@pytest.fixture
+def _second_of_two(monkeypatch):
+    """As torchrun starts the second of two processes on a machine."""
+    numbers = {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    monkeypatch.setattr(distributed, "SECONDS_TO_STOP", 0)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    for name, value in {"TORCHELASTIC_RUN_ID": "some run", **numbers}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("_second_of_two")
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="--nproc_per_node: found 2, expected 1"), join_processes("0"):
+        pass
+
+
+@pytest.mark.usefixtures("_second_of_two")
+def test_device_number_is_refused_under_torchrun():
+    with pytest.raises(InputError, match="--gpu: found 3 under torchrun, expected"), join_processes("3"):
+        pass
+
+
+@pytest.mark.usefixtures("_second_of_two")
+def test_only_the_first_process_prints(capsys):
+    with join_processes("cpu") as device:
+        assert device == torch.device("cpu")
+        print("nobody sees this")
+    print("everybody sees this")
+    assert capsys.readouterr().out == "everybody sees this\n"
+
+
+@pytest.mark.usefixtures("_second_of_two")
+@pytest.mark.parametrize(
+    ("rank", "error", "waits"),
+    [
+        ("0", InputError("--lr: found"), 0),
+        ("1", InputError("--lr: found"), 1),
+        ("0", RuntimeError("closed by peer"), 1),
+    ],
+)
+def test_whoever_stops_for_another_waits_to_be_ended(monkeypatch, rank, error, waits):
+    monkeypatch.setenv("RANK", rank)
+    with (
+        patch.object(distributed.time, "sleep") as sleep,
+        pytest.raises(type(error), match=str(error)),
+        join_processes("cpu"),
+    ):
+        raise error
+    assert sleep.call_count == waits

@@ -1,0 +1,126 @@
+"""A single kernel with scaled updates takes the course of two branches with constant scales."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+
+from engine.training.rep_optimizer import scale_updates
+from networks.RepOptimizer import csla_block, repopt_block
+
+SCALES = {"ks": 7, "small_ks": 3, "large_scale": 0.7, "small_scale": 1.3}
+
+
+def two_forms():
+    """Both blocks, in float64, with the same starting point."""
+    torch.manual_seed(0)
+    branches, single = csla_block(3, **SCALES).double(), repopt_block(3, **SCALES).double()
+    with torch.no_grad():
+        single.dwconv.weight.copy_(branches.get_equivalent_kernel())
+    return branches, single
+
+
+def kernels_after(blocks, make_optimizer, steps=50):
+    """Train each block on the same noise; the kernels that convolve at the end."""
+    for block in blocks:
+        optimizer = make_optimizer(block.parameters())
+        scale_updates(optimizer, block)
+        torch.manual_seed(1)
+        for _ in range(steps):
+            x, target = torch.randn(2, 2, 3, 8, 8, 8, dtype=torch.float64)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(block(x), target).backward()
+            optimizer.step()
+    return [block.get_equivalent_kernel().detach() for block in blocks]
+
+
+def relative_difference(found, expected, start):
+    """Of the ways that two kernels went from the same start."""
+    return ((found - expected).norm() / (expected - start).norm()).item()
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda parameters: SGD(parameters, 0.05),
+        lambda parameters: SGD(parameters, 0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda parameters: AdamW(parameters, 1e-3, eps=1e-16, weight_decay=0),
+    ],
+    ids=["SGD", "SGD with momentum and decay", "AdamW"],
+)
+def test_same_course_as_two_branches(make_optimizer):
+    blocks = two_forms()
+    start = blocks[1].get_equivalent_kernel().detach().clone()
+    branches, single = kernels_after(blocks, make_optimizer)
+    assert relative_difference(single, branches, start) < 1e-9
+    torch.testing.assert_close(blocks[0].norm.weight, blocks[1].norm.weight)
+
+
+def test_unscaled_updates_take_another_course():
+    blocks = two_forms()
+    start = blocks[1].get_equivalent_kernel().detach().clone()
+    plain = repopt_block(3, **{**SCALES, "large_scale": 1.0, "small_scale": 1e-9}).double()
+    plain.load_state_dict(blocks[1].state_dict())
+    branches, single = kernels_after([blocks[0], plain], lambda parameters: SGD(parameters, 0.05))
+    assert relative_difference(single, branches, start) > 0.1
+
+
+def test_adamw_decays_weights_unscaled():
+    _, block = two_forms()
+    before = block.dwconv.weight.detach().clone()
+    optimizer = AdamW(block.parameters(), 0.1, weight_decay=0.5)
+    scale_updates(optimizer, block)
+    for parameter in block.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(block.dwconv.weight, before * (1 - 0.1 * 0.5))
+
+
+def test_a_kernel_without_gradient_stays():
+    _, block = two_forms()
+    before = block.dwconv.weight.detach().clone()
+    optimizer = AdamW(block.parameters(), 0.1, weight_decay=0.5)
+    scale_updates(optimizer, block)
+    optimizer.step()
+    assert torch.equal(block.dwconv.weight, before)
+
+
+def test_a_resumed_optimiser_goes_on_alike():
+    def run(steps, resume_at=None):
+        _, block = two_forms()
+        optimizer = AdamW(block.parameters(), 1e-3)
+        scale_updates(optimizer, block)
+        for step in range(steps):
+            if step == resume_at:
+                saved = optimizer.state_dict()
+                optimizer = AdamW(block.parameters(), 1e-3)
+                optimizer.load_state_dict(saved)
+                scale_updates(optimizer, block)
+            torch.manual_seed(step)
+            block.zero_grad()
+            block(torch.randn(2, 3, 8, 8, 8, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+        return block.dwconv.weight
+
+    assert torch.equal(run(6), run(6, resume_at=3))
+
+
+def test_the_mask_is_the_sum_of_powers():
+    mask = repopt_block(3, **SCALES).update_mask(2)
+    assert mask.shape == (7, 7, 7)
+    assert mask[0, 0, 0] == mask[1, 3, 3] == pytest.approx(0.7**2)
+    assert mask[2, 2, 2] == mask[4, 4, 4] == pytest.approx(0.7**2 + 1.3**2)
+    assert mask.sum() == pytest.approx(343 * 0.7**2 + 27 * 1.3**2, rel=1e-5)
+
+
+def test_other_optimisers_are_refused():
+    _, block = two_forms()
+    with pytest.raises(ValueError, match="found Adam, expected AdamW or SGD"):
+        scale_updates(Adam(block.parameters()), block)
+
+
+def test_networks_without_such_blocks_are_left_alone():
+    layer = nn.Linear(2, 2)
+    optimizer = Adam(layer.parameters())
+    scale_updates(optimizer, layer)
+    assert not optimizer._optimizer_step_pre_hooks
