@@ -16,7 +16,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.runtime.arguments import AMP_CHOICES, boolean, hours, network_overrides, number, odd, positive
+from engine.runtime.arguments import (
+    AMP_CHOICES,
+    add_network_arguments,
+    boolean,
+    hours,
+    network_overrides,
+    number,
+    positive,
+)
 from engine.runtime.errors import OneLineParser, Stopped, run
 from engine.runtime.memory import tune_process
 from engine.runtime.stop_requests import StopRequests, resume_command
@@ -25,6 +33,7 @@ from networks import NETWORKS
 if TYPE_CHECKING:
     import torch
 
+    from engine.data.cases import Case
     from engine.training.state import TrainingState
 
 # What to lower where memory is too small.
@@ -50,8 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     network = parser.add_argument_group("network")
     network.add_argument("--network", default="REP3D", choices=NETWORKS, help="architecture")
-    network.add_argument("--feat_size", nargs="+", type=number(int, 1), help="channels of the stages (network's own)")
-    network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels (network's own)")
+    add_network_arguments(network)
     network.add_argument("--pretrain", type=boolean, default=False, help="start from --pretrained_weights")
     network.add_argument("--pretrained_weights", help="checkpoint or state dict to start from: weights only")
 
@@ -103,31 +111,24 @@ def main(args: argparse.Namespace) -> None:
             from engine.runtime.distributed import join_processes
 
             with join_processes(args.gpu) as device:
-                train_network(args, device, stop)
+                train(args, *prepare(args, device), stop)
     except Stopped as request:
         raise Stopped(f"{request}, go on with: {resume_command(Path(args.output))}") from None
 
 
-def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRequests) -> None:
-    """Check everything, then train."""
-    import json
-    from contextlib import nullcontext
-
+def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[TrainingState, list[Case], list[Case]]":
+    """Check everything, and build or restore the state of the run; also returns training and validation cases."""
     import torch
-    from torch.utils.tensorboard import SummaryWriter
 
-    from engine.data.cache import cached_dataset
     from engine.data.cases import find_training_cases
     from engine.data.dataset_checks import check_cases
     from engine.data.datasets import find_description
-    from engine.prediction.sliding_window import Window
-    from engine.runtime.distributed import process_rank
-    from engine.runtime.files import BEST, make_output_folder, write_text
+    from engine.runtime.devices import amp_name
+    from engine.runtime.errors import InputError
+    from engine.runtime.files import LAST, PREVIOUS, make_output_folder
     from engine.training.state import TrainingState
-    from engine.training.training_loop import TrainingLog, keep_best, log_validation, train
-    from engine.training.validation import validate
-    from engine.weights.checkpoints import NetworkConfig
-    from load_datasets_transforms import training_pipelines
+    from engine.weights.checkpoints import NetworkConfig, load_checkpoint
+    from engine.weights.load_weights import load_weights
 
     description = find_description(args.dataset)
     output = Path(args.output)
@@ -135,66 +136,122 @@ def train_network(args: argparse.Namespace, device: "torch.device", stop: StopRe
 
     torch.manual_seed(args.seed)
     training_cases, validation_cases = find_training_cases(Path(args.root), description)
-    cases = [case["id"] for case in training_cases]
     config = NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args))
-    state = TrainingState(args, config, description, cases, device)
-    choose_start(args, state, output)
-
-    splits = {"training": training_cases, "validation": validation_cases}
-    check_cases(splits, description, args.num_workers, args.full_check)
-    parameters = sum(parameter.numel() for parameter in state.network.parameters())
-    print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
-    print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, autocast {state.precision or 'off'}")
-
-    writes = process_rank() == 0
-    if writes:
-        write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
-    if not args.resume:
-        with stop.later():
-            state.save(output)  # so that --resume works from the first moment on
-        stop.answer()
-    training_transforms, validation_transforms = training_pipelines(description, args.roi_size, args.crop_sample)
-    cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
-    training_set = cached_dataset(training_cases, training_transforms, **cache)
-    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, dealt=True)
-    window = Window(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
-    progress = state.progress
-    logs = {"log_dir": str(output / "tensorboard"), "purge_step": TrainingLog.first_step(progress)}
-    with SummaryWriter(**logs) if writes else nullcontext() as writer, stop.later():
-
-        def save() -> None:
-            if writer is not None:
-                writer.flush()  # before: a resumed run repeats what it may have lost, and never skips any
-            state.save(output)
-
-        def evaluate() -> None:
-            with stop.at_once():  # everything was saved before
-                table, figure = validate(state.network, validation_set, description, window, args.num_workers)
-            keep_best(state, table, output)
-            if writer is not None and figure is not None:
-                log_validation(writer, state, table, figure)
-            progress.awaits_evaluation = False
-            save()
-
-        train(args, state, training_set, TrainingLog(writer, progress), save, evaluate, stop)
-    print(f"best mean Dice {progress.best_dice:.4f} at iteration {progress.best_iteration}: {output / BEST}")
-
-
-def choose_start(args: argparse.Namespace, state: "TrainingState", output: Path) -> None:
-    """Where the run begins: at an interrupted one's checkpoint, at other weights, or at the network's own."""
-    from engine.runtime.errors import InputError
-    from engine.runtime.files import LAST, PREVIOUS
-    from engine.weights.checkpoints import load_checkpoint
-    from engine.weights.load_weights import load_weights
-
+    state = TrainingState(args, config, description, [case["id"] for case in training_cases], device)
     if args.resume:
         state.restore(output)
     elif (output / LAST).exists() or (output / PREVIOUS).exists():
         raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
     elif args.pretrain:
         weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
-        report = load_weights(state.network, load_checkpoint(weights, flag), f"{flag}: {weights}")
-        print(f"{flag}: {report}")
+        print(f"{flag}: {load_weights(state.network, load_checkpoint(weights, flag), f'{flag}: {weights}')}")
+
+    splits = {"training": training_cases, "validation": validation_cases}
+    check_cases(splits, description, args.num_workers, args.full_check)
+    parameters = sum(parameter.numel() for parameter in state.network.parameters())
+    print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
+    print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, --amp {amp_name(state.precision)}")
+    return state, training_cases, validation_cases
+
+
+def train(
+    args: argparse.Namespace,
+    state: "TrainingState",
+    training_cases: "list[Case]",
+    validation_cases: "list[Case]",
+    stop: StopRequests,
+) -> None:
+    """Iterate to the last iteration; evaluate every ``--eval_step`` iterations and at the end."""
+    import json
+    import time
+
+    from monai.losses import DiceCELoss
+    from tqdm import tqdm
+
+    from engine.data.cache import cached_dataset
+    from engine.data.loading import seed_iteration, training_loader
+    from engine.prediction.sliding_window import SlidingWindow
+    from engine.runtime.distributed import AnyProcess, barrier, process_rank
+    from engine.runtime.files import BEST, write_text
+    from engine.training.log import NoLog, StepMonitor, TensorBoardLog
+    from engine.training.optimizer import LearningRateSchedule
+    from engine.training.step import train_step
+    from engine.training.validation import validate
+    from load_datasets_transforms import training_pipelines
+
+    output, device, progress = Path(args.output), state.device, state.progress
+    first = process_rank() == 0  # of torchrun's processes, the one that writes
+    if first:
+        write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
+    if not args.resume:
+        with stop.deferred():
+            state.save(output)  # so that --resume works from the first moment on
+        stop.raise_if_requested()
+
+    training_transforms, validation_transforms = training_pipelines(state.description, args.roi_size, args.crop_sample)
+    cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
+    training_set = cached_dataset(training_cases, training_transforms, **cache)
+    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True)
+    window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
+
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
+    batches = training_loader(
+        training_set,
+        args.batch_size,
+        args.seed,
+        start=state.iteration,
+        stop=args.max_iter,
+        num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    any_process = AnyProcess(device)
+    log = TensorBoardLog(output / "tensorboard", progress.first_logged) if first else NoLog()
+
+    def save() -> None:
+        log.flush()  # before: a resumed run repeats what it may have lost, and never skips any
+        state.save(output)
+
+    def evaluate() -> None:
+        with stop.immediate():  # everything was saved before
+            table, figures = validate(state.network, validation_set, state.description, window, args.num_workers)
+        state.keep_best(table.mean(), output)
+        tqdm.write(f"iteration {state.iteration}: mean Dice {table.mean():.4f}, best {progress.best_dice:.4f}")
+        log.scalars({f"dice/{name}": dice for name, dice in table.means().items()}, state.iteration)
+        for name, figure in figures.items():
+            log.figure(name, figure, state.iteration)
+        progress.awaits_evaluation = False
+        save()
+
+    with log, stop.deferred():
+        monitor = StepMonitor(log, progress)
+        if progress.awaits_evaluation:
+            evaluate()
+        state.network.train()
+        bar = tqdm(batches, "training", initial=state.iteration, total=args.max_iter, disable=not first)
+        asked = time.perf_counter()
+        for batch in bar:
+            started = time.perf_counter()
+            image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
+            rate = learning_rate(state.iteration)
+            seed_iteration(args.seed, state.iteration, process_rank())
+            step = train_step(state, criterion, image, label, rate)
+            progress.iteration += 1
+            bar.set_postfix(monitor.add(state.iteration, step, rate, started, waited=started - asked))
+
+            progress.awaits_evaluation = state.iteration % args.eval_step == 0 or state.iteration == args.max_iter
+            stopping = any_process(stop.reason is not None)
+            if stopping or progress.awaits_evaluation:
+                monitor.finish()
+                state.check_weights()
+                save()
+            if stopping:
+                barrier()  # until process 0 has saved
+                raise Stopped(f"{stop.reason or 'a request to another process'} at iteration {state.iteration}")
+            if progress.awaits_evaluation:
+                evaluate()
+            asked = time.perf_counter()
+    print(f"best mean Dice {progress.best_dice:.4f} at iteration {progress.best_iteration}: {output / BEST}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from engine.runtime.arguments import AMP_CHOICES, network_overrides, number, odd
+from engine.runtime.arguments import AMP_CHOICES, add_network_arguments, network_overrides, number
 from engine.runtime.errors import OneLineParser, run
 from engine.runtime.memory import tune_process
 from networks import NETWORKS
@@ -45,8 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     network = parser.add_argument_group("network")
     network.add_argument("--trained_weights", required=True, help="checkpoint or bare state dict")
     network.add_argument("--network", choices=NETWORKS, help="architecture (the checkpoint's, or REP3D)")
-    network.add_argument("--feat_size", nargs="+", type=number(int, 1), help="channels of the stages, for a state dict")
-    network.add_argument("--kernel_size", type=odd, help="side of the large kernels, voxels, for a state dict")
+    add_network_arguments(network, ", for a bare state dict")
 
     window = parser.add_argument_group("sliding window")
     window.add_argument("--roi_size", nargs=3, type=number(int, 1), help="window, voxels (as trained, or 96 96 96)")
@@ -74,9 +73,9 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     from engine.data.datasets import find_description
     from engine.prediction.finished import digest_weights, divide_cases, prediction_settings
     from engine.prediction.predict_cases import Review, predict_cases, report, review_finished
-    from engine.prediction.sliding_window import Window
-    from engine.runtime.devices import choose_precision, make_autocast, place
-    from engine.runtime.distributed import collect, deal
+    from engine.prediction.sliding_window import SlidingWindow
+    from engine.runtime.devices import amp_name, choose_precision, make_autocast, to_device
+    from engine.runtime.distributed import gather, shard
     from engine.runtime.files import make_output_folder
     from engine.weights.load_network import load_network
     from load_datasets_transforms import infer_post_transforms, test_pipeline
@@ -89,21 +88,21 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     network, roi_size, description = load_network(weights, described, args.network, args.roi_size, overrides)
     cases = find_test_cases(args.root, args.images, args.labels, description)
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
-    network_flags = {"network": args.network, "feat_size": args.feat_size, "kernel_size": args.kernel_size}
-    settings = prediction_settings(digest, network_flags, roi_size, args.overlap, precision, description)
+    network_flags = {name: getattr(args, name) for name in ("network", "feat_size", "kernel_size", "network_args")}
+    settings = prediction_settings(digest, network_flags, roi_size, args.overlap, amp_name(precision), description)
     finished, missing = divide_cases(cases, output, settings, args.overwrite)
     if finished:
         print(f"{len(finished)} of {len(cases)} predictions were there already")
 
     transforms = test_pipeline(description)
     post_transforms = infer_post_transforms(transforms, output)
-    window = Window(roi_size, args.sw_batch_size, args.overlap, device, make_autocast(device, precision))
+    window = SlidingWindow(roi_size, args.sw_batch_size, args.overlap, device, make_autocast(device, precision))
     review = Review(output, description, args.preview)
-    network = place(network, device)
-    predicted = predict_cases(deal(missing), transforms, post_transforms, network, window, review, args.num_workers)
-    reviewed = review_finished(deal(finished), review)
+    network = to_device(network, device)
+    predicted = predict_cases(shard(missing), transforms, post_transforms, network, window, review, args.num_workers)
+    reviewed = review_finished(shard(finished), review)
     names = [case["id"] for case in [*missing, *finished]]
-    outcomes = dict(zip(names, [*collect(predicted), *collect(reviewed)], strict=True))  # each case is one process's
+    outcomes = dict(zip(names, [*gather(predicted), *gather(reviewed)], strict=True))  # each case is one process's
     report([outcomes[case["id"]] for case in cases], output, description)
 
 

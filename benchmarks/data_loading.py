@@ -46,7 +46,7 @@ from benchmarks.report import describe_machine, format_table, name_machine, publ
 from engine.data.cache import open_cache
 from engine.data.cases import Case, pair_cases
 from engine.data.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
-from engine.data.loading import EndlessBatches, SeededDataset
+from engine.data.loading import training_loader
 from engine.runtime.arguments import number
 from engine.runtime.errors import OneLineParser, run
 from engine.runtime.files import make_output_folder
@@ -119,13 +119,7 @@ def crops_a_second(loader: DataLoader) -> float:
 
 def our_loader(dataset: monai.data.Dataset, epochs: int, args: argparse.Namespace) -> DataLoader:
     """The loader of main_train.py, batch size 1."""
-    batches = EndlessBatches(len(dataset), 1, args.seed, 0, epochs * len(dataset))
-    return DataLoader(
-        SeededDataset(dataset, args.seed),
-        batch_sampler=batches,
-        num_workers=args.num_workers,
-        collate_fn=list_data_collate,
-    )
+    return training_loader(dataset, 1, args.seed, 0, epochs * len(dataset), args.num_workers)
 
 
 def forget(folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -17,12 +18,14 @@ from typing import Any, Self
 
 import torch
 from monai.losses import DiceCELoss
-from torch.optim import AdamW, Optimizer
+from torch import nn
+from torch.optim import AdamW
 
-from engine.runtime.devices import Layout, make_autocast, place
+from engine.runtime.devices import Layout, amp_name, make_autocast, to_device
 from engine.runtime.errors import InputError, is_out_of_memory
 from engine.runtime.memory import tune_process
-from engine.training.state import make_optimizer
+from engine.training.optimizer import make_optimizer
+from engine.training.step import Learner, train_step
 from engine.weights.checkpoints import NetworkConfig
 from networks.large_kernel_conv import DIRECT_COST
 
@@ -48,7 +51,7 @@ class Step:
         published: as the published code: direct convolutions, plain layout, optimiser and memory allocation.
         checkpointing: as ``main_train --checkpointing``.
         compiled: as ``main_train --compile``.
-        layout: of kernels and activations, in place of the device's (``engine.runtime.devices.place``).
+        layout: of kernels and activations, in place of the device's (``engine.runtime.devices.to_device``).
     """
 
     config: NetworkConfig
@@ -62,8 +65,8 @@ class Step:
 
     @property
     def autocast(self) -> str:
-        """The name of the precision: bfloat16, float16 or off."""
-        return "off" if self.precision is None else str(self.precision).removeprefix("torch.")
+        """The name of the precision: bf16, fp16 or off."""
+        return amp_name(self.precision)
 
 
 class StepProcess:
@@ -181,11 +184,11 @@ def native_convolutions() -> Iterator[None]:
 
 def timed_step(step: Step) -> Callable[[], tuple[float, int]]:
     """Make a step ready; the function returned runs it and returns its seconds and the peak bytes so far."""
-    train_step = prepare(step)
+    take_step = prepare(step)
 
     def run() -> tuple[float, int]:
         start = time.perf_counter()
-        train_step()
+        take_step()
         return time.perf_counter() - start, _peak_bytes(step.device)
 
     return run
@@ -224,37 +227,46 @@ def describe_lack_of_memory(error: BaseException) -> str:
 
 
 def prepare(step: Step) -> Callable[[], None]:
-    """Build network, optimiser and random data; the function returned does forward, DiceCE, backward and update."""
+    """Build network, optimiser and random data; the function returned takes a step: main_train's, or the published."""
     torch.manual_seed(0)
     device, config = step.device, step.config
     with device:  # a network with a billion weights takes a CPU half a minute to initialise
         network = config.build().train()
     if step.checkpointing:
         network.enable_checkpointing()
-    if step.published:
-        network.to(device)
-        optimizer: Optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
-    else:
-        place(network, device, step.layout)
-        optimizer = make_optimizer("AdamW", network, LR, WEIGHT_DECAY)
-    forward = torch.compile(network) if step.compiled else network
-    scaler = torch.amp.GradScaler(device.type, enabled=step.precision == torch.float16)
-    criterion, autocast = DiceCELoss(to_onehot_y=True, softmax=True), make_autocast(device, step.precision)
     image = torch.randn(step.batch_size, config.in_chans, *config.roi_size, device=device)
     label = torch.randint(config.out_chans, (step.batch_size, 1, *config.roi_size), device=device, dtype=torch.uint8)
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    if step.published:
+        take_step = _published_step(network.to(device), make_autocast(device, step.precision), criterion)
+    else:
+        to_device(network, device, step.layout)
+        learner = Learner(network, make_optimizer("AdamW", network, LR, WEIGHT_DECAY), step.precision, step.compiled)
+        take_step = partial(train_step, learner, criterion, rate=LR)
 
-    def train_step() -> None:
-        with autocast():
-            logits = forward(image)
-        loss = criterion(logits.float(), label)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    def run() -> None:
+        take_step(image=image, label=label)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return train_step
+    return run
+
+
+def _published_step(
+    network: nn.Module, autocast: Callable[[], torch.autocast], criterion: nn.Module
+) -> Callable[..., object]:
+    """The published loop's step: AdamW one parameter after the other, nothing checked."""
+    optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
+
+    def take_step(image: torch.Tensor, label: torch.Tensor) -> None:
+        with autocast():
+            logits = network(image)
+        loss = criterion(logits.float(), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return take_step
 
 
 def _peak_bytes(device: torch.device) -> int:

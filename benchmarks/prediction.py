@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from benchmarks.processes import SAMPLE_EVERY, resident_bytes
-from engine.data.nifti import read_labels
+from engine.data.nifti import read_voxels
 from engine.runtime.arguments import number
 from engine.runtime.errors import OneLineParser, run
 from engine.runtime.files import make_output_folder
@@ -62,7 +62,7 @@ def make_network(name: str | None, roi_size: Sequence[int], device: "torch.devic
     """The named network with random weights, or the stand-in: a class for each of 16 bands of intensity."""
     import torch
 
-    from engine.runtime.devices import place
+    from engine.runtime.devices import to_device
     from networks import build_network
     from networks.base import InputSizes, SegmentationNetwork
 
@@ -75,7 +75,7 @@ def make_network(name: str | None, roi_size: Sequence[int], device: "torch.devic
     if name is not None:
         torch.manual_seed(0)
         network = build_network(name, in_chans=1, out_chans=CLASSES, roi_size=roi_size, deploy=True)
-        return place(network.eval(), device)
+        return to_device(network.eval(), device)
     # -a (x - middle)^2, without the a x^2 that all the classes share
     middles = torch.linspace(0, 1, CLASSES, device=device)[:, None, None, None]
     slopes, offsets = 2000 * middles, 1000 * middles**2
@@ -93,7 +93,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     from engine.data.datasets import DATASETS
     from engine.data.loading import case_loader
     from engine.prediction.predict_cases import overlap_steps
-    from engine.prediction.sliding_window import Window, predict_logits
+    from engine.prediction.sliding_window import SlidingWindow, predict_logits
     from engine.runtime.devices import choose_device, choose_precision, make_autocast
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
@@ -102,7 +102,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     network = make_network(args.network, args.roi_size, device)
     # A CPU's ratios are float32's.
     precision = None if device.type == "cpu" else choose_precision("auto", device, args.roi_size, network.input_sizes)
-    window = Window(args.roi_size, 4, args.overlap, device, make_autocast(device, precision))
+    window = SlidingWindow(args.roi_size, 4, args.overlap, device, make_autocast(device, precision))
     output = folder / way
     invert, save = infer_post_transforms(transforms, output)
     source = str(folder / "ct.nii.gz")
@@ -193,7 +193,7 @@ def measure(
 def compare_label_maps(folder: Path) -> dict[str, float]:
     """Share of the voxels where the two ways' label maps differ, and of those that are foreground."""
     paths = folder / "published" / "ct_seg.nii.gz", folder / "lean" / "ct_0_seg.nii.gz"
-    published, lean = (read_labels(str(path)) for path in paths)
+    published, lean = (read_voxels(str(path)) for path in paths)
     return {"differing": float((published != lean).mean()), "foreground": float((lean > 0).mean())}
 
 

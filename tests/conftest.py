@@ -21,8 +21,12 @@ from tensorboard.summary.writer import event_file_writer
 
 import main_train
 import test_seg as predict_script
+from engine.data.datasets import DatasetDescription
 from engine.prediction import predict_cases
+from engine.runtime.arguments import network_overrides
 from engine.runtime.errors import run
+from engine.training.state import TrainingState
+from engine.weights.checkpoints import NetworkConfig
 from tools.make_phantoms import make_dataset
 
 # TensorBoard reads the logs of one second in the order of their names, which end in a number: of equal length here,
@@ -239,3 +243,23 @@ def count_forwards(monkeypatch):
 def real_data(name):
     """A mark that skips a test where the real volumes are not at hand."""
     return pytest.mark.skipif(not (REAL_DATA / name).is_dir(), reason=f"needs the real volumes {REAL_DATA / name}")
+
+
+@pytest.fixture
+def make_state(box_template, tmp_path):
+    """Make the training state of a small network for the boxes, with further flags."""
+
+    def make(*more):
+        torch.manual_seed(0)
+        words = train_arguments(box_template, tmp_path, *more)
+        args = main_train.parse_args([str(word) for word in words])
+        description = DatasetDescription.read(box_template / "boxes.json")
+        return TrainingState(
+            args,
+            NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args)),
+            description,
+            ["case"],
+            torch.device("cpu"),
+        )
+
+    return make

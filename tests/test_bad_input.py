@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TRAINED, assert_one_line, train_arguments
 
-from engine.training import training_loop
+from engine.training.log import TensorBoardLog
 
 BAD_FLAGS = {
     "unknown dataset": (["--dataset", "brain"], ("--dataset", "'brain'", "amos", ".json")),
@@ -117,7 +117,7 @@ def test_resume_with_other_cases(boxes, trained, train):
 
 def test_resume_in_another_precision(boxes, trained, train):
     arguments = train_arguments(boxes, trained, *TRAINED, "--amp", "fp16", "--resume")
-    assert_one_line(train(*arguments), "--amp", "float16", "None")
+    assert_one_line(train(*arguments), "--amp: found fp16, expected off as in the run to resume")
 
 
 @pytest.mark.parametrize("flags", [("--kernel_size", "99999"), ("--feat_size", "4", "4", "4", "10000000000000")])
@@ -128,14 +128,15 @@ def test_a_network_that_does_not_fit_in_memory(boxes, tmp_path, train, flags):
 def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(boxes, tmp_path, train, monkeypatch):
     last = tmp_path / "run" / "last_checkpoint.pth"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    log_validation = training_loop.log_validation
+    flush, flushed = TensorBoardLog.flush, []
 
-    def log_on_a_full_disk(writer, state, *rest):
-        log_validation(writer, state, *rest)
-        if state.iteration == 4:
+    def flush_before_the_disk_is_full(log):
+        flush(log)
+        flushed.append(log)
+        if len(flushed) == 4:  # a checkpoint before and after each of two evaluations
             resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size // 2, hard))
 
-    monkeypatch.setattr(training_loop, "log_validation", log_on_a_full_disk)
+    monkeypatch.setattr(TensorBoardLog, "flush", flush_before_the_disk_is_full)
     try:
         status, _, err = train(*train_arguments(boxes, tmp_path / "run"))
     finally:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, train_arguments
 
-from engine.training import training_loop
+from engine.training import step as training_step
 from networks import NETWORKS
 
 # One of each way that the networks differ for the scripts: folded kernels, scaled updates, heads without a gradient,
@@ -53,11 +53,11 @@ def test_rep_optimizer_resumes_to_the_same_weights(boxes, tmp_path, train, monke
             raise KeyboardInterrupt
         return train_step(state, *rest)
 
-    train_step = training_loop.train_step
+    train_step = training_step.train_step
     more = ("--max_iter", "8", "--lr", "0.01")
     assert train(*arguments(boxes, tmp_path / "whole", "REPOPT", *more))[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "train_step", step_until_interrupted)
+        patch.setattr(training_step, "train_step", step_until_interrupted)
         assert train(*arguments(boxes, tmp_path / "cut", "REPOPT", *more))[0] == 130
     assert train(*arguments(boxes, tmp_path / "cut", "REPOPT", *more, "--resume"))[0] == 0
     assert all(torch.equal(value, weights("cut")[key]) for key, value in weights("whole").items())

@@ -30,10 +30,10 @@ from functools import partial
 import torch.distributed as dist
 import main_train, test_seg
 from engine.data import cache
-from engine.training import training_loop
+from engine.training import step as training_step
 from engine.runtime.errors import Stopped, run
 
-digest_cases, whole_step = cache.digest_cases, training_loop.train_step
+digest_cases, whole_step = cache.digest_cases, training_step.train_step
 
 def look_late(*args):
     digests = digest_cases(*args)
@@ -45,13 +45,13 @@ def train_until_one_is_asked_to_stop(args):
         if state.iteration == 3 and dist.get_rank() == 1:
             signal.raise_signal(signal.SIGTERM)
         return whole_step(state, *rest)
-    training_loop.train_step = step
+    training_step.train_step = step
     try:
         main_train.main(args)
     except Stopped as stop:
         print(f"stopped by {stop}\\n", end="", flush=True)  # in one piece, also where Python does not buffer
         dist.destroy_process_group()
-    training_loop.train_step = whole_step
+    training_step.train_step = whole_step
 
 MAINS = {"stop": train_until_one_is_asked_to_stop, "train": main_train.main, "predict": test_seg.main}
 store, rank, size = next(dist.rendezvous("env://"))

@@ -23,7 +23,7 @@ from conftest import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.evaluation.metrics import dice_by_class
-from engine.training import training_loop
+from engine.training import step as training_step
 
 
 def weights(folder, name="last_checkpoint.pth"):
@@ -99,7 +99,7 @@ def test_run_killed_before_its_first_evaluation_resumes_at_the_beginning(boxes, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "train_step", interrupt)
+        patch.setattr(training_step, "train_step", interrupt)
         assert train(*train_arguments(boxes, cut))[0] == 130
     assert torch.load(cut / "last_checkpoint.pth", weights_only=True)["iteration"] == 0
     assert train(*train_arguments(boxes, cut), "--resume")[0] == 0

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from engine.runtime import files
-from engine.training import training_loop, validation
+from engine.training import log, validation
+from engine.training import step as training_step
 from engine.training.state import TrainingState
 from engine.weights import checkpoints
 from experiments.reliability.compare import differences
@@ -78,8 +79,8 @@ def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, tra
         return original(*args, **kwargs)
 
     module, name = {
-        "set-up": (training_loop, "DiceCELoss"),
-        "step": (training_loop, "train_step"),
+        "set-up": (log, "StepMonitor"),
+        "step": (training_step, "train_step"),
         "validation": (validation, "dice_by_class"),
     }[moment]
     original = getattr(module, name)
@@ -128,12 +129,12 @@ def test_a_run_from_other_weights_is_resumed_by_the_same_command(box_template, t
         signal.raise_signal(signal.SIGTERM)
         return step(*args)
 
-    step = training_loop.train_step
+    step = training_step.train_step
     pretrain = ("--pretrain", "True", "--pretrained_weights", trained / BEST)
     whole, cut = (train_arguments(box_template, tmp_path / name, *MORE, *pretrain) for name in ("whole", "cut"))
     assert train(*whole)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "train_step", ask)
+        patch.setattr(training_step, "train_step", ask)
         assert train(*cut)[0] == 75
     assert train(*cut, "--resume")[0] == 0
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
@@ -141,13 +142,13 @@ def test_a_run_from_other_weights_is_resumed_by_the_same_command(box_template, t
 
 KILLED = """
 import os, signal, sys
-from importlib import import_module
+from pkgutil import resolve_name
 import main_train
 from engine.runtime.errors import run
 
-module, name, count = sys.argv.pop(1).split()
-module, count = import_module(module), int(count)
-original = getattr(module, name)
+owner, name, count = sys.argv.pop(1).split()
+owner, count = resolve_name(owner), int(count)
+original = getattr(owner, name)
 
 def die(*args, **kwargs):
     global count
@@ -158,7 +159,7 @@ def die(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
 
-setattr(module, name, die)
+setattr(owner, name, die)
 sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
 """
 
@@ -166,10 +167,10 @@ sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
 @pytest.mark.parametrize(
     "moment",
     [
-        "engine.training.training_loop train_step 5",
+        "engine.training.step train_step 5",
         "engine.training.validation dice_by_class 3",
         "torch save 4",  # 1 at the start, 2 before the first validation, 3 the best weights
-        "engine.training.training_loop log_validation 2",
+        "engine.training.log:TensorBoardLog figure 2",
     ],
 )
 def test_killed_at(whole, box_template, tmp_path, train, moment):
@@ -209,10 +210,10 @@ def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train, 
             time.sleep(0.1)
         return step(state, *rest)
 
-    step = training_loop.train_step
+    step = training_step.train_step
     arguments = train_arguments(box_template, tmp_path, *MORE, "--max_hours", "1")
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "train_step", take_long)
+        patch.setattr(training_step, "train_step", take_long)
         status, _, err = train(*arguments)
     assert status == 75
     assert "stopped by --max_hours at iteration 2, go on with: " in err
@@ -293,10 +294,10 @@ def test_the_one_before_may_be_iterations_older(whole, box_template, tmp_path, t
             signal.raise_signal(signal.SIGTERM)
         return step(state, *rest)
 
-    step = training_loop.train_step
+    step = training_step.train_step
     arguments = train_arguments(box_template, tmp_path, *MORE)
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "train_step", ask)
+        patch.setattr(training_step, "train_step", ask)
         assert train(*arguments)[0] == 75
     assert [load(tmp_path / name)["iteration"] for name in (LAST, PREVIOUS)] == [5, 3]
     cut(tmp_path / LAST)

@@ -211,7 +211,7 @@ def test_predictions_of_other_settings_are_not_taken_for_these(boxes, trained, s
     assert_refused("trained_weights", weights=swapped)
     assert_refused("overlap 0.5 (now 0.25)", more=("--overlap", "0.25"))
     assert_refused("roi_size [32, 32, 16] (now [32, 32, 32])", more=("--roi_size", "32", "32", "32"))
-    assert_refused('amp "off" (now "bfloat16")', more=("--roi_size", "48", "48", "48", "--amp", "bf16"))
+    assert_refused('amp "off" (now "bf16")', more=("--roi_size", "48", "48", "48", "--amp", "bf16"))
     description = json.loads((boxes / "boxes.json").read_text()) | {"spacing": [2, 2, 2]}
     (boxes / "other.json").write_text(json.dumps(description))
     assert_refused("dataset", more=("--dataset", boxes / "other.json"))

@@ -26,7 +26,7 @@ from engine.data.case_checks import CaseReport
 from engine.data.cases import find_splits
 from engine.data.dataset_checks import DatasetReport, Splits, examine_cases
 from engine.data.datasets import DatasetDescription, find_description
-from engine.data.header_checks import by
+from engine.data.header_checks import format_size
 from engine.runtime.arguments import number
 from engine.runtime.errors import OneLineParser, raise_problems, run
 from load_datasets_transforms import training_pipelines
@@ -138,7 +138,7 @@ def as_text(results: dict[str, Any]) -> str:
         table([header, *map(case_row, cases)]),
         LEGEND,
         table([["minimum / median / maximum", *AXES], *statistics]),
-        f"{results['padded_cases']} of {len(cases)} cases are padded to {by(results['roi_size'])}: {padded}",
+        f"{results['padded_cases']} of {len(cases)} cases are padded to {format_size(results['roi_size'])}: {padded}",
     ]
     if results["voxels_read"]:
         voxels, having = results["voxels_by_class"], results["cases_by_class"]
@@ -152,7 +152,7 @@ def as_text(results: dict[str, Any]) -> str:
 
 def case_row(case: dict[str, Any]) -> list[str]:
     """A case in a line; "-" is what is not known."""
-    shapes = [by(case[name]) if case[name] else "-" for name in ("shape", "resampled_shape", "cropped_shape")]
+    shapes = [format_size(case[name]) if case[name] else "-" for name in ("shape", "resampled_shape", "cropped_shape")]
     spacing = " x ".join(f"{side:.3g}" for side in case["spacing"]) if case["spacing"] else "-"
     counts = case["voxels_by_class"]
     labelled = str(sum(list(counts.values())[1:])) if counts else "-"

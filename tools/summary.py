@@ -43,7 +43,6 @@ from networks import NETWORKS
 from networks.base import SegmentationNetwork
 from networks.res_enc_unet import ResEncUNet
 
-NOT_ON_META = {"SwinUNETR"}  # reads values of tensors while it is built
 BYTES_A_PARAMETER = 4 * 4  # weight, gradient and AdamW's two moments, float32
 
 
@@ -109,8 +108,8 @@ def available_networks() -> list[str]:
 
 def build_on_meta(config: NetworkConfig, deploy: bool = False) -> SegmentationNetwork:
     """The network without data, in evaluation mode; InputError where its arguments do not make one."""
-    with torch.device("cpu" if config.network in NOT_ON_META else "meta"):
-        return config.build(deploy).to("meta").eval()
+    with torch.device("meta"):
+        return config.build(deploy).eval()
 
 
 def count(name: str, args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], Step | None]:

@@ -51,7 +51,7 @@ STEPS = {
     "accuracy": Plan(share=60, rehearsal=50),
 }
 # What the steps import, which takes seconds: their processes are forked from one that has it already.
-PRELOADED = ["monai.losses", "monai.transforms", "engine.training.training_loop", "load_datasets_transforms"]
+PRELOADED = ["monai.losses", "monai.transforms", "engine.training.step", "load_datasets_transforms"]
 
 
 def run_steps(names: Sequence[str], bench: Bench) -> list[str]:

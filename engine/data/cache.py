@@ -37,7 +37,7 @@ from engine.data.fingerprint import fingerprint, library_versions
 from engine.data.header_checks import Grid
 from engine.data.loading import Loader
 from engine.data.nifti import open_volume
-from engine.runtime.distributed import deal, process_rank, wait_for_all
+from engine.runtime.distributed import barrier, process_rank, shard
 from engine.runtime.errors import DISK_IS_FULL, InputError
 from engine.runtime.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
 
@@ -77,7 +77,7 @@ def cached_dataset(
     cache_dir: str | None,
     cache_rate: float,
     num_workers: int,
-    dealt: bool = False,
+    sharded: bool = False,
 ) -> Dataset:
     """The cases as a dataset that keeps what deterministic transforms made: in ``cache_dir``, or in part in memory.
 
@@ -89,16 +89,16 @@ def cached_dataset(
         cache_dir: folder of the disk cache; None for memory.
         cache_rate: share of the cases kept in memory, where there is no ``cache_dir``.
         num_workers: processes, or without a ``cache_dir`` threads, that preprocess.
-        dealt: whether this process's dataset is its part of the cases (``deal``), not all of them.
+        sharded: whether this process's dataset is its part of the cases (``shard``), not all of them.
     Raises:
         InputError: see ``open_cache``.
     """
     if cache_dir is not None:
         whole = open_cache(cases, transform, Path(cache_dir), num_workers)
-        return CachedCases(deal(whole.data), transform, deal(whole.entries)) if dealt else whole
+        return CachedCases(shard(whole.data), transform, shard(whole.entries)) if sharded else whole
     # Nothing changes a volume after it was cached, so that no draw needs a copy.
     return CacheDataset(
-        deal(cases) if dealt else cases,
+        shard(cases) if sharded else cases,
         transform,
         cache_rate=cache_rate,
         num_workers=max(1, num_workers),
@@ -125,11 +125,11 @@ def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_work
     entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
     dataset = CachedCases(cases, transform, entries)
     missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
-    wait_for_all()  # what one says about missing and damaged entries is from before another made any
+    barrier()  # what one says about missing and damaged entries is from before another made any
     if missing:
         _announce(dataset, missing)
-        _fill(dataset, deal(missing), num_workers)
-    wait_for_all()
+        _fill(dataset, shard(missing), num_workers)
+    barrier()
     if lacking := sum(not _is_whole(entry) for entry in entries):
         found = f"{folder} without {lacking} of {len(cases)} cases after all processes had made theirs"
         raise InputError(f"--cache_dir: found {found}, expected a folder that every machine sees")

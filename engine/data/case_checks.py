@@ -117,7 +117,7 @@ def read_checked_label(case: Case, description: DatasetDescription) -> NDArray[n
     return voxels.astype(np.uint8)
 
 
-def check_finite(voxels: NDArray[Any]) -> list[str]:
+def check_intensities(voxels: NDArray[Any]) -> list[str]:
     """The problem of an image's voxels, if there is one."""
     if voxels.dtype.kind != "f" or (finite := np.abs(voxels) <= LARGEST_FLOAT32).all():
         return []
@@ -170,7 +170,7 @@ def _examine_images(
 ) -> None:
     volumes = []
     for header in headers:
-        voxels, found = _read_checked(header, check_finite)
+        voxels, found = _read_checked(header, check_intensities)
         report.problems += found
         if voxels is not None:
             volumes.append(voxels)

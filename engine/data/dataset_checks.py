@@ -11,7 +11,7 @@ from tqdm import tqdm
 from engine.data.case_checks import CaseReport, examine_case
 from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
-from engine.runtime.distributed import collect, deal, process_rank
+from engine.runtime.distributed import gather, process_rank, shard
 from engine.runtime.errors import raise_problems
 
 Splits = Mapping[str, Sequence[Case]]  # "training", "validation", "test" -> cases
@@ -57,11 +57,11 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
         workers: cases that a process looks at at the same time; 0 is taken for 1.
         full: read the voxels too, not the headers alone.
     """
-    part = deal([(case, split) for split, of_split in splits.items() for case in of_split])
+    part = shard([(case, split) for split, of_split in splits.items() for case in of_split])
     with ThreadPoolExecutor(max(1, workers)) as pool:
         reports = pool.map(lambda item: _examine(item[0], item[1], description, full), part)
         bar = tqdm(reports, "checking cases", len(part), leave=False, disable=process_rank() != 0)
-        cases = collect(list(bar))
+        cases = gather(list(bar))
     problems = [problem for case in cases for problem in case.problems]
     leaks, doubles = _compare_images(cases)
     warnings = [warning for case in cases for warning in case.warnings]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from engine.data.cases import Case, case_files
 from engine.data.nifti import unreadable
-from engine.runtime.distributed import collect, deal, process_rank
+from engine.runtime.distributed import gather, process_rank, shard
 from engine.runtime.errors import InputError
 from engine.runtime.files import combine_digests, digest_file, file_state, write_text
 
@@ -33,11 +33,11 @@ def digest_cases(cases: Sequence[Case], memory_file: Path, num_workers: int) -> 
     """
     known = _read_memory(memory_file)
     paths = sorted({os.path.abspath(path) for case in cases for path in case_files(case)})
-    part = deal(paths)
+    part = shard(paths)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         found = pool.map(lambda path: _look(path, known.get(path)), part)
         bar = tqdm(found, "looking for cached cases", len(part), leave=False, disable=process_rank() != 0)
-        memory = dict(zip(paths, collect(list(bar)), strict=True))
+        memory = dict(zip(paths, gather(list(bar)), strict=True))
     if process_rank() == 0 and any(known.get(path) != entry for path, entry in memory.items()):
         _write_memory(memory_file, known | memory)
     return [combine_digests(memory[os.path.abspath(path)][-1] for path in case_files(case)) for case in cases]

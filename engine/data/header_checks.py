@@ -122,9 +122,9 @@ def _check_shape(image: nib.Nifti1Image, volumes: int) -> list[str]:
     expected = 3 if volumes == 1 else 4
     if len(image.shape) != expected or image.shape[3:] not in ((), (volumes,)):
         last = "" if volumes == 1 else f" with {volumes} channels last"
-        return [f"found {len(image.shape)}D of shape {by(image.shape)}, expected a {expected}D volume{last}"]
+        return [f"found {len(image.shape)}D of shape {format_size(image.shape)}, expected a {expected}D volume{last}"]
     if min(image.shape) < 1:
-        return [f"found shape {by(image.shape)}, expected voxels along every axis"]
+        return [f"found shape {format_size(image.shape)}, expected voxels along every axis"]
     return []
 
 
@@ -135,7 +135,7 @@ def _check_affine(affine: NDArray[Any]) -> list[str]:
     spacing = np.linalg.norm(steps, axis=0)
     if spacing.min() < SMALLEST_SPACING or spacing.max() > LARGEST_SPACING:
         return [
-            f"found an affine with voxels of {by(spacing)} mm, expected sides from {SMALLEST_SPACING:g} to "
+            f"found an affine with voxels of {format_size(spacing)} mm, expected sides from {SMALLEST_SPACING:g} to "
             f"{LARGEST_SPACING:g} mm"
         ]
     if abs(np.linalg.det(steps / spacing)) < FLAT:
@@ -160,8 +160,8 @@ def _check_resampling(grid: Grid, spacing: Sequence[float]) -> list[str]:
     if voxels <= LARGEST_GRID and math.prod(turned.resampled_shape(spacing)) <= LARGEST_GRID:
         return []
     return [
-        f"found voxels of {by(turned.spacing)} mm, about {voxels:.2g} once they are resampled to {by(spacing)} mm, "
-        f"expected at most {LARGEST_GRID}"
+        f"found voxels of {format_size(turned.spacing)} mm, about {voxels:.2g} once they are resampled to "
+        f"{format_size(spacing)} mm, expected at most {LARGEST_GRID}"
     ]
 
 
@@ -174,7 +174,7 @@ def compare_grids(headers: Sequence[FileHeader]) -> list[str]:
 
 def _compare(path: str, grid: Grid, other_path: str, other: Grid) -> str:
     if grid.shape != other.shape:
-        return f"{other_path}: found shape {by(other.shape)}, expected {by(grid.shape)} as in {path}"
+        return f"{other_path}: found shape {format_size(other.shape)}, expected {format_size(grid.shape)} as in {path}"
     corners = np.array([(*corner, 1) for corner in product(*((0, side - 1) for side in grid.shape))])
     distance = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
     if distance > AFFINE_TOLERANCE * min(grid.spacing):
@@ -183,6 +183,6 @@ def _compare(path: str, grid: Grid, other_path: str, other: Grid) -> str:
     return ""
 
 
-def by(sides: Sequence[float]) -> str:
+def format_size(sides: Sequence[float]) -> str:
     """Sides as text: 36 x 28 x 18."""
     return " x ".join(f"{side:.6g}" for side in sides)

@@ -7,8 +7,8 @@ from monai.data import NibabelReader
 from monai.transforms import Compose, LoadImage, MapTransform
 from monai.utils import ensure_tuple
 
-from engine.data.case_checks import check_classes, check_finite
-from engine.data.nifti import UNREADABLE, load_checked, read_voxels, unreadable
+from engine.data.case_checks import check_classes, check_intensities
+from engine.data.nifti import UNREADABLE, open_checked, read_voxels, unreadable
 from engine.runtime.errors import InputError, raise_problems
 
 
@@ -41,7 +41,7 @@ class HeaderReader(NibabelReader):
     def read(self, data: Any, **_: Any) -> Any:
         """The file, or files, opened."""
         self.filenames = ensure_tuple(data)
-        images = [load_checked(str(name)) for name in self.filenames]
+        images = [open_checked(str(name)) for name in self.filenames]
         return images if len(images) > 1 else images[0]
 
 
@@ -76,6 +76,6 @@ class LoadVolumed(MapTransform):
                 read_voxels(path)  # says which of them it is
             raise unreadable(", ".join(paths), error) from error
         voxels = volume.numpy()
-        found = check_classes(voxels, self.classes) if key == "label" else check_finite(voxels)
+        found = check_classes(voxels, self.classes) if key == "label" else check_intensities(voxels)
         raise_problems([f"{', '.join(paths)}: {problem}" for problem in found])
         return volume

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset as TransformedDataset
+from monai.data import list_data_collate
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from engine.runtime.stop_requests import hold_requests, ignore_requests
+from engine.runtime.distributed import process_count, process_rank
+from engine.runtime.stop_requests import block_stop_signals, ignore_stop_signals
 
 Draw = tuple[int, int]  # (number of the draw since the run began, index of the case)
 
@@ -26,22 +28,11 @@ class Loader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
-        super().__init__(dataset, worker_init_fn=ignore_requests, **options)
+        super().__init__(dataset, worker_init_fn=ignore_stop_signals, **options)
 
     def __iter__(self) -> Any:
-        with hold_requests():  # a process comes to ignore_requests some hundredths of a second after its start
+        with block_stop_signals():  # a process comes to ignore_stop_signals some hundredths of a second after its start
             return super().__iter__()
-
-
-def case_loader(dataset: Dataset[Any], num_workers: int) -> Loader:
-    """Whole cases one at a time; volumes are large, so that one waiting a worker is enough.
-
-    Args:
-        dataset: of preprocessed cases.
-        num_workers: processes that load.
-    """
-    ahead = 1 if num_workers else None
-    return Loader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=ahead)
 
 
 def derive_seed(*numbers: int) -> int:
@@ -102,6 +93,46 @@ class SeededDataset(Dataset[Any]):
         assert isinstance(self.dataset.transform, Compose)
         self.dataset.transform.set_random_state(derive_seed(self.seed, number))
         return self.dataset[case]
+
+
+def training_loader(
+    dataset: TransformedDataset,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Loader:
+    """Load the training batches of iterations ``start`` to ``stop``, this process's shard of each.
+
+    Args:
+        dataset: cases with deterministic transforms followed by random ones.
+        batch_size: cases a batch, in each process.
+        seed: of the run.
+        start: iterations already done.
+        stop: iterations at the end.
+        num_workers: processes that load.
+        pin_memory: whether batches are to be copied to a GPU.
+    """
+    return Loader(
+        SeededDataset(dataset, seed),
+        batch_sampler=EndlessBatches(len(dataset), batch_size, seed, start, stop, process_rank(), process_count()),
+        num_workers=num_workers,
+        collate_fn=list_data_collate,
+        pin_memory=pin_memory,
+    )
+
+
+def case_loader(dataset: Dataset[Any], num_workers: int) -> Loader:
+    """Whole cases one at a time; volumes are large, so that one waiting a worker is enough.
+
+    Args:
+        dataset: of preprocessed cases.
+        num_workers: processes that load.
+    """
+    ahead = 1 if num_workers else None
+    return Loader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=ahead)
 
 
 def seed_iteration(seed: int, iteration: int, rank: int = 0) -> None:

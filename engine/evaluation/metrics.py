@@ -68,6 +68,10 @@ class DiceTable:
         """Class name -> mean Dice over the cases that have the class."""
         return dict(zip(self.classes, mean_over_cases(list(self.cases.values())).tolist(), strict=True))
 
+    def means(self) -> dict[str, float]:
+        """The mean of the class means as "mean", and the class means by name."""
+        return {"mean": self.mean(), **self.class_means()}
+
     def mean(self) -> float:
         """Mean of the class means."""
         return mean_over_classes(mean_over_cases(list(self.cases.values())))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engine.data.datasets import DatasetDescription
-from engine.data.nifti import load_nifti, turn_to_ras
+from engine.data.nifti import open_volume, read_voxels, turn_to_ras
 from engine.runtime.files import write_whole
 from networks.Rep3D import LRBM
 
@@ -91,8 +91,8 @@ def preview(
         description: of the dataset.
         case: its id.
     """
-    native = load_nifti(image_path)
-    intensities = np.asanyarray(native.dataobj)
+    native = open_volume(image_path)
+    intensities = read_voxels(image_path)
     image = turn_to_ras(intensities[..., 0] if intensities.ndim == 4 else intensities, native.affine)
     prediction = turn_to_ras(prediction, native.affine)
     label = None if label is None else turn_to_ras(label, native.affine)

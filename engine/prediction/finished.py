@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
-from engine.data.nifti import load_nifti, read_labels, read_voxels
-from engine.runtime.distributed import collect, deal, process_rank, wait_for_all
+from engine.data.nifti import open_volume, read_voxels
+from engine.runtime.distributed import barrier, gather, process_rank, shard
 from engine.runtime.errors import InputError
 from engine.runtime.files import combine_digests, digest_file, file_state, write_text
 
+FORMER_AMP = {"bfloat16": "bf16", "float16": "fp16"}  # in folders of earlier versions
 SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"
 LONGEST_SHOWN = 24  # characters of a setting's value in a message
@@ -55,7 +55,7 @@ def prediction_settings(
     network_flags: dict[str, Any],
     roi_size: Sequence[int],
     overlap: float,
-    precision: torch.dtype | None,
+    amp: str,
     description: DatasetDescription,
 ) -> dict[str, Any]:
     """What decides a prediction, as plain values: runs that agree in it predict the same but for rounding.
@@ -65,7 +65,7 @@ def prediction_settings(
         network_flags: network, feat_size and kernel_size as flags, None where the checkpoint decides.
         roi_size: (D, H, W) of the window, voxels.
         overlap: of sliding windows.
-        precision: of autocast, None without it.
+        amp: precision of autocast, as ``--amp`` names it.
         description: of the dataset.
     """
     return {
@@ -73,7 +73,7 @@ def prediction_settings(
         **network_flags,
         "roi_size": list(roi_size),
         "overlap": overlap,
-        "amp": "off" if precision is None else str(precision).removeprefix("torch."),
+        "amp": amp,
         "dataset": description.to_json(),
     }
 
@@ -99,8 +99,8 @@ def divide_cases(
     check_settings(folder, settings, known, [case["id"] for case in cases] if overwrite else [])
     sources = known[SOURCES] if known is not None and not differing_settings(settings, known) else {}
     classes = len(settings["dataset"]["labels"])
-    part = tqdm(deal(cases), "checking cases", leave=False, disable=process_rank() != 0)
-    found = collect([examine_prediction(folder, case, sources.get(case["id"]), classes) for case in part])
+    part = tqdm(shard(cases), "checking cases", leave=False, disable=process_rank() != 0)
+    found = gather([examine_prediction(folder, case, sources.get(case["id"]), classes) for case in part])
     finished: list[Case] = []
     missing: list[Case] = []
     removed: list[Path] = []
@@ -116,7 +116,7 @@ def divide_cases(
     if process_rank() == 0:
         remove_files([*removed, folder / "dice.csv", folder / "dice.json"] if missing else [])
         write_text(folder / SETTINGS, json.dumps({**settings, SOURCES: sources}, indent=2) + "\n")
-    wait_for_all()
+    barrier()
     return finished, missing
 
 
@@ -186,7 +186,7 @@ def is_finished(folder: Path, case: Case, classes: int) -> bool:
     """Whether a case's label map is there, whole, of its classes, and on its image's grid."""
     path = prediction_path(folder, case["id"])
     try:
-        prediction, image = load_nifti(str(path)), load_nifti(image_files(case)[0])
+        prediction, image = open_volume(str(path)), open_volume(image_files(case)[0])
         labels = read_voxels(str(path))
     except Exception:  # whatever is the matter with either, predicting the case will show or mend it
         return False
@@ -196,7 +196,7 @@ def is_finished(folder: Path, case: Case, classes: int) -> bool:
 
 def read_prediction(folder: Path, case: Case) -> dict[str, Any]:
     """A finished case with its label map as "pred"."""
-    return {**case, "pred": read_labels(str(prediction_path(folder, case["id"])))}
+    return {**case, "pred": read_voxels(str(prediction_path(folder, case["id"])))}
 
 
 def remove_files(paths: Iterable[Path]) -> None:
@@ -214,7 +214,9 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) and isinstance(values.get(SOURCES), dict) else None
+    if not isinstance(values, dict) or not isinstance(values.get(SOURCES), dict):
+        return None
+    return {**values, "amp": FORMER_AMP.get(str(values.get("amp")), values.get("amp"))}
 
 
 def _shorten(value: Any) -> str:

@@ -140,7 +140,7 @@ def interpolate_blocks(logits: Tensor, axes: Sequence[Axis], shape: Sequence[int
     for x, y, z in product(*(split_axis(axis, logits.device) for axis in axes)):
         probabilities = logits[:, x.grid, y.grid, z.grid].softmax(dim=0)
         (classes,) = (probabilities.amax(dim=(1, 2, 3)) >= least).nonzero(as_tuple=True)
-        check_finite(len(classes) > 0)
+        require_finite_logits(len(classes) > 0)
         block = turned[x.native, y.native, z.native]
         if len(classes) == 1:
             block[:] = classes
@@ -158,7 +158,7 @@ def compare_classes(logits: Tensor, image: MetaTensor, transforms: Compose) -> T
     Args, Shape, Raises: as ``to_native_labels``.
     """
     normaliser = torch.cat([slab.logsumexp(dim=0) for slab in logits.split(BLOCK, dim=1)])
-    check_finite(bool(normaliser.isfinite().all()))
+    require_finite_logits(bool(normaliser.isfinite().all()))
     best = torch.empty(0)
     labels = torch.empty(0, dtype=torch.uint8)
     for value, logit in enumerate(logits):
@@ -178,7 +178,7 @@ def to_native(volume: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
     return transforms.inverse({"image": placed})["image"][0].as_subclass(Tensor)
 
 
-def check_finite(finite: bool) -> None:
+def require_finite_logits(finite: bool) -> None:
     """Raise FloatingPointError unless the network's output was finite."""
     if not finite:
         raise FloatingPointError("found logits that are not finite, expected numbers")

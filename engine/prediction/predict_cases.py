@@ -23,7 +23,7 @@ from engine.data.loading import case_loader
 from engine.evaluation.metrics import DiceTable, dice_by_class
 from engine.evaluation.pictures import preview, save_png
 from engine.prediction.finished import picture_path, prediction_path, read_prediction
-from engine.prediction.sliding_window import Window, predict_logits
+from engine.prediction.sliding_window import SlidingWindow, predict_logits
 from engine.runtime.distributed import process_rank
 from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
 from engine.runtime.memory import return_freed_memory
@@ -136,7 +136,7 @@ def predict_cases(
     transforms: Compose,
     post_transforms: tuple[Transform, Transform],
     network: SegmentationNetwork,
-    window: Window,
+    window: SlidingWindow,
     review: Review,
     num_workers: int,
 ) -> list[Outcome]:

@@ -12,7 +12,7 @@ from networks.base import SegmentationNetwork
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """How a sliding window goes over a volume.
 
     Args:
@@ -30,7 +30,7 @@ class Window:
     autocast: Callable[[], torch.autocast]
 
 
-def predict_logits(network: SegmentationNetwork, image: Tensor, window: Window) -> Tensor:
+def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingWindow) -> Tensor:
     """Logits of one volume by sliding window, the mean of the windows that cover a voxel.
 
     Args:

@@ -1,9 +1,13 @@
 """Types of command-line values, each with the message for a value it cannot take."""
 
 import argparse
+import ast
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from engine.runtime.errors import InputError
 
 HOURS_OF_A_YEAR = 8760
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
@@ -58,6 +62,65 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+class NetworkArguments(argparse.Action):
+    """Collects NAME=VALUE words into a dictionary; values are Python literals (2, 0.5, true, 2,2,2) or text."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, words: Any, *_: Any) -> None:
+        arguments: dict[str, Any] = {}
+        for word in words:
+            name, equals, text = word.partition("=")
+            if not equals or not name.isidentifier():
+                parser.error(f"argument {self.option_strings[0]}: found {word!r}, expected NAME=VALUE")
+            if name in arguments:
+                parser.error(f"argument {self.option_strings[0]}: found {name} twice, expected it once")
+            arguments[name] = _parse_value(text)
+        setattr(namespace, self.dest, arguments)
+
+
+def _parse_value(text: str) -> Any:
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+    # JSON's values alone, so that they are the same when they come back from a checkpoint or a settings file.
+    return json.loads(json.dumps(value)) if isinstance(value, int | float | str | tuple | list) else text
+
+
+def add_network_arguments(group: argparse._ArgumentGroup, suffix: str = "") -> None:
+    """Add the flags that reach the network's constructor, alike in every command.
+
+    Args:
+        group: to add them to.
+        suffix: of their help.
+    """
+    group.add_argument(
+        "--feat_size",
+        nargs="+",
+        type=number(int, 1),
+        metavar="CHANNELS",
+        help=f"channels of the stages{suffix}",
+    )
+    group.add_argument("--kernel_size", type=odd, metavar="SIDE", help=f"side of the large kernels, voxels{suffix}")
+    group.add_argument(
+        "--network_args",
+        nargs="+",
+        action=NetworkArguments,
+        metavar="NAME=VALUE",
+        help=f"any other argument of the network's constructor, for example beta=2 per_channel=true{suffix}",
+    )
+
+
 def network_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the network's constructor that were given as flags."""
-    return {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
+    """The arguments of the network's constructor that were given as flags.
+
+    Raises:
+        InputError: one was given twice.
+    """
+    named = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
+    others = args.network_args or {}
+    if twice := sorted(named.keys() & others.keys()):
+        raise InputError(f"--network_args: found {twice[0]}, expected it once, as --{twice[0]}")
+    return {**named, **others}

@@ -12,6 +12,7 @@ from engine.runtime.errors import InputError
 from networks.base import InputSizes
 from networks.layers import ChannelsLastInstanceNorm3d
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 SMALLEST_BF16_SIDE = 3
 Layout = Literal["plain", "channels_last", "channels_last_kernels"]
 # On GPUs the plain layout, until benchmarks.gpu has compared them.
@@ -64,10 +65,10 @@ def choose_precision(
     if amp == "bf16" and coarse:
         found, least = (" x ".join(map(str, size)) for size in (roi_size, [SMALLEST_BF16_SIDE * d for d in divisors]))
         raise InputError(f"--amp: found bf16 on a CPU with crops of {found}, expected at least {least}, or off")
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+    return PRECISIONS[amp]
 
 
-def place(network: Network, device: torch.device, layout: Layout | None = None) -> Network:
+def to_device(network: Network, device: torch.device, layout: Layout | None = None) -> Network:
     """Move a network to its device, in the layout that its 3D convolutions are fastest in.
 
     Args:
@@ -109,6 +110,11 @@ def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
         return copy.tolist()
 
     return read
+
+
+def amp_name(precision: torch.dtype | None) -> str:
+    """The value of ``--amp`` for an autocast type: bf16, fp16, or off for float32."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
 
 
 def make_autocast(device: torch.device, precision: torch.dtype | None) -> Callable[[], torch.autocast]:

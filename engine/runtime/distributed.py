@@ -85,13 +85,13 @@ def process_count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def deal(items: Sequence[Item]) -> Sequence[Item]:
+def shard(items: Sequence[Item]) -> Sequence[Item]:
     """This process's part of what all have: every ``process_count()``-th, which may be none."""
     return items[process_rank() :: process_count()]
 
 
-def collect(part: Sequence[Item]) -> list[Item]:
-    """The inverse of ``deal``: from each process's results for its part those for the whole, in order, for everybody.
+def gather(part: Sequence[Item]) -> list[Item]:
+    """The inverse of ``shard``: from each process's results for its part those for the whole, in order, for everybody.
 
     Args:
         part: objects that can be pickled, small ones: they travel.
@@ -103,9 +103,9 @@ def collect(part: Sequence[Item]) -> list[Item]:
     return [parts[number % len(parts)][number // len(parts)] for number in range(sum(map(len, parts)))]
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come here: what each made of its part is there for all."""
-    collect([])
+    gather([])
 
 
 class _Sum(torch.autograd.Function):
@@ -140,7 +140,7 @@ class AnyProcess:
         self.device = device
         self.answer: Callable[[], list[float]] = lambda: [0.0]
 
-    def says(self, yes: bool) -> bool:
+    def __call__(self, yes: bool) -> bool:
         """The answer; every process has to call this as often as the others."""
         if process_count() == 1:
             return yes

@@ -53,14 +53,14 @@ class StopRequests:
             raise Stopped(self.reason)
         os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
 
-    def answer(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raise ``Stopped`` if there was a request."""
         if self.reason is not None:
             raise Stopped(self.reason)
 
     @contextmanager
-    def later(self) -> Iterator[None]:
-        """A block that no request cuts: it looks at ``reason`` where it can stop, or ``answer`` comes after it."""
+    def deferred(self) -> Iterator[None]:
+        """Hold requests back in a block, which looks at ``reason`` itself or is followed by ``raise_if_requested``."""
         waited, self._waits = self._waits, True
         try:
             yield
@@ -68,7 +68,7 @@ class StopRequests:
             self._waits = waited
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def immediate(self) -> Iterator[None]:
         """A block, within one that waits, that a request may cut anywhere.
 
         Raises:
@@ -76,7 +76,7 @@ class StopRequests:
         """
         waited, self._waits = self._waits, False
         try:
-            self.answer()
+            self.raise_if_requested()
             yield
         finally:
             self._waits = waited
@@ -95,7 +95,7 @@ def resume_command(output: Path) -> str:
 
 
 @contextmanager
-def hold_requests() -> Iterator[None]:
+def block_stop_signals() -> Iterator[None]:
     """A block that no request comes into; one that is sent meanwhile comes at its end.
 
     Processes that are started in the block hold requests until they undo it themselves.
@@ -110,7 +110,7 @@ def hold_requests() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def ignore_requests(_: int = 0) -> None:
+def ignore_stop_signals(_: int = 0) -> None:
     """For processes that load data: whoever stops a whole group of processes means the one that trains.
 
     Without it they would die in the middle of the step that is to be saved. Their parent alone ends them. To be started

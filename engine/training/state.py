@@ -1,35 +1,31 @@
-"""What a training run consists of, how it is saved and taken up again, and the recipe's schedule and optimisers."""
+"""The state of a training run: how far it is, what is saved of it, and how it is resumed."""
 
 import argparse
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.data.datasets import DatasetDescription
-from engine.runtime.devices import choose_precision, make_autocast, place
-from engine.runtime.distributed import parallelise, process_count, synchronise_batch_norm
+from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_device
+from engine.runtime.distributed import process_count, synchronise_batch_norm
 from engine.runtime.errors import InputError
 from engine.runtime.files import BEST, LAST, PREVIOUS
-from engine.training.rep_optimizer import scale_updates
+from engine.training.optimizer import make_optimizer, match_memory_layout
+from engine.training.step import Learner
 from engine.weights.checkpoints import NetworkConfig, load_last_good, save_checkpoint
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
-# What decides the course of a run: a resumed run must have the same.
-COURSE = (
-    *("network", "feat_size", "kernel_size", "roi_size", "crop_sample", "sync_batchnorm", "max_iter", "optim", "lr"),
-    *("weight_decay", "lr_schedule", "warmup_iter", "seed"),
+# Flags that a resumed run must have in common with the run that it continues.
+MUST_MATCH = (
+    *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
+    *("optim", "lr", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
 )
-
-
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cases", "precision", "description"}
 
 
@@ -39,9 +35,9 @@ class Progress:
 
     Args:
         iteration: iterations done.
-        awaits_evaluation: whether the last of them ends with an evaluation that has not been done.
+        awaits_evaluation: whether the evaluation after the last of them has yet to be done.
         best_dice: mean Dice of the best evaluation.
-        best_iteration: when that was.
+        best_iteration: iteration of the best evaluation.
         skipped: steps that changed nothing because loss or gradients were not finite.
         skipped_in_a_row: how many of them were the last ones.
         scalars: what was logged of the last iteration.
@@ -55,8 +51,16 @@ class Progress:
     skipped_in_a_row: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def first_logged(self) -> int:
+        """The step from which on a resumed run logs, and what the run before it logged is void.
+
+        With an evaluation pending that is the last iteration: the evaluation may have been logged, but was not saved.
+        """
+        return self.iteration + (not self.awaits_evaluation)
+
     def check(self) -> None:
-        """Raise TypeError or ValueError where a value, read from a file, is none of these."""
+        """Raise TypeError or ValueError where a value, read from a file, has another type or is out of range."""
         counts = (self.iteration, self.best_iteration, self.skipped, self.skipped_in_a_row)
         if min(map(operator.index, counts)) < 0:
             raise ValueError(f"counts: found {counts}, expected numbers from 0")
@@ -64,10 +68,10 @@ class Progress:
             math.isnan(value)  # a TypeError unless it is a number
 
 
-class TrainingState:
+class TrainingState(Learner):
     """Network, optimiser, gradient scaler and progress of a run.
 
-    Random state is not among it: every draw is a function of the seed and the iteration (``engine.data.loading``).
+    Random state is not part of it: every draw is a function of the seed and the iteration (``engine.data.loading``).
 
     Args:
         args: of main_train.
@@ -86,20 +90,14 @@ class TrainingState:
         device: torch.device,
     ) -> None:
         self.args, self.config, self.description, self.cases = vars(args), config, description, list(cases)
-        self.device = device
-        self.network = place(config.build(), device)
+        network = to_device(config.build(), device)
         if args.checkpointing:
-            enable_checkpointing(self.network, args.network)
+            enable_checkpointing(network, args.network)
         if args.sync_batchnorm:
-            synchronise_batch_norm(self.network)
-        # The network as training calls it; the plain one is what is saved, validated and drawn.
-        forward = parallelise(self.network)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if args.compile else forward
-        self.precision = choose_precision(args.amp, device, config.roi_size, self.network.input_sizes)
-        self.autocast = make_autocast(device, self.precision)
-        self.optimizer = make_optimizer(args.optim, self.network, args.lr, args.weight_decay)
-        # Passes values through unscaled unless gradients are in danger of underflow.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+            synchronise_batch_norm(network)
+        precision = choose_precision(args.amp, device, config.roi_size, network.input_sizes)
+        optimizer = make_optimizer(args.optim, network, args.lr, args.weight_decay)
+        super().__init__(network, optimizer, precision, args.compile)
         self.progress = Progress()
 
     @property
@@ -108,7 +106,7 @@ class TrainingState:
         return self.progress.iteration
 
     def save(self, folder: Path) -> None:
-        """Write everything that ``restore`` needs; the checkpoint before this one stays beside it."""
+        """Write everything that ``restore`` needs; the previous checkpoint stays beside it."""
         save_checkpoint(
             folder / LAST,
             {
@@ -124,9 +122,26 @@ class TrainingState:
             keep=folder / PREVIOUS,
         )
 
-    def save_best(self, folder: Path) -> None:
-        """Write the weights and what it takes to predict with them."""
-        save_checkpoint(folder / BEST, {**self._identity(), "best_dice": self.progress.best_dice})
+    def keep_best(self, dice: float, folder: Path) -> None:
+        """Write the weights, and what it takes to predict with them, if the mean Dice is the best so far.
+
+        NaN never is; the first evaluation is kept until there is a Dice.
+        """
+        progress = self.progress
+        better = dice > progress.best_dice
+        if better or progress.best_iteration == 0:
+            progress.best_iteration = self.iteration
+            progress.best_dice = dice if better else progress.best_dice
+            save_checkpoint(folder / BEST, {**self._identity(), "best_dice": progress.best_dice})
+
+    def check_weights(self) -> None:
+        """Raise InputError where a weight is not finite: a finite step may be too large for it."""
+        weights = [value for value in self.network.state_dict().values() if value.is_floating_point()]
+        if not torch.stack([value.isfinite().all() for value in weights]).all():
+            raise InputError(
+                f"--lr: found weights that are not finite at iteration {self.iteration}, expected numbers; {LAST} "
+                "holds the last good weights: start from them with a lower --lr or with --amp off"
+            )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -137,27 +152,37 @@ class TrainingState:
         }
 
     def restore(self, folder: Path) -> None:
-        """Take up the run saved in ``folder``; InputError where there is none or it is another run."""
+        """Resume the run saved in ``folder``.
+
+        Raises:
+            InputError: there is none, or it is another run.
+        """
         flag, path = "--resume", folder / LAST
         content = load_last_good(folder, flag)
         if not set(content) >= NEEDED_TO_RESUME:
             raise InputError(f"{flag}: {path} holds no whole training state, expected a last_checkpoint.pth")
         try:
-            self._take_up(content, f"{flag}: {path}")
+            self._check_same_run(content)
+            load_weights(self.network, content, f"{flag}: {path}", strict=True)
+            self.optimizer.load_state_dict(content["optimizer"])
+            match_memory_layout(self.optimizer)
+            self.scaler.load_state_dict(content["scaler"])
+            self.progress = Progress(**content["progress"])
+            self.progress.check()
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"{flag}: {path} is no training state of this version, expected one") from error
 
-    def _take_up(self, content: dict[str, Any], source: str) -> None:
-        for name in COURSE:
-            if (saved := content["args"].get(name)) != self.args[name]:
+    def _check_same_run(self, content: dict[str, Any]) -> None:
+        for name in MUST_MATCH:
+            if (saved := content["args"].get(name)) != self.args[name]:  # a flag may be younger than the checkpoint
                 raise InputError(f"--{name}: found {self.args[name]}, expected {saved} as in the run to resume")
         found, saved = (
             processes * arguments["batch_size"]
             for processes, arguments in ((process_count(), self.args), (content["processes"], content["args"]))
         )
-        if found != saved:  # several processes deal out the batch of one
+        if found != saved:  # several processes share the batch of one
             raise InputError(
                 f"--batch_size: found {found} in all processes together, expected {saved} as in the run to resume"
             )
@@ -165,102 +190,17 @@ class TrainingState:
             expected = f"{content['processes']} as in the run to resume, whose batches are normalised each by itself"
             raise InputError(f"--nproc_per_node: found {process_count()} processes, expected {expected}")
         if content["precision"] != str(self.precision):
-            raise InputError(f"--amp: found {self.precision}, expected {content['precision']} as in the run to resume")
+            saved = next((name for name, dtype in PRECISIONS.items() if str(dtype) == content["precision"]), "another")
+            raise InputError(f"--amp: found {amp_name(self.precision)}, expected {saved} as in the run to resume")
         if content["description"] != self.description.to_json():
             raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")
         if content["cases"] != self.cases:
             raise InputError("--root: found other training cases, expected those of the run to resume")
-        load_weights(self.network, content, source, strict=True)
-        self.optimizer.load_state_dict(content["optimizer"])
-        lay_out_like_parameters(self.optimizer)
-        self.scaler.load_state_dict(content["scaler"])
-        self.progress = Progress(**content["progress"])
-        self.progress.check()
 
 
 def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
-    """Let the network compute its activations a second time in the backward pass instead of keeping them."""
+    """Recompute the network's activations in the backward pass instead of keeping them."""
     try:
         network.enable_checkpointing()
     except ValueError as error:
         raise InputError(f"--checkpointing: found --network {name}, expected a network that can: {error}") from error
-
-
-def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """The optimiser ``name`` of ``--optim``; AdamW with betas (0.9, 0.999) and eps 1e-8, SGD with momentum 0.99.
-
-    Fused: one kernel for all the parameters, which can skip a step on the device (``skip_step_where``). The updates of
-    REPOPT's kernels are scaled; InputError for an optimiser that cannot.
-    """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
-    if name == "SGD":
-        optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
-        for parameter in parameters:  # PyTorch leaves it unset where a fused optimiser's first step is skipped
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    else:
-        kind = {"AdamW": AdamW, "Adam": Adam}[name]
-        optimizer = kind(parameters, betas=(0.9, 0.999), eps=1e-8, **common)
-    try:
-        scale_updates(optimizer, network)
-    except ValueError as error:
-        raise InputError(f"--optim: {error}") from error
-    return optimizer
-
-
-def lay_out_like_parameters(optimizer: Optimizer) -> None:
-    """Give moments the memory layout of their parameters, which fused optimisers take for granted.
-
-    A state that was saved on another kind of device may have another (see ``engine.runtime.devices.place``).
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:
-    """Let the next step of a fused optimiser change nothing if ``bad`` (one boolean) is true, without reading it here.
-
-    The attribute is the one by which ``torch.amp.GradScaler`` tells fused optimisers of infinite gradients; where a
-    scaler is at work it overwrites it with its own finding, which is true whenever the loss is not finite.
-    """
-    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-
-
-def running_statistics(network: nn.Module) -> list[Tensor]:
-    """What batch normalisations learn by looking, and would learn from a batch that is not finite."""
-    norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-
-
-def take_back_where(bad: Tensor, values: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    """Give tensors the values they had before if ``bad`` (one boolean) is true, without reading it here."""
-    for value, old in zip(values, before, strict=True):
-        value.copy_(torch.where(bad, old, value))
-
-
-@dataclass(frozen=True)
-class LearningRateSchedule:
-    """The learning rate of each iteration: constant, or a linear warm-up followed by half a cosine down to 0.
-
-    Args:
-        kind: "warmup_cosine" or "constant".
-        peak: highest rate.
-        warmup_iter: iterations before the peak.
-        max_iter: iterations in all.
-    """
-
-    kind: str
-    peak: float
-    warmup_iter: int
-    max_iter: int
-
-    def __call__(self, iteration: int) -> float:
-        """The rate of an iteration, counted from 0."""
-        if self.kind == "constant":
-            return self.peak
-        if iteration < self.warmup_iter:
-            return self.peak * (iteration + 1) / (self.warmup_iter + 1)
-        progress = (iteration - self.warmup_iter) / max(1, self.max_iter - self.warmup_iter)
-        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from engine.data.datasets import DatasetDescription
 from engine.data.loading import case_loader
 from engine.evaluation.metrics import DiceTable, dice_by_class
-from engine.evaluation.pictures import three_planes
-from engine.prediction.sliding_window import Window, predict_logits
-from engine.runtime.distributed import collect, process_rank, share_buffers
+from engine.evaluation.pictures import learned_masks, mask_slices, three_planes
+from engine.prediction.sliding_window import SlidingWindow, predict_logits
+from engine.runtime.distributed import gather, process_rank, share_buffers
 from engine.runtime.memory import return_freed_memory
 from networks.base import SegmentationNetwork
 
@@ -22,21 +22,23 @@ def validate(
     network: SegmentationNetwork,
     dataset: Dataset[Any],
     description: DatasetDescription,
-    window: Window,
+    window: SlidingWindow,
     num_workers: int,
-) -> tuple[DiceTable, Figure | None]:
-    """Dice of every case, and a picture of the first; the network is left in training mode.
+) -> tuple[DiceTable, dict[str, Figure]]:
+    """Compute the Dice of every case, and draw the first case and the network's masks.
+
+    The network is left in training mode.
 
     Args:
         network: bare, in any mode.
-        dataset: this process's part of the cases (``engine.runtime.distributed.deal``); process 0 has at least one.
+        dataset: this process's part of the cases (``engine.runtime.distributed.shard``); process 0 has at least one.
         description: of the dataset.
         window: how it slides.
         num_workers: processes that load data.
-    Returns: a table of all the cases, the same in all the processes; the picture in process 0, elsewhere None.
+    Returns: a table of all cases, the same in all processes; pictures by name in process 0, none in the others.
     """
     rows: list[tuple[str, NDArray[np.float64]]] = []
-    figure: Figure | None = None
+    figures: dict[str, Figure] = {}
     first = process_rank() == 0
     share_buffers(network)
     network.eval()
@@ -44,13 +46,17 @@ def validate(
         logits = predict_logits(network, case["image"], window)
         prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
         rows.append((case["id"], dice_by_class(prediction, label, len(description.classes))))
-        if first and figure is None:
+        if first and not figures:
             image = case["image"][0].numpy()
-            figure = three_planes(image, prediction, label, description.classes, description.spacing, case["id"])
+            figures["validation case"] = three_planes(
+                image, prediction, label, description.classes, description.spacing, case["id"]
+            )
+    if first and (masks := learned_masks(network)):
+        figures["mask M, central slice"] = mask_slices(masks)
     network.train()
     return_freed_memory()  # of the volumes; training has other sizes
     table = DiceTable(description.classes[1:])
-    for name, dice in collect(rows):
+    for name, dice in gather(rows):
         assert name not in table.cases  # each case is one process's
         table.add(name, dice)
-    return table, figure
+    return table, figures

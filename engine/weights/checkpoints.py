@@ -16,7 +16,7 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.data.datasets import DatasetDescription
-from engine.runtime.distributed import collect, process_rank, wait_for_all
+from engine.runtime.distributed import barrier, gather, process_rank
 from engine.runtime.errors import InputError, is_out_of_memory
 from engine.runtime.files import DAMAGED, LAST, PREVIOUS, write_whole
 from networks import build_network
@@ -69,7 +69,9 @@ class NetworkConfig:
         Raises:
             InputError: the arguments do not make a network, or one that does not fit in memory.
         """
-        source = source or f"--network {self.network}"
+        if source is None:
+            others = self.overrides.keys() - {"feat_size", "kernel_size"}
+            source = f"--network {self.network}" + (" --network_args" if others else "")
         try:
             return build_network(
                 self.network, self.in_chans, self.out_chans, self.roi_size, deploy=deploy, **self.overrides
@@ -160,12 +162,12 @@ def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
         if not lost or not previous.exists():
             raise
         found = str(error)
-    told = [text for text in collect([found]) if text is not None]
+    told = [text for text in gather([found]) if text is not None]
     if not told:
         return content
     content = load_checkpoint(previous, flag)  # all of the processes do, if one has to
     print(f"{told[0]}; going on from {previous}, iteration {content.get('iteration')}")
-    wait_for_all()  # each has read what is now renamed
+    barrier()  # each has read what is now renamed
     if process_rank() == 0:
         if last.exists():
             os.replace(last, folder / DAMAGED)

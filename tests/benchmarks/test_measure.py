@@ -78,8 +78,8 @@ def test_native_convolutions_last_as_long_as_the_block():
 @pytest.mark.parametrize("layout", [None, "plain", "channels_last", "channels_last_kernels"])
 def test_a_step_has_the_layout_that_is_asked_for(layout, monkeypatch):
     placed = []
-    place = measure.place
-    monkeypatch.setattr(measure, "place", lambda *arguments: placed.append(place(*arguments)) or placed[-1])
+    to_device = measure.to_device
+    monkeypatch.setattr(measure, "to_device", lambda *arguments: placed.append(to_device(*arguments)) or placed[-1])
     measure.prepare(make_step(layout=layout))()
     kernels = [parameter for parameter in placed[0].parameters() if parameter.dim() == 5]
     kernels = [kernel for kernel in kernels if min(kernel.shape[1:3]) > 1]  # the others have one layout

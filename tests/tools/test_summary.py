@@ -114,7 +114,7 @@ def test_a_step_is_measured(summarise):
     status, table, result, _ = summarise("--networks", "UNet3D", "--roi_size", "32", "32", "32", "--steps", "1")
     assert status == 0
     (row,) = result["rows"]
-    assert row["autocast"] in ("off", "bfloat16")
+    assert row["autocast"] in ("off", "bf16")
     assert row["reason"] is None
     assert 0 < row["step_seconds"] < 60
     assert 2e8 < row["peak_bytes"] < ours.nbytes  # Python and PyTorch alone take more than the first

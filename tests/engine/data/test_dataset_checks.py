@@ -1,16 +1,20 @@
-"""What shows when the cases are looked at together; the start of a training."""
+"""What shows when the cases are looked at together, by one process or two; the start of a training."""
 
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from conftest import DESCRIPTION, write_nifti
 
 from engine.data import dataset_checks
-from engine.data.cases import find_splits
+from engine.data.cases import find_splits, make_case
 from engine.data.dataset_checks import check_cases, examine_cases
 from engine.data.datasets import DatasetDescription
 from engine.runtime.errors import InputError
@@ -126,3 +130,28 @@ def test_training_prints_warnings_and_raises_all_the_problems(boxes, capsys, ful
     assert [line.partition(".nii")[0] for line in lines] == [f"{boxes}/{name}" for name in files]
     (warning,) = capsys.readouterr().out.splitlines()
     assert warning.startswith(f"warning: {boxes}/imagesTr/box_0.nii.gz (training), {boxes}/imagesTr/box_7.nii.gz")
+
+
+def check_as(rank, folder):
+    """What one of two processes raises of three cases that are not there, and how many it looked at."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    results = {}
+    cases = [make_case(str(number), f"{folder}/{number}.nii") for number in range(3)]
+    splits = {"training": cases[:2], "validation": cases[2:]}
+    with patch.object(dataset_checks, "examine_case", wraps=dataset_checks.examine_case) as check:
+        try:
+            check_cases(splits, BOXES, 0, full=False)
+        except InputError as error:
+            results["problems"] = str(error).splitlines()
+        results["checks"] = check.call_count
+    torch.save(results, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_every_process_raises_the_problems_of_all_in_the_order_of_the_cases(tmp_path):
+    mp.spawn(check_as, (str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    for of_one in results:
+        assert [line.partition(":")[0][-5:] for line in of_one["problems"]] == ["0.nii", "1.nii", "2.nii"]
+    assert [of_one["checks"] for of_one in results] == [2, 1]

@@ -119,8 +119,8 @@ CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LoadVolumed, PadToSized)
 TRANSFORMS = {
     "AboveMinimum": (1, "252333cf310490e6"),
     "CountCandidatesd": (1, "e9a14a5d2e55ffd5"),
-    "HeaderReader": (1, "bea6fda6d15b393a"),
-    "LoadVolumed": (1, "867829509882bbb8"),
+    "HeaderReader": (1, "6e4f59dd0dfbd632"),
+    "LoadVolumed": (1, "d6c0f86a53fa5655"),
     "PadToSized": (1, "9d70bb247d3ec806"),
 }
 

@@ -1,4 +1,4 @@
-"""Broken files met by a pipeline: one line that names the file, in this process and others, cached or not."""
+"""Volumes read as MONAI reads them, and broken ones met by a pipeline: one line that names the file."""
 
 import pickle
 import re
@@ -9,24 +9,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import DESCRIPTION, flip_a_bit, write_nifti
-from monai.data import CacheDataset
 from monai.transforms import Compose, Lambda, LoadImaged
 
-from engine.data.cache import open_cache
 from engine.data.cases import find_training_cases
 from engine.data.datasets import DatasetDescription
 from engine.data.load_volume import LoadVolumed, Pipeline
-from engine.data.loading import SeededDataset
 from engine.runtime.errors import InputError, is_out_of_memory
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 from load_datasets_transforms import training_pipelines
 
 ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
-WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60, 200]}}, "test")
 
 
-def pipelines(description=ZSCORE):
-    return training_pipelines(description, (24, 16, 20), crop_sample=2)
+def pipelines():
+    return training_pipelines(ZSCORE, (24, 16, 20), crop_sample=2)
 
 
 @pytest.fixture
@@ -146,30 +142,3 @@ def test_a_pipeline_is_composed_cut_and_pickled_like_monais(cases):
     assert torch.equal(validation(half, start=2)["image"], whole["image"])
     inverse = validation.inverse(whole)["image"]
     assert inverse.shape == (1, *nib.load(cases[0]["image"]).shape)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_case_met_while_the_cache_is_filled(cases, tmp_path, workers):
-    truncate(Path(cases[1]["image"]))
-    with pytest.raises(InputError, match=f"{cases[1]['image']}: cannot be read"):
-        open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=workers)
-
-
-def test_a_file_that_went_before_the_cache_is_filled(cases, tmp_path):
-    Path(cases[1]["label"]).unlink()
-    with pytest.raises(InputError, match=f"^{cases[1]['label']}: cannot be read"):
-        open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
-
-
-@pytest.mark.filterwarnings("ignore:Num foregrounds")
-def test_a_volume_below_the_window_without_labels_is_cropped_like_any_other(cases, tmp_path):
-    for key, kind in {"image": np.int16, "label": np.uint8}.items():
-        write_nifti(Path(cases[1][key]), np.zeros((36, 28, 18), kind))
-    cached = SeededDataset(open_cache(cases, pipelines(WINDOW)[0], tmp_path / "cache", num_workers=0), seed=3)
-    uncached = SeededDataset(CacheDataset(cases, pipelines(WINDOW)[0], cache_rate=0, progress=False), seed=3)
-    crops = list(zip(cached[0, 1], uncached[0, 1], strict=True))
-    assert len(crops) == 2
-    for ours, theirs in crops:
-        assert ours["image"].shape == (1, 24, 16, 20)
-        assert torch.equal(ours["image"], theirs["image"])
-        assert not ours["label"].any()

@@ -1,7 +1,13 @@
-"""The draws of an iteration do not depend on where the run was started."""
+"""Draws that do not depend on where the run was started, and processes that load until their parent ends them."""
+
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from monai.data import CacheDataset
 from monai.transforms import Compose, RandGaussianNoise
 
@@ -54,3 +60,61 @@ def test_iteration_decides_what_a_network_draws():
     assert torch.equal(draw(4), draw(4))
     assert not torch.equal(draw(4), draw(5))
     assert draw(0).isfinite().all()
+
+
+STOPPED_WHILE_A_LOADER_STARTS = """
+import os, signal, sys, time
+from torch.utils.data._utils import worker
+from engine.runtime.errors import run
+from engine.runtime.stop_requests import StopRequests
+from engine.data.loading import Loader
+
+number, block = int(sys.argv[1]), sys.argv[2]
+generate_state = worker._generate_state
+
+def stop_all(*args):  # what a process that loads data does before it comes to its init function
+    os.killpg(0, number)
+    time.sleep(0.2)
+    return generate_state(*args)
+
+def main(_):
+    with StopRequests() as stop, stop.deferred():
+        with getattr(stop, block)():
+            for number in Loader(range(1000), num_workers=1):
+                time.sleep(0.05)
+                if number == 10:
+                    break
+        stop.raise_if_requested()
+
+worker._generate_state = stop_all
+sys.exit(run(main, None))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("block", ["later", "at_once"])
+def test_a_request_to_the_whole_group_while_a_loader_starts(number, block):
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number)), block],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("stopped by ")
+    assert "Traceback" not in ended.stderr
+
+
+HOLDS_ITS_LOADER = """
+from engine.data.loading import Loader
+held = iter(Loader(range(1000), num_workers=1))
+next(held)
+raise SystemExit(3)
+"""
+
+
+def test_a_script_that_ends_with_a_loader_in_its_hands_does_not_hang():
+    ended = subprocess.run([sys.executable, "-c", HOLDS_ITS_LOADER], cwd=REPOSITORY, timeout=60, env={**os.environ})
+    assert ended.returncode == 3

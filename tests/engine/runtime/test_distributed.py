@@ -10,28 +10,24 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from engine.data import dataset_checks
-from engine.data.cases import make_case
-from engine.data.datasets import DatasetDescription
 from engine.runtime import distributed
 from engine.runtime.distributed import (
     SyncBatchNorm3d,
-    collect,
-    deal,
+    barrier,
+    gather,
     join_processes,
     mean_over_processes,
     parallelise,
     process_count,
     process_rank,
+    shard,
     share_buffers,
     synchronise_batch_norm,
-    wait_for_all,
 )
 from engine.runtime.errors import InputError
 
 PROCESSES = 2
 LENGTHS = range(6)
-DESCRIPTION = DatasetDescription("boxes", "MRI", ("background", "box"), (1.0, 1.0, 1.0), None)
 
 
 def make_batch():
@@ -66,8 +62,8 @@ def worker(rank, folder):
     synchronise_batch_norm(synchronised)
     results = {
         "process": (process_rank(), process_count()),
-        "collected": [collect(deal(list(range(length)))) for length in LENGTHS],
-        "dealt": [deal(list(range(length))) for length in LENGTHS],
+        "collected": [gather(shard(list(range(length)))) for length in LENGTHS],
+        "dealt": [shard(list(range(length))) for length in LENGTHS],
         "types": [type(module).__name__ for module in synchronised.modules()],
         "step": step(synchronised, parallelise(synchronised), image.clone(), factors),
         "evaluated": synchronised.eval()(image),
@@ -76,20 +72,12 @@ def worker(rank, folder):
     if rank == 0:
         time.sleep(1)
         Path(f"{folder}/made by 0").touch()
-    wait_for_all()
+    barrier()
     results["waited"] = Path(f"{folder}/made by 0").exists()
     alone(image)
     results["own"] = {name: buffer.clone() for name, buffer in alone.named_buffers()}
     share_buffers(alone)
     results["shared"] = dict(alone.named_buffers())
-    cases = [make_case(str(number), f"{folder}/{number}.nii") for number in range(3)]
-    splits = {"training": cases[:2], "validation": cases[2:]}
-    with patch.object(dataset_checks, "examine_case", wraps=dataset_checks.examine_case) as check:
-        try:
-            dataset_checks.check_cases(splits, DESCRIPTION, 0, full=False)
-        except InputError as error:
-            results["problems"] = str(error).splitlines()
-        results["checks"] = check.call_count
     torch.save(results, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -112,12 +100,6 @@ def test_collecting_undoes_dealing_in_every_process(results):
         assert sorted([*parts[0], *parts[1]]) == list(range(length))
         assert abs(len(parts[0]) - len(parts[1])) <= 1
         assert all(of_one["collected"][length] == list(range(length)) for of_one in results)
-
-
-def test_every_process_raises_the_problems_of_all_in_the_order_of_the_cases(results):
-    for of_one in results:
-        assert [line.partition(":")[0][-5:] for line in of_one["problems"]] == ["0.nii", "1.nii", "2.nii"]
-    assert [of_one["checks"] for of_one in results] == [2, 1]
 
 
 def test_processes_wait_for_each_other(results):
@@ -184,7 +166,7 @@ def test_one_process_is_the_trivial_case():
     assert type(network[0][0]) is nn.BatchNorm3d
     assert parallelise(network) is network
     assert (process_rank(), process_count()) == (0, 1)
-    assert collect(deal([3, 1, 2])) == [3, 1, 2]
+    assert gather(shard([3, 1, 2])) == [3, 1, 2]
     assert mean_over_processes(torch.tensor(3.0)) == 3
 
 

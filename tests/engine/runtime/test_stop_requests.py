@@ -1,17 +1,15 @@
 """Who may stop what: requests at once or later, and processes that only their parent ends."""
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
 
 from engine.runtime.errors import Stopped
-from engine.runtime.stop_requests import StopRequests, ignore_requests, resume_command
+from engine.runtime.stop_requests import StopRequests, ignore_stop_signals, resume_command
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
@@ -23,20 +21,20 @@ def test_a_request_stops_at_once(number):
 
 
 def test_only_the_first_request_counts_where_work_is_not_to_be_cut():
-    with StopRequests() as stop, stop.later():
+    with StopRequests() as stop, stop.deferred():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert stop.reason == "SIGTERM"
-        with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+        with pytest.raises(Stopped, match="SIGTERM"), stop.immediate():
             raise AssertionError("not stopped")
     assert stop.reason == "SIGTERM"
 
 
 def test_a_block_within_may_be_cut():
-    with StopRequests() as stop, stop.later():
-        with stop.at_once():
+    with StopRequests() as stop, stop.deferred():
+        with stop.immediate():
             pass
-        with pytest.raises(Stopped), stop.at_once():
+        with pytest.raises(Stopped), stop.immediate():
             signal.raise_signal(signal.SIGINT)
 
 
@@ -66,7 +64,7 @@ def test_the_command_that_goes_on(monkeypatch, tmp_path):
 
 
 def wait_long(started):
-    ignore_requests()
+    ignore_stop_signals()
     started.set()
     time.sleep(60)
 
@@ -83,61 +81,3 @@ def test_a_process_that_loads_data_is_ended_by_its_parent_alone():
     process.terminate()
     process.join(10)
     assert process.exitcode == 0
-
-
-STOPPED_WHILE_A_LOADER_STARTS = """
-import os, signal, sys, time
-from torch.utils.data._utils import worker
-from engine.runtime.errors import run
-from engine.runtime.stop_requests import StopRequests
-from engine.data.loading import Loader
-
-number, block = int(sys.argv[1]), sys.argv[2]
-generate_state = worker._generate_state
-
-def stop_all(*args):  # what a process that loads data does before it comes to its init function
-    os.killpg(0, number)
-    time.sleep(0.2)
-    return generate_state(*args)
-
-def main(_):
-    with StopRequests() as stop, stop.later():
-        with getattr(stop, block)():
-            for number in Loader(range(1000), num_workers=1):
-                time.sleep(0.05)
-                if number == 10:
-                    break
-        stop.answer()
-
-worker._generate_state = stop_all
-sys.exit(run(main, None))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("block", ["later", "at_once"])
-def test_a_request_to_the_whole_group_while_a_loader_starts(number, block):
-    ended = subprocess.run(
-        [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number)), block],
-        cwd=REPOSITORY,
-        start_new_session=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.returncode == 75, ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("stopped by ")
-    assert "Traceback" not in ended.stderr
-
-
-HOLDS_ITS_LOADER = """
-from engine.data.loading import Loader
-held = iter(Loader(range(1000), num_workers=1))
-next(held)
-raise SystemExit(3)
-"""
-
-
-def test_a_script_that_ends_with_a_loader_in_its_hands_does_not_hang():
-    ended = subprocess.run([sys.executable, "-c", HOLDS_ITS_LOADER], cwd=REPOSITORY, timeout=60, env={**os.environ})
-    assert ended.returncode == 3

@@ -1,11 +1,9 @@
 """load_weights: names, wrappings, class and channel counts, and what is refused."""
 
-import numpy as np
 import pytest
 import torch
 
 from engine.runtime.errors import InputError
-from engine.weights.checkpoints import load_checkpoint
 from engine.weights.load_weights import load_weights
 from networks import build_network
 from networks.Rep3D import LRBM
@@ -180,16 +178,6 @@ def test_a_refused_file_leaves_the_network_as_it_was():
     with pytest.raises(InputError, match="at least 90% by name"):
         load_weights(network, half, "weights.pth")
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-def test_numbers_of_numpy_beside_the_weights_are_read(tmp_path):
-    path, source, network = tmp_path / "checkpoint_final.pth", tiny(), tiny()
-    logging = {"dice": [np.float64(0.5), np.float32(0.25)], "epoch": np.int64(3)}
-    torch.save({"network_weights": source.state_dict(), "logging": logging}, path)
-    content = load_checkpoint(path, "--pretrained_weights")
-    assert content["logging"] == logging
-    load_weights(network, content, str(path), strict=True)
-    assert_same_weights(network, source)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""Optimisers, and the learning-rate schedule."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from engine.runtime.errors import InputError
+from engine.training.rep_optimizer import scale_updates
+
+
+@dataclass(frozen=True)
+class LearningRateSchedule:
+    """The learning rate of each iteration: constant, or a linear warm-up followed by half a cosine down to 0.
+
+    Args:
+        kind: "warmup_cosine" or "constant".
+        peak: highest rate.
+        warmup_iter: iterations before the peak.
+        max_iter: iterations in all.
+    """
+
+    kind: str
+    peak: float
+    warmup_iter: int
+    max_iter: int
+
+    def __call__(self, iteration: int) -> float:
+        """The rate of an iteration, counted from 0."""
+        if self.kind == "constant":
+            return self.peak
+        if iteration < self.warmup_iter:
+            return self.peak * (iteration + 1) / (self.warmup_iter + 1)
+        progress = (iteration - self.warmup_iter) / max(1, self.max_iter - self.warmup_iter)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """Build the optimiser ``name`` of ``--optim`` over the parameters that are trained.
+
+    AdamW and Adam have betas (0.9, 0.999) and eps 1e-8, SGD has Nesterov momentum 0.99. All are fused: one kernel
+    updates all parameters, and a step can be skipped on the device (``skip_step_where``). For REPOPT the updates of the
+    large kernels are scaled.
+
+    Raises:
+        InputError: the network needs scaled updates, which this optimiser does not have.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
+    if name == "SGD":
+        optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
+        for parameter in parameters:  # PyTorch leaves it unset where a fused optimiser's first step is skipped
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    else:
+        kind = {"AdamW": AdamW, "Adam": Adam}[name]
+        optimizer = kind(parameters, betas=(0.9, 0.999), eps=1e-8, **common)
+    try:
+        scale_updates(optimizer, network)
+    except ValueError as error:
+        raise InputError(f"--optim: {error}") from error
+    return optimizer
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:
+    """Make the next step of a fused optimiser change nothing if ``bad`` (one boolean) is true, without a host sync.
+
+    The attribute is the one by which ``torch.amp.GradScaler`` reports infinite gradients to fused optimisers; an
+    enabled scaler overwrites it with its own finding, which is true whenever the loss is not finite.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+
+
+def match_memory_layout(optimizer: Optimizer) -> None:
+    """Give moments the memory layout of their parameters, which fused optimisers take for granted.
+
+    A state that was saved on another kind of device may have another layout (``engine.runtime.devices.LAYOUTS``).
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

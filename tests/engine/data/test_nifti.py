@@ -1,0 +1,35 @@
+"""Files as they are on disk: damage is told, and a label map is written on the grid of its image."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import flip_a_bit, write_nifti
+
+from engine.data.nifti import read_voxels, save_labels
+from engine.runtime.errors import InputError
+
+
+def test_a_flipped_bit_is_told(tmp_path):
+    path = tmp_path / "image.nii.gz"
+    write_nifti(path, np.random.default_rng(0).normal(5, 1, (20, 20, 20)).astype(np.float32))
+    flip_a_bit(path)
+    with pytest.raises(InputError, match="CRC check failed"):
+        read_voxels(str(path))
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_written_labels_keep_the_header_and_drop_the_scaling(tmp_path, kind):
+    image = kind(np.zeros((3, 4, 5), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.header.set_slope_inter(2.5, 10)
+    image.header["cal_max"] = 400
+    image.header.set_xyzt_units("mm")
+    image.set_sform(image.affine, code="mni")
+    nib.save(image, tmp_path / "image.nii")
+    labels = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    save_labels(labels, str(tmp_path / "image.nii"), tmp_path / "labels.nii.gz")
+    written = nib.load(tmp_path / "labels.nii.gz")
+    assert np.array_equal(read_voxels(str(tmp_path / "labels.nii.gz")), labels)
+    assert (written.get_data_dtype(), float(written.header["cal_max"])) == (np.uint8, 0)
+    assert (int(written.header["sform_code"]), written.header.get_xyzt_units()[0]) == (4, "mm")
+    assert isinstance(written, kind)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["image.nii", "labels.nii.gz"]

@@ -1,0 +1,64 @@
+"""A case is finished in a thread while the network works on the next one: in order, few at a time, errors told."""
+
+import threading
+import time
+import weakref
+
+import pytest
+
+from engine.prediction.predict_cases import overlap_steps
+
+
+def test_work_goes_on_while_the_item_before_is_finished():
+    started, order = threading.Event(), []
+
+    def work(item):
+        order.append(f"work {item}")
+        if item == 1:
+            started.set()
+        return item
+
+    def finish(item):
+        assert item or started.wait(10)  # the second item's work begins before the first one's finish is over
+        order.append(f"finish {item}")
+
+    overlap_steps(range(3), work, finish)
+    assert order.index("work 1") < order.index("finish 0")
+    assert [step for step in order if step.startswith("finish")] == ["finish 0", "finish 1", "finish 2"]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_items_live_no_longer_than_their_finish(slow):
+    """Of what was made, two at most are alive however slow the finish, and one once the one before is finished."""
+
+    class Volume:
+        pass
+
+    alive: list[weakref.ref] = []
+    counts = []
+
+    def work(_):
+        volume = Volume()
+        alive.append(weakref.ref(volume))
+        deadline = time.monotonic() + (0 if slow else 5)
+        while (count := sum(reference() is not None for reference in alive)) > 1 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        counts.append(count)
+        return volume
+
+    overlap_steps(range(5), work, lambda volume: time.sleep(0.05 if slow else 0))
+    assert max(counts) <= (3 if slow else 1)  # three in the moment between the end of a finish and its return
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_an_error_in_the_thread_surfaces(bad):
+    done = []
+
+    def finish(item):
+        if item == bad:
+            raise OSError(28, "No space left on device")
+        done.append(item)
+
+    with pytest.raises(OSError, match="No space left"):
+        overlap_steps(range(3), lambda item: item, finish)
+    assert done == list(range(bad))

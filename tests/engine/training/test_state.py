@@ -1,0 +1,66 @@
+"""The state of a run: what is saved, what is restored, which evaluation is the best."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from engine.runtime.errors import InputError
+from engine.training.step import running_statistics, train_step
+
+
+def step(state, image):
+    """With a loss of logits alone."""
+    return train_step(state, lambda logits, _: logits.square().mean(), image, image, 1e-2)
+
+
+def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_state, tmp_path):
+    saved, resumed = make_state(), make_state()
+    image = torch.randn(1, 1, 32, 32, 16)
+    step(saved, image)
+    laid_out = copy.deepcopy(saved.optimizer.state_dict())
+    for moments in saved.optimizer.state.values():
+        moments.update({name: value.contiguous() for name, value in moments.items()})  # as a GPU has them
+    saved.save(tmp_path)
+    saved.optimizer.load_state_dict(laid_out)
+    resumed.restore(tmp_path)
+    for state in (saved, resumed):
+        step(state, image)
+    for one, two in zip(saved.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_checkpointing_reaches_the_network(make_state):
+    assert make_state("--checkpointing").network.checkpointing
+    assert not make_state().network.checkpointing
+
+
+@pytest.mark.parametrize("value", [lambda net: next(net.parameters()), lambda net: running_statistics(net)[0]])
+def test_weights_that_are_not_finite_are_not_saved(make_state, value):
+    state = make_state()
+    state.check_weights()
+    with torch.no_grad():
+        value(state.network).view(-1)[0] = torch.inf
+    with pytest.raises(InputError, match="weights that are not finite at iteration 0"):
+        state.check_weights()
+
+
+def test_a_dice_that_is_no_number_is_never_the_best(make_state, tmp_path):
+    state = make_state()
+    best = tmp_path / "best_metric_model.pth"
+    state.progress.iteration = 1
+    state.keep_best(math.nan, tmp_path)
+    assert best.exists()  # stands in, so that there is something to predict with
+    assert state.progress.best_dice == -math.inf
+    for iteration, dice, kept in (
+        (2, 0.0, 2),
+        (3, math.nan, 2),
+        (4, 0.5, 4),
+        (5, 0.45, 4),
+    ):
+        state.progress.iteration = iteration
+        state.keep_best(dice, tmp_path)
+        assert state.progress.best_iteration == kept
+        assert torch.load(best, weights_only=True)["iteration"] == kept
+    assert state.progress.best_dice == 0.5

@@ -1,0 +1,47 @@
+"""Checkpoints that outlive a full disk, and those of other programs."""
+
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from engine.runtime.errors import InputError
+from engine.weights.checkpoints import load_checkpoint, save_checkpoint
+from engine.weights.load_weights import load_weights
+from networks import build_network
+
+
+@contextmanager
+def little_space(size):
+    """Files of this process cannot grow beyond ``size`` bytes, which fails as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:  # pytest's own log is a file, too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, {"model": {"weight": torch.ones(2)}})
+    expected = f"{path}: cannot be written .File too large., expected a disk with space"
+    with little_space(2000), pytest.raises(InputError, match=expected):
+        save_checkpoint(path, {"model": {"weight": torch.ones(2000)}})
+    assert torch.equal(load_checkpoint(path, "--resume")["model"]["weight"], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_of_numpy_beside_the_weights_are_read(tmp_path):
+    path = tmp_path / "checkpoint_final.pth"
+    options = {"depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16), "kernel_size": 5}
+    source, network = (build_network("3DUXNET", 1, 3, (32, 32, 16), **options) for _ in range(2))
+    logging = {"dice": [np.float64(0.5), np.float32(0.25)], "epoch": np.int64(3)}
+    torch.save({"network_weights": source.state_dict(), "logging": logging}, path)
+    content = load_checkpoint(path, "--pretrained_weights")
+    assert content["logging"] == logging
+    load_weights(network, content, str(path), strict=True)
+    for key, value in source.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value), key
