@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from . import stay_importable
+
 
 def check_positive(**arguments: int) -> None:
     """Raise ValueError where an argument is no positive number."""
@@ -46,6 +48,12 @@ class InputSizes:
     def divisors(self) -> tuple[int, int, int]:
         """The divisor of each side."""
         return (self.divisor,) * 3 if isinstance(self.divisor, int) else self.divisor
+
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        """A size of as few voxels as a network can take, or be built for."""
+        depth, height, width = self.divisors
+        return depth, height, self.least_coarse * width
 
     def check(self, size: Sequence[int], what: str = "input size") -> None:
         """Raise ValueError, calling it ``what``, where the network cannot take an input of ``size`` (D, H, W)."""
@@ -92,8 +100,9 @@ class SegmentationNetwork(nn.Module):
     ignored_prefixes: tuple[str, ...] = ()  # of official checkpoints, for which the network has no parameters
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        stay_importable()
         super().__init__(*args, **kwargs)  # of the library's network, where there is one
-        self.register_forward_pre_hook(_check_input)
+        self.register_forward_pre_hook(_take_input, with_kwargs=True)
 
     def freeze_unused(self) -> None:
         """Ask for no gradients of the parameters under ``unused_prefixes``; constructors end with it."""
@@ -117,9 +126,20 @@ class SegmentationNetwork(nn.Module):
         return self
 
 
-def _check_input(network: SegmentationNetwork, inputs: tuple[Tensor]) -> None:
-    """Raise ValueError where the input is no (N, in_chans, D, H, W) of a size that the network takes."""
-    (x,) = inputs
+def _take_input(
+    network: SegmentationNetwork, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> tuple[tuple[Tensor], dict[str, Any]]:
+    """The input by position, whether the call has it so or as ``x``, a name that some of MONAI's networks lack.
+
+    Raises:
+        ValueError: the input is no (N, in_chans, D, H, W) of a size that the network takes.
+    """
+    x = _the_input(*inputs, **named)
     if x.dim() != 5 or x.shape[1] != network.in_chans:
         raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, {network.in_chans}, D, H, W)")
     network.input_sizes.check(x.shape[2:])
+    return (x,), {}
+
+
+def _the_input(x: Tensor) -> Tensor:
+    return x

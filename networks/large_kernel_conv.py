@@ -86,7 +86,7 @@ def large_kernel_conv3d(
         ValueError: the shapes do not fit, or a kernel side is even.
     """
     if torch.compiler.is_dynamo_compiling():  # then only, since that module loads the compiler
-        from networks.opaque_conv import opaque_large_kernel_conv3d
+        from .opaque_conv import opaque_large_kernel_conv3d
 
         return opaque_large_kernel_conv3d(x, weight, bias, method, budget, known)
     _check_shapes(x, weight)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-from networks.layers import ChannelLayerNorm
+from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from .layers import ChannelLayerNorm
 
 # The weights of a UNETR-like network's full-resolution skip that see the image.
 ENCODER1_STEM = ("encoder1.layer.conv1.", "encoder1.layer.conv3.")

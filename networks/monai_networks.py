@@ -5,12 +5,13 @@ State_dict keys are MONAI's.
 
 from collections.abc import Sequence
 
+import torch
 from monai.networks.blocks.mednext_block import MedNeXtDownBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
 from torch import nn
 
-from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-from networks.large_kernel_unet import ENCODER1_STEM
+from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from .large_kernel_unet import ENCODER1_STEM
 
 
 class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
@@ -48,17 +49,20 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
     ) -> None:
         check_positive(in_chans=in_chans, out_chans=out_chans, feature_size=feature_size, window_size=window_size)
         check_all_positive(4, depths=depths, num_heads=num_heads)
-        super().__init__(
-            in_chans,
-            out_chans,
-            feature_size=feature_size,
-            depths=depths,
-            num_heads=num_heads,
-            window_size=window_size,
-            dropout_path_rate=dropout_path_rate,
-            use_checkpoint=use_checkpoint,
-            use_v2=use_v2,
-        )
+        wanted = torch.get_default_device()
+        with torch.device("cpu"):  # MONAI reads values of tensors here, which those on the meta device have not
+            super().__init__(
+                in_chans,
+                out_chans,
+                feature_size=feature_size,
+                depths=depths,
+                num_heads=num_heads,
+                window_size=window_size,
+                dropout_path_rate=dropout_path_rate,
+                use_checkpoint=use_checkpoint,
+                use_v2=use_v2,
+            )
+        self.to(wanted)
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
 

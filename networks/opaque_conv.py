@@ -6,6 +6,6 @@ module of its own since ``torch.compiler.disable`` loads the compiler, for which
 
 import torch
 
-from networks.large_kernel_conv import large_kernel_conv3d
+from .large_kernel_conv import large_kernel_conv3d
 
 opaque_large_kernel_conv3d = torch.compiler.disable(large_kernel_conv3d, reason="FFTs are no work for the compiler")

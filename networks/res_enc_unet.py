@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 
 
 class ResEncUNet(SegmentationNetwork):
@@ -36,7 +36,7 @@ class ResEncUNet(SegmentationNetwork):
         except ImportError as error:
             raise ValueError(
                 f"found no package dynamic-network-architectures ({error}), expected it installed: "
-                "pip install --no-deps -r requirements-optional.txt"
+                "pip install --no-deps dynamic-network-architectures, in the version of requirements-optional.txt"
             ) from error
         stages = len(n_blocks)
         check_positive(in_chans=in_chans, out_chans=out_chans, n_blocks=stages)

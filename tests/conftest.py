@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 import main_train
 import test_seg as predict_script
@@ -28,10 +28,6 @@ from engine.runtime.errors import run
 from engine.training.state import TrainingState
 from engine.weights.checkpoints import NetworkConfig
 from tools.make_phantoms import make_dataset
-
-# TensorBoard reads the logs of one second in the order of their names, which end in a number: of equal length here,
-# where one process writes many.
-event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -79,6 +75,17 @@ def pytest_runtest_setup(item):
     wanted = item.config.getoption("--gpu")
     if item.get_closest_marker("gpu") and wanted != "cpu" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch sees none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def many_logs(tmp_path_factory):
+    """Make the numbers at the end of TensorBoard's file names equally long, from 101 to 999.
+
+    It reads the logs of one second in the order of their names, and one process writes many here.
+    """
+    folder = str(tmp_path_factory.mktemp("logs"))
+    for _ in range(100):
+        EventFileWriter(folder).close()
 
 
 @pytest.fixture(scope="session")

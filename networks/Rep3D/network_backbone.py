@@ -6,8 +6,8 @@ Source: Lee et al., ICML 2026.
 from collections.abc import Sequence
 from functools import partial
 
-from networks.large_kernel_unet import LargeKernelUNet
-from networks.Rep3D.rep3d_encoder import MaskMode, rep3d_block
+from ..large_kernel_unet import LargeKernelUNet
+from .rep3d_encoder import MaskMode, rep3d_block
 
 
 class REP3D(LargeKernelUNet):

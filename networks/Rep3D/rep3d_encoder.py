@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from networks.base import FoldableBlock
-from networks.large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
-from networks.layers import ChannelLayerNorm
+from ..base import FoldableBlock
+from ..large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
+from ..layers import ChannelLayerNorm
 
 MaskMode = Literal["learned", "fixed", "none"]
 MASK_MODES: tuple[MaskMode, ...] = ("learned", "fixed", "none")

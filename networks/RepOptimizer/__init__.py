@@ -1,6 +1,6 @@
 """CSLA, constant-scale linear addition, and the plain block that a RepOptimizer trains as if it were one."""
 
-from networks.RepOptimizer.csla_block import csla_block, repopt_block
-from networks.RepOptimizer.network_backbone import REPOPT
+from .csla_block import csla_block, repopt_block
+from .network_backbone import REPOPT
 
 __all__ = ["REPOPT", "csla_block", "repopt_block"]

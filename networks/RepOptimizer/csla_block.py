@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.large_kernel_conv import LargeKernelConv3d
-from networks.Rep3D.rep3d_encoder import rep3d_block
+from ..large_kernel_conv import LargeKernelConv3d
+from ..Rep3D.rep3d_encoder import rep3d_block
 
 
 class csla_block(rep3d_block):

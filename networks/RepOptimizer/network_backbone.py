@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from networks.large_kernel_unet import LargeKernelUNet
-from networks.RepOptimizer.csla_block import csla_block, repopt_block
+from ..large_kernel_unet import LargeKernelUNet
+from .csla_block import csla_block, repopt_block
 
 
 class REPOPT(LargeKernelUNet):
     """Rep3D's network without mask; the updates of its large kernels are scaled by constants instead.
 
     65.83 M parameters, those of the plain network and with its state_dict keys. The updates are scaled by
-    ``engine.training.state.make_optimizer``; an optimiser made otherwise trains the plain network.
+    ``engine.training.optimizer.make_optimizer``; an optimiser made otherwise trains the plain network.
 
     Args:
         in_chans: input channels.

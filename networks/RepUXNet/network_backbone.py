@@ -10,8 +10,8 @@ each block stores its prior as well, by which the two forms are told apart.
 from collections.abc import Sequence
 from functools import partial
 
-from networks.large_kernel_unet import LargeKernelUNet
-from networks.Rep3D.rep3d_encoder import rep3d_block
+from ..large_kernel_unet import LargeKernelUNet
+from ..Rep3D.rep3d_encoder import rep3d_block
 
 
 class REPUXNET(LargeKernelUNet):

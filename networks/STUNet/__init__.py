@@ -1,5 +1,5 @@
 """STU-Net: residual U-Net of six stages, scalable in depth and width from 14.6 M to 1.46 G parameters."""
 
-from networks.STUNet.stunet import STUNet
+from .stunet import STUNet
 
 __all__ = ["STUNet"]

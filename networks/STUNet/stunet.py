@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from ..base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 
 
 class ResidualBlock(nn.Module):

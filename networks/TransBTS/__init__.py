@@ -1,5 +1,5 @@
 """TransBTS: a convolutional encoder and decoder with a transformer over the coarsest grid between them."""
 
-from networks.TransBTS.transbts import TransBTS
+from .transbts import TransBTS
 
 __all__ = ["TransBTS"]

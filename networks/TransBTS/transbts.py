@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork, check_positive
+from ..base import InputSizes, SegmentationNetwork, check_positive
 
 GROUPS = 8  # of every group normalisation
 BLOCKS = (1, 2, 2, 4)  # residual blocks in each of the encoder's levels

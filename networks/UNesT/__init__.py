@@ -1,5 +1,5 @@
 """UNesT: nested transformer encoder that attends within blocks of voxels, U-shaped decoder."""
 
-from networks.UNesT.unest import UNesT
+from .unest import UNesT
 
 __all__ = ["UNesT"]

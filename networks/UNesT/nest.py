@@ -14,7 +14,7 @@ from einops import rearrange
 from monai.networks.layers.drop_path import DropPath
 from torch import Tensor, nn
 
-from networks.layers import ChannelLayerNorm
+from ..layers import ChannelLayerNorm
 
 PATCH = 4  # voxels, side and stride of the embedding
 BLOCKS = (4, 2, 1)  # along each axis, level by level: a block keeps its size in tokens, so it doubles in voxels

@@ -10,9 +10,9 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock, get_conv_layer
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-from networks.large_kernel_unet import ENCODER1_STEM
-from networks.UNesT.nest import NestEncoder
+from ..base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from ..large_kernel_unet import ENCODER1_STEM
+from .nest import NestEncoder
 
 
 class UNesT(SegmentationNetwork):

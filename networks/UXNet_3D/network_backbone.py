@@ -7,9 +7,9 @@ Segmentation", ICLR 2023. State_dict keys are those of the published code.
 from collections.abc import Sequence
 from functools import partial
 
-from networks.large_kernel_unet import LargeKernelUNet
-from networks.Rep3D.rep3d_encoder import MaskMode
-from networks.UXNet_3D.uxnet_block import ux_block
+from ..large_kernel_unet import LargeKernelUNet
+from ..Rep3D.rep3d_encoder import MaskMode
+from .uxnet_block import ux_block
 
 
 class UXNET(LargeKernelUNet):

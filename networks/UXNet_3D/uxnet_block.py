@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import ChannelLayerNorm
-from networks.Rep3D.rep3d_encoder import MaskedKernelBlock, MaskMode
+from ..layers import ChannelLayerNorm
+from ..Rep3D.rep3d_encoder import MaskedKernelBlock, MaskMode
 
 EXPANSION = 4
 LAYER_SCALE = 1e-6

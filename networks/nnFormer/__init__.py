@@ -1,5 +1,5 @@
 """nnFormer: U-shape of shifted-window transformers with convolutional embedding, down- and up-sampling."""
 
-from networks.nnFormer.nnformer import nnFormer
+from .nnformer import nnFormer
 
 __all__ = ["nnFormer"]

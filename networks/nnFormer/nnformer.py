@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from networks.base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-from networks.layers import ChannelLayerNorm
-from networks.nnFormer.window_attention import Grid, WindowBlock, triple
+from ..base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from ..layers import ChannelLayerNorm
+from .window_attention import Grid, WindowBlock, triple
 
 EPS = 1e-5  # of the layer normalisations here, as in the blocks, where it is PyTorch's default
 

@@ -26,7 +26,7 @@ def _split(x: Tensor, window: int) -> Tensor:
 
 def _relative_position_index(window: int) -> Tensor:
     """Row of the bias table for each pair (query, key) of a window's tokens."""
-    offsets = torch.from_numpy(np.indices((window,) * 3).reshape(3, -1))
+    offsets = torch.as_tensor(np.indices((window,) * 3).reshape(3, -1))
     depth, height, width = offsets[:, :, None] - offsets[:, None, :] + window - 1
     # Parity: a unique row for each offset would need (2 window - 1)^2 as the first factor. With the official one
     # different offsets share rows and most of the table is never read, but official weights were trained for it.
@@ -37,7 +37,7 @@ def _shift_mask(padded: Grid, window: int, shift: int) -> Tensor:
     """(windows, 1, tokens, tokens) to add to the attention: no pair of a window may meet across the wrap-around."""
     depth, height, width = (np.digitize(np.arange(side), (side - window, side - shift)) for side in padded)
     region = 9 * depth[:, None, None] + 3 * height[:, None] + width
-    regions = _split(torch.from_numpy(region)[None, ..., None], window)[0]  # (windows, tokens, 1)
+    regions = _split(torch.as_tensor(region)[None, ..., None], window)[0]  # (windows, tokens, 1)
     # Parity: -100 and not minus infinity.
     return -100.0 * (regions != regions.transpose(1, 2)).float()[:, None]
 

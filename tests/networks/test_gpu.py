@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from test_networks import SMALLEST
+from smallest import build_smallest, smallest_input
 
-from engine.runtime.devices import make_autocast, place
+from engine.runtime.devices import make_autocast, to_device
 from engine.training.rep_optimizer import scale_updates
 from networks import NETWORKS, build_network
 from networks.large_kernel_conv import large_kernel_conv3d
@@ -62,8 +62,8 @@ def test_network_trains_under_autocast(name, precision, device):
         )
     torch.manual_seed(0)
     small = {"feat_size": (8, 8, 8, 8), "kernel_size": 7} if name == "REP3D" else {}
-    roi_size = (32, 32, 32) if name == "REP3D" else SMALLEST[name]
-    network = place(build_network(name, 1, 3, roi_size=roi_size, **small), device)
+    roi_size = (32, 32, 32) if name == "REP3D" else smallest_input(name)
+    network = to_device(build_network(name, 1, 3, roi_size=roi_size, **small), device)
     before = copy.deepcopy(network.state_dict())
     assert step(network, roi_size, device, precision)
     after = network.state_dict()
@@ -85,9 +85,9 @@ def test_every_network_agrees_with_the_cpu(name, device, full_float32):
     STUNet_L and STUNet_H, which are STUNet_B with more channels, would take up to 25 GB of the host's memory.
     """
     torch.manual_seed(0)
-    network = build_network(name, 1, 3, SMALLEST[name]).eval()
-    twin = place(copy.deepcopy(network), device)
-    x = torch.randn(1, 1, *SMALLEST[name])
+    network = build_smallest(name).eval()
+    twin = to_device(copy.deepcopy(network), device)
+    x = torch.randn(1, 1, *smallest_input(name))
     expected, found = logits_and_gradients(network, x), logits_and_gradients(twin, x.to(device))
     # Normalisations of two voxels make gradients ill-conditioned: two CPU kernels of one differed by 2e-2 (STUNet_B).
     for theirs, ours, tolerance in zip(expected, found, (1e-2, 5e-2), strict=True):

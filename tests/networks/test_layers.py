@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.runtime.devices import place
+from engine.runtime.devices import to_device
 from networks import build_network
 from networks.layers import ChannelsLastInstanceNorm3d
 
@@ -60,7 +60,7 @@ def test_placed_on_a_cpu_a_network_computes_the_same(name):
     options = {"feat_size": (4, 4, 8, 8), "kernel_size": 5} if name == "REP3D" else {}
     torch.manual_seed(0)
     plain = build_network(name, 1, 3, (32, 32, 64), **options).eval()
-    placed = place(copy.deepcopy(plain), torch.device("cpu"))
+    placed = to_device(copy.deepcopy(plain), torch.device("cpu"))
     norms = [module for module in placed.modules() if isinstance(module, nn.InstanceNorm3d)]
     assert norms
     assert all(isinstance(norm, ChannelsLastInstanceNorm3d) for norm in norms)

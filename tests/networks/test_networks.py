@@ -1,30 +1,20 @@
 """Every name of NETWORKS: run forward and backward at its smallest input, counted, compared with the official code."""
 
+import inspect
+
 import pytest
 import torch
 from golden import FFT_TOLERANCE, TOLERANCE, assert_reproduces
+from smallest import build_smallest, smallest_input
 from torch import nn
 
-from engine.runtime.devices import place
+from engine.runtime.devices import to_device
 from networks import NETWORKS, build_network
 from networks.base import InputSizes
 from networks.Rep3D import LRBM
-from tools.summary import NOT_ON_META
 
-# The smallest input that each takes, of those with more than one voxel or token where single ones would hide a gradient
-SMALLEST = {
-    **dict.fromkeys(("REP3D", "REP3D_FIXED", "REP3D_NONE", "REPUXNET", "REPOPT"), (16, 16, 32)),
-    **dict.fromkeys(("3DUXNET", "3DUXNET_K21", "3DUXNET_LRBM", "UNet3D", "UNETR"), (16, 16, 32)),
-    **dict.fromkeys(("MedNeXt_S", "MedNeXt_B", "MedNeXt_M", "MedNeXt_L"), (16, 16, 32)),
-    **dict.fromkeys(("SwinUNETR", "nnUNet", "ResEncUNet", "UNesT"), (32, 32, 64)),
-    **dict.fromkeys(("STUNet_S", "STUNet_B", "STUNet_L", "STUNet_H"), (32, 32, 64)),
-    "nnFormer": (32, 64, 64),
-    "TransBTS": (8, 8, 16),
-}
-# Too large to be stepped in a test.
-META_ONLY = {"STUNet_H"}
-# At random these leave out whole blocks, and with them their gradients.
-STOCHASTIC_DEPTH = {"nnFormer", "UNesT"}
+# More parameters are too many to be stepped in a test.
+STEPPED = 1_000_000_000
 
 # name, classes, millions of parameters at 96^3 and one channel: the papers' and specifications' counts
 COUNTS = [
@@ -57,8 +47,8 @@ COUNTS = [
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def build_smallest(name, **overrides):
-    return build_network(name, 1, 3, SMALLEST[name], **overrides)
+def count_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def leave_zero_starts(network):
@@ -73,15 +63,19 @@ def leave_zero_starts(network):
 @every_network
 def test_forward_and_backward_at_the_smallest_input(name):
     torch.manual_seed(0)
-    if name in META_ONLY:
-        with torch.device("meta"):
-            assert build_smallest(name)(torch.zeros(1, 1, *SMALLEST[name])).shape == (1, 3, *SMALLEST[name])
-        return
-    network = build_smallest(name, **({"drop_path_rate": 0.0} if name in STOCHASTIC_DEPTH else {}))
+    size = smallest_input(name)
+    with torch.device("meta"):
+        network = build_smallest(name, deploy=True)
+        if count_parameters(network) > STEPPED:
+            assert network(torch.zeros(1, 1, *size)).shape == (1, 3, *size)
+            return
+    # At random it leaves out whole blocks, and with them their gradients.
+    stochastic_depth = "drop_path_rate" in inspect.signature(type(network)).parameters
+    network = build_smallest(name, **({"drop_path_rate": 0.0} if stochastic_depth else {}))
     leave_zero_starts(network)
-    network = place(network, torch.device("cpu"))  # in the layout that the scripts train in
-    logits = network(torch.randn(1, 1, *SMALLEST[name]))
-    assert logits.shape == (1, 3, *SMALLEST[name])
+    network = to_device(network, torch.device("cpu"))  # in the layout that the scripts train in
+    logits = network(torch.randn(1, 1, *size))
+    assert logits.shape == (1, 3, *size)
     (logits * torch.randn_like(logits)).sum().backward()
     unused = {key for key, _ in network.named_parameters() if key.startswith(network.unused_prefixes)}
     assert {key for key, parameter in network.named_parameters() if not parameter.requires_grad} == unused
@@ -106,20 +100,23 @@ def test_a_single_token_on_the_coarsest_grid(name, size):
 
 @pytest.mark.parametrize(("name", "classes", "millions"), COUNTS, ids=[name for name, *_ in COUNTS])
 def test_parameter_count(name, classes, millions):
-    with torch.device("cpu" if name in NOT_ON_META else "meta"):
+    with torch.device("meta"):
         network = build_network(name, 1, classes)
-    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert count_parameters(network) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
-def test_every_network_is_counted():
-    assert [name for name, *_ in COUNTS] == list(NETWORKS) == sorted(SMALLEST, key=list(NETWORKS).index)
+@every_network
+def test_all_of_a_network_is_built_on_the_default_device(name):
+    with torch.device("meta"):
+        network = build_network(name, 1, 3)
+    assert {tensor.device.type for tensor in (*network.parameters(), *network.buffers())} == {"meta"}
 
 
 @every_network
 def test_stem_and_head_are_what_depends_on_channels_and_classes(name):
     def shapes(in_chans, out_chans):
-        with torch.device("cpu" if name in NOT_ON_META else "meta"):
-            network = build_network(name, in_chans, out_chans, SMALLEST[name])
+        with torch.device("meta"):
+            network = build_smallest(name, in_chans, out_chans)
         return network, {key: value.shape for key, value in network.state_dict().items()}
 
     network, base = shapes(1, 3)
@@ -159,11 +156,30 @@ def test_networks_tied_to_their_construction_size_refuse_another(name):
 
 
 @every_network
-def test_other_channels_are_refused(name):
-    with torch.device("cpu" if name in NOT_ON_META else "meta"):
-        network, image = build_smallest(name), torch.zeros(1, 2, *SMALLEST[name])
-    with pytest.raises(ValueError, match=r"input: found shape \(1, 2, .*expected \(N, 1, D, H, W\)"):
-        network(image)
+def test_the_input_is_checked_by_position_and_by_name(name):
+    size = smallest_input(name)
+    with torch.device("meta"):
+        network = build_smallest(name, deploy=True)
+        image, other = torch.zeros(1, 1, *size), torch.zeros(1, 2, *size)
+    assert network(x=image).shape == network(image).shape == (1, 3, *size)
+    for call in (lambda: network(other), lambda: network(x=other)):
+        with pytest.raises(ValueError, match=r"input: found shape \(1, 2, .*expected \(N, 1, D, H, W\)"):
+            call()
+
+
+def test_calls_with_no_input_or_several_are_refused():
+    network, image = build_smallest("UNet3D"), torch.zeros(1, 1, 16, 16, 32)
+    for inputs, named in (((), {}), ((image, image), {}), ((image,), {"x": image}), ((), {"image": image})):
+        with pytest.raises(TypeError, match="argument"):
+            network(*inputs, **named)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "smallest"), [(InputSizes(8), (8, 8, 16)), (InputSizes((1, 4, 4), least_coarse=1), (1, 4, 4))]
+)
+def test_the_smallest_size_is_one_that_a_network_takes(sizes, smallest):
+    assert sizes.smallest == smallest
+    sizes.check(smallest)
 
 
 def test_input_sizes_of_one_divisor_an_axis():

@@ -64,18 +64,15 @@ def test_iteration_decides_what_a_network_draws():
 
 STOPPED_WHILE_A_LOADER_STARTS = """
 import os, signal, sys, time
-from torch.utils.data._utils import worker
 from engine.runtime.errors import run
 from engine.runtime.stop_requests import StopRequests
 from engine.data.loading import Loader
 
 number, block = int(sys.argv[1]), sys.argv[2]
-generate_state = worker._generate_state
 
-def stop_all(*args):  # what a process that loads data does before it comes to its init function
+def stop_all():
     os.killpg(0, number)
     time.sleep(0.2)
-    return generate_state(*args)
 
 def main(_):
     with StopRequests() as stop, stop.deferred():
@@ -86,13 +83,13 @@ def main(_):
                     break
         stop.raise_if_requested()
 
-worker._generate_state = stop_all
+os.register_at_fork(after_in_child=stop_all)  # before a loading process comes to its init function
 sys.exit(run(main, None))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("block", ["later", "at_once"])
+@pytest.mark.parametrize("block", ["deferred", "immediate"])
 def test_a_request_to_the_whole_group_while_a_loader_starts(number, block):
     ended = subprocess.run(
         [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number)), block],

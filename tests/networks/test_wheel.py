@@ -1,0 +1,78 @@
+"""What `pip install .` installs: the package rep3d, and nothing else."""
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PathDistribution
+
+import pytest
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+
+import networks
+
+# Every network is built, none of them from a clone.
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import rep3d
+
+network = rep3d.build_network("REP3D", 1, 3, feat_size=(4, 4, 4, 4), kernel_size=5)
+assert network(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+for name in rep3d.NETWORKS:
+    try:
+        with torch.device("meta"):
+            rep3d.build_network(name, 1, 3)
+    except ValueError as error:
+        assert "found no package dynamic-network-architectures" in str(error)
+assert "networks" not in sys.modules
+print(rep3d.__file__, rep3d.__version__)
+"""
+
+
+def run(*command, cwd):
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder that the project was installed into, alone."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: building leaves folders in the source
+    for name in ("networks", "engine", "tools"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "main_train.py", "test_seg.py"):
+        shutil.copy(REPOSITORY / name, source)
+    offline = ("--quiet", "--no-index", "--no-deps")
+    run("-m", "pip", "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    run("-m", "pip", "install", *offline, "--no-compile", "--target", folder / "site", wheel, cwd=folder)
+    return folder / "site"
+
+
+def modules(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*.py")}
+
+
+def test_it_is_the_folder_networks_and_no_more(site):
+    assert {path.name for path in site.iterdir()} == {"rep3d", f"rep3d-{networks.__version__}.dist-info"}
+    assert modules(site / "rep3d") == modules(REPOSITORY / "networks")
+    assert (site / "rep3d" / "py.typed").exists()
+
+
+def test_its_metadata_are_the_projects(site):
+    (folder,) = site.glob("*.dist-info")
+    package = PathDistribution(folder)
+    assert (package.name, package.version) == ("rep3d", networks.__version__)
+    assert (folder / "licenses" / "LICENSE").read_text() == (REPOSITORY / "LICENSE").read_text()
+    lines = [line.partition("#")[0] for line in (REPOSITORY / "requirements.txt").read_text().splitlines()]
+    ours = {Requirement(line) for line in lines if line}
+    assert {Requirement(line) for line in package.requires} <= ours
+
+
+def test_it_builds_every_network_where_there_is_no_clone(site, tmp_path):
+    found, version = run("-I", "-c", SCRIPT, site, cwd=tmp_path).split()
+    assert (found, version) == (str(site / "rep3d" / "__init__.py"), networks.__version__)
