@@ -1,21 +1,22 @@
-# Everything starts from python3 and make:
-#   make demo    a dataset, a trained network, predictions and pictures, in minutes on a CPU
-#   make test    the whole test suite
-#   make lint    ruff and mypy
-#   make bench   the benchmarks, seven minutes on two CPU cores, and README's tables from their results
-#   make bench-slow   those that run PyTorch's own large kernels or a real network over a CT: an hour and a half
-#   make soak    stops a small training run at random moments and compares its end with an undisturbed run's
-#   make fuzz    runs the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
+# All targets need only python3 and make:
+#   make demo        dataset, trained network, predictions and pictures, in minutes on a CPU
+#   make test        tests except the slow ones: less than ten minutes on two CPU cores
+#   make test-slow   tests that take long and add little; CI runs them as well
+#   make lint        ruff and mypy
+#   make bench       benchmarks, seven minutes on two CPU cores, and the tables of docs/speed.md from their results
+#   make bench-slow  benchmarks of PyTorch's own large kernels and of a real network on a CT: an hour and a half
+#   make soak        stop a small training run at random moments, and compare its end with that of an undisturbed run
+#   make fuzz        run the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
 
 PYTHON ?= python3
 VENV ?= .venv
-# For example PIP_ARGS="--extra-index-url <PyTorch's CPU index>", which spares a machine without GPU the CUDA packages.
+# For example PIP_ARGS="--extra-index-url <PyTorch's CPU index>", which avoids the CUDA packages on a machine without GPU.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
-# Threads that wait for work must not burn the cores that other processes need.
+# Waiting threads must not occupy cores that other processes need.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench bench-slow soak fuzz clean
+.PHONY: demo test test-slow lint bench bench-slow soak fuzz clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -26,10 +27,15 @@ demo: $(VENV)/.installed
 		--trained_weights demo/run/best_metric_model.pth --preview
 	@echo "Label maps and pictures: demo/predictions. Curves: $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
-# A file of tests is one process's: most of a test is on one core.
+# Each file of tests runs in one process; most tests use one core.
 TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -52,7 +58,7 @@ bench-slow: $(VENV)/.installed
 soak: $(VENV)/.installed
 	$(BIN)/python -m experiments.reliability.soak
 
-# The same mistakes again: make fuzz FUZZ_SEED=<the seed in the command that failed>
+# To repeat the same mistakes: make fuzz FUZZ_SEED=<seed in the command that failed>
 FUZZ_FACTOR ?= 8
 FUZZ_SEED ?= $(shell date +%s)
 fuzz: $(VENV)/.installed-dev

@@ -32,54 +32,56 @@ from engine.prediction.post_transforms import InvertToLabelsd, SaveLabelsd
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
-    """(training cases, validation cases) of the folder ``args.root`` with the dataset ``args.dataset``."""
+    """Find the training and validation cases of ``args.root``, a folder of the dataset ``args.dataset``."""
     return find_training_cases(Path(args.root), find_description(args.dataset))
 
 
 def data_transforms(args: argparse.Namespace) -> tuple[Pipeline, Pipeline]:
-    """(training, validation) pipelines of ``args.dataset``, with ``args.crop_sample`` crops of ``args.roi_size``."""
+    """Build the training and validation pipelines from ``args.dataset``, ``args.roi_size`` and ``args.crop_sample``."""
     return training_pipelines(find_description(args.dataset), args.roi_size, args.crop_sample)
 
 
 def training_pipelines(
     description: DatasetDescription, roi_size: Sequence[int], crop_sample: int
 ) -> tuple[Pipeline, Pipeline]:
-    """The pipelines of training and validation cases, which share their deterministic part with ``test_pipeline``.
+    """Build the pipelines of training and validation cases; both begin with the transforms of ``test_pipeline``.
 
     Args:
-        description: of the dataset.
+        description: the dataset's description.
         roi_size: (D, H, W) of a crop, voxels.
-        crop_sample: crops a case.
-    Returns: the training pipeline, which makes a list of ``crop_sample`` dictionaries with image (channels, *roi_size)
-        and label (1, *roi_size), and the validation pipeline, which makes one dictionary with the whole volume.
+        crop_sample: crops per case.
+    Returns: the training pipeline, whose output is a list of ``crop_sample`` dictionaries with image
+        (channels, *roi_size) and label (1, *roi_size), and the validation pipeline, whose output is one dictionary with
+        the whole volume.
     """
     keys = ["image", "label"]
-    # Background counts where the image is above 0: the window's lower end, but the mean of a z-score.
+    # Background crops are centred on voxels above 0, which is the window's lower end but the mean of a z-score.
     image_key = None if description.window is None else "image"
     deterministic = _deterministic(keys, description)
-    random: list[Transform] = [
+    augmentation: list[Transform] = [
         RandCropByCountsd(keys, roi_size, crop_sample, image_key),
         RandShiftIntensityd("image", offsets=0.10, prob=0.5),
         RandRotateScaled(keys, angle=math.pi / 30, scale=0.1),
         EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
     ]
-    padded_and_counted = [*deterministic, PadToSized(keys, roi_size), CountCandidatesd(image_key)]
-    return Pipeline([*padded_and_counted, *random]), Pipeline(deterministic)
+    # The transforms up to the first random one are cached (--cache_dir, --cache_rate).
+    cached = [*deterministic, PadToSized(keys, roi_size), CountCandidatesd(image_key)]
+    return Pipeline([*cached, *augmentation]), Pipeline(deterministic)
 
 
 def test_pipeline(description: DatasetDescription) -> Pipeline:
-    """The pipeline of cases to predict: a dictionary whose image, a MetaTensor, remembers its native grid."""
+    """Build the pipeline of cases to predict; its image is a MetaTensor, which remembers its native grid."""
     return Pipeline(_deterministic(["image"], description))
 
 
 def infer_post_transforms(test_transforms: Compose, output: Path) -> tuple[InvertToLabelsd, SaveLabelsd]:
-    """From logits on the resampled grid to labels on the image's own, and from them to <case>_seg.nii.gz.
+    """Build the transforms from logits to a label map on the image's native grid, and from that to <case>_seg.nii.gz.
 
     Args:
-        test_transforms: the pipeline that made the image.
+        test_transforms: the pipeline that the image went through.
         output: the folder to write to.
-    Returns: two transforms of dictionaries with "id", "source", "image" and "pred"; a pipeline of both would wrap a
-        full disk in a RuntimeError, and keep the writing from going on beside the next case's network.
+    Returns: two transforms of dictionaries with "id", "source", "image" and "pred". They are not one pipeline because
+        the second runs in a thread while the network predicts the next case.
     """
     return InvertToLabelsd(test_transforms), SaveLabelsd(output)
 
@@ -96,7 +98,7 @@ def _deterministic(keys: list[str], description: DatasetDescription) -> list[Tra
             source_key="image",
             select_fn=AboveMinimum(),
             allow_smaller=True,
-            start_coord_key=None,  # the corners of the crop would travel with every case, and nobody reads them
+            start_coord_key=None,  # nobody reads the corners of the crop
             end_coord_key=None,
         ),
         EnsureTyped("image", dtype=np.float32),
@@ -112,7 +114,7 @@ def _intensity(description: DatasetDescription) -> Transform:
 
 
 class AboveMinimum:
-    """The voxels (channels, D, H, W) that hold something: those above their channel's minimum; all, if none is."""
+    """Foreground of an image (channels, D, H, W): voxels above their channel's minimum, or all if there are none."""
 
     VERSION = 1
 

@@ -4,11 +4,11 @@
     python main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D --resume
     torchrun --nproc_per_node 4 main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
 
-The recipe is the paper's: DiceCE loss, AdamW, two foreground crops a case, sliding-window validation. The output folder
+The recipe is the paper's: DiceCE loss, AdamW, two random crops per case, sliding-window validation. The output folder
 receives best_metric_model.pth, last_checkpoint.pth, previous_checkpoint.pth, args.json and tensorboard/.
 
-SIGTERM, Ctrl-C and the end of --max_hours stop the run after the step it is in: everything is saved, the command that
-goes on is printed, and the exit status is 75.
+SIGTERM, Ctrl-C and the end of --max_hours stop the run after the current step: everything is saved, the command that
+resumes the run is printed, and the exit status is 75.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
-    AMP_CHOICES,
+    add_execution_arguments,
     add_network_arguments,
     boolean,
     hours,
@@ -36,66 +37,59 @@ if TYPE_CHECKING:
     from engine.data.cases import Case
     from engine.training.state import TrainingState
 
-# What to lower where memory is too small.
+# What to lower if memory runs out.
 MEMORY = "--crop_sample, --batch_size, --roi_size, --num_workers or, validating, --sw_batch_size (or --checkpointing)"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; defaults are the paper's."""
-    parser = OneLineParser(
-        "main_train.py", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Parse the command line; the defaults are the paper's."""
+    parser = OneLineParser("main_train.py", description=__doc__.splitlines()[0])
     data = parser.add_argument_group("data")
-    data.add_argument("--root", required=True, help="dataset folder with imagesTr, labelsTr, imagesVal, labelsVal")
-    data.add_argument("--output", required=True, help="folder for checkpoints and logs")
-    data.add_argument("--dataset", required=True, help="amos, amos_mri, kits, pancreas, hepatic or a .json description")
-    data.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="crop, voxels")
-    data.add_argument("--crop_sample", type=number(int, 1), default=2, help="crops a case")
-    data.add_argument("--batch_size", type=number(int, 1), default=1, help="cases an iteration, on each device")
-    data.add_argument("--cache_dir", help="folder for preprocessed cases, made once and read crop by crop")
-    data.add_argument("--cache_rate", type=number(float, 0, 1), help="else the share of cases kept in memory (0.1)")
-    data.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load data, for each device")
-    data.add_argument("--full_check", action="store_true", help="read every volume before training, not just headers")
+    data.add_argument("--root", metavar="DIR", required=True, help="has imagesTr, labelsTr, imagesVal, labelsVal")
+    data.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
+    data.add_argument("--output", metavar="DIR", required=True, help="folder for checkpoints and logs")
+    data.add_argument("--full_check", action="store_true", help="check every voxel before training, not just headers")
+    data.add_argument("--cache_dir", metavar="DIR", help="keep preprocessed cases on disk, and read single crops")
+    share = "without --cache_dir: share of the cases kept in memory (default: 0.1)"
+    data.add_argument("--cache_rate", type=number(float, 0, 1), metavar="SHARE", help=share)
+    data.add_argument("--num_workers", type=number(int, 0), default=2, metavar="N", help="loading processes per device")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--network", default="REP3D", choices=NETWORKS, help="architecture")
+    network.add_argument("--network", metavar="NAME", default="REP3D", choices=NETWORKS, help=", ".join(NETWORKS))
     add_network_arguments(network)
-    network.add_argument("--pretrain", type=boolean, default=False, help="start from --pretrained_weights")
-    network.add_argument("--pretrained_weights", help="checkpoint or state dict to start from: weights only")
+    network.add_argument("--pretrain", type=boolean, default=False, metavar="BOOL", help="use --pretrained_weights")
+    network.add_argument("--pretrained_weights", metavar="FILE", help="checkpoint or state dict to start from")
 
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--max_iter", type=number(int, 1), default=60000, help="iterations")
-    recipe.add_argument("--eval_step", type=number(int, 1), default=500, help="iterations between validations")
+    recipe.add_argument("--max_iter", type=number(int, 1), default=60000, metavar="N", help="training iterations")
+    recipe.add_argument("--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations per validation")
+    recipe.add_argument("--batch_size", type=number(int, 1), default=1, metavar="N", help="cases per batch and device")
+    recipe.add_argument("--crop_sample", type=number(int, 1), default=2, metavar="N", help="random crops per case")
+    side, size = number(int, 1), "size of crops and sliding windows, voxels"
+    recipe.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
     recipe.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
-    recipe.add_argument("--lr", type=positive, default=1e-4, help="peak learning rate")
-    recipe.add_argument("--weight_decay", type=number(float, 0), default=0.08, help="weight decay")
-    recipe.add_argument(
-        "--lr_schedule", default="warmup_cosine", choices=("warmup_cosine", "constant"), help="of the rate"
-    )
-    recipe.add_argument("--warmup_iter", type=number(int, 0), help="iterations to the peak (a fiftieth of max_iter)")
-    recipe.add_argument(
-        "--sync_batchnorm", action="store_true", help="normalise over the batches of all of torchrun's processes"
-    )
-    recipe.add_argument(
-        "--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of validation windows"
-    )
-    recipe.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="validation windows a GPU takes")
+    recipe.add_argument("--lr", type=positive, default=1e-4, metavar="RATE", help="peak learning rate")
+    recipe.add_argument("--weight_decay", type=number(float, 0), default=0.08, metavar="DECAY", help="weight decay")
+    schedules = ("warmup_cosine", "constant")
+    recipe.add_argument("--lr_schedule", default=schedules[0], choices=schedules, help="learning-rate schedule")
+    warm_up = "warm-up iterations (default: a fiftieth of --max_iter)"
+    recipe.add_argument("--warmup_iter", type=number(int, 0), metavar="N", help=warm_up)
+    recipe.add_argument("--sync_batchnorm", action="store_true", help="normalise over the batches of all processes")
+    recipe.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="random seed")
 
     execution = parser.add_argument_group("execution")
-    execution.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
-    execution.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    add_execution_arguments(execution)
     execution.add_argument("--compile", action="store_true", help="compile the network (needs a C++ compiler)")
-    execution.add_argument("--checkpointing", action="store_true", help="less memory, more time: see README, Train")
-    execution.add_argument(
-        "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights, order, crops and augmentation"
-    )
-    execution.add_argument("--resume", action="store_true", help="go on from last_checkpoint.pth in --output")
-    execution.add_argument("--max_hours", type=hours, help="stop in good order after so long, with exit status 75")
+    memory = "recompute activations: less memory, more time, the same result"
+    execution.add_argument("--checkpointing", action="store_true", help=memory)
+    execution.add_argument("--resume", action="store_true", help="continue the run in --output")
+    limit = "save and stop after this time, with exit status 75"
+    execution.add_argument("--max_hours", type=hours, metavar="HOURS", help=limit)
     args = parser.parse_args(argv)
     if args.warmup_iter is None:
         args.warmup_iter = args.max_iter // 50
     if args.cache_dir and args.cache_rate is not None:
-        parser.error("--cache_dir reads every case from the disk, expected it without --cache_rate")
+        parser.error("--cache_rate: found it with --cache_dir, which keeps every case on disk, expected one of them")
     if args.cache_rate is None and not args.cache_dir:
         args.cache_rate = 0.1
     if args.pretrain != bool(args.pretrained_weights):
@@ -104,8 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train alone or, under torchrun, together with its other processes."""
-    tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
+    """Train in this process or, under torchrun, in all of its processes together."""
+    tune_process()  # before PyTorch is imported, which happens in functions: --help and wrong flags answer at once
     try:
         with StopRequests(args.max_hours) as stop:
             from engine.runtime.distributed import join_processes
@@ -117,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[TrainingState, list[Case], list[Case]]":
-    """Check everything, and build or restore the state of the run; also returns training and validation cases."""
+    """Check everything, build or restore the state of the run, and find the training and validation cases."""
     import torch
 
     from engine.data.cases import find_training_cases
@@ -161,7 +155,7 @@ def train(
     validation_cases: "list[Case]",
     stop: StopRequests,
 ) -> None:
-    """Iterate to the last iteration; evaluate every ``--eval_step`` iterations and at the end."""
+    """Train to the last iteration, with a validation every ``--eval_step`` iterations and at the end."""
     import json
     import time
 
@@ -180,7 +174,7 @@ def train(
     from load_datasets_transforms import training_pipelines
 
     output, device, progress = Path(args.output), state.device, state.progress
-    first = process_rank() == 0  # of torchrun's processes, the one that writes
+    first = process_rank() == 0  # the process that writes and prints
     if first:
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
@@ -209,11 +203,11 @@ def train(
     log = TensorBoardLog(output / "tensorboard", progress.first_logged) if first else NoLog()
 
     def save() -> None:
-        log.flush()  # before: a resumed run repeats what it may have lost, and never skips any
+        log.flush()  # first, so that no step is missing in the log of a run that resumes from this checkpoint
         state.save(output)
 
     def evaluate() -> None:
-        with stop.immediate():  # everything was saved before
+        with stop.immediate():  # everything is saved: a stop request may interrupt it
             table, figures = validate(state.network, validation_set, state.description, window, args.num_workers)
         state.keep_best(table.mean(), output)
         tqdm.write(f"iteration {state.iteration}: mean Dice {table.mean():.4f}, best {progress.best_dice:.4f}")

@@ -1,24 +1,25 @@
 """Predict label maps for the volumes of a folder, on each volume's own grid.
 
     python test_seg.py --root /data/amos --output predictions --trained_weights runs/amos/best_metric_model.pth
-    torchrun --nproc_per_node 4 test_seg.py ... shares the cases among four GPUs
+    torchrun --nproc_per_node 4 test_seg.py ... (four GPUs share the cases)
 
-Writes <case>_seg.nii.gz for every case of imagesTs (imagesVal where there is none, or --images), a picture a case with
---preview, and where labels exist dice.csv, dice.json and a printed table. The checkpoint says which network and dataset
-it is for; a bare state dict needs --dataset, and --network, --feat_size, --kernel_size and --roi_size where they differ
-from the defaults.
+Writes <case>_seg.nii.gz for every case of imagesTs (of imagesVal if there is no imagesTs, or of --images), one picture
+per case with --preview, and for cases with labels dice.csv, dice.json and a table. A checkpoint of main_train.py knows
+its network and dataset; a bare state dict needs --dataset, and --network, --feat_size, --kernel_size,
+--network_args and --roi_size if they differ from the defaults.
 
-A case that cannot be read, predicted or scored is told at the end, in a line and by exit status 1, and all the others
-are done. The same command again predicts the cases that are not finished: those without a whole label map on their
-image's grid, and those whose image has changed. settings.json in the output folder says what made its predictions;
-other weights or settings need another folder or --overwrite.
+A case that cannot be read, predicted or scored is reported at the end, in one line and by exit status 1; others are
+not affected. The same command again predicts the cases that are not finished: those without a complete label map on
+their image's grid, and those whose image has changed. settings.json in the output folder holds the weights and settings
+of its predictions; others need another folder or --overwrite.
 """
 
 import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from engine.runtime.arguments import AMP_CHOICES, add_network_arguments, network_overrides, number
+from engine.data.datasets import DATASETS
+from engine.runtime.arguments import add_execution_arguments, add_network_arguments, network_overrides, number
 from engine.runtime.errors import OneLineParser, run
 from engine.runtime.memory import tune_process
 from networks import NETWORKS
@@ -28,37 +29,40 @@ if TYPE_CHECKING:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = OneLineParser(
-        "test_seg.py", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Parse the command line."""
+    parser = OneLineParser("test_seg.py", description=__doc__.splitlines()[0])
     data = parser.add_argument_group("data")
-    data.add_argument("--root", help="dataset folder with imagesTs or imagesVal")
-    data.add_argument("--images", help="a folder or a file to predict instead")
-    data.add_argument("--labels", help="folder of their labels (labels* beside images*)")
-    data.add_argument("--output", required=True, help="folder for predictions; those there are kept")
-    data.add_argument("--overwrite", action="store_true", help="predict again what is there")
-    data.add_argument("--dataset", help="as in main_train.py (the checkpoint's)")
-    data.add_argument("--num_workers", type=number(int, 0), default=1, help="processes that load data")
+    data.add_argument("--root", metavar="DIR", help="dataset folder with imagesTs or imagesVal")
+    data.add_argument("--images", metavar="PATH", help="folder or file to predict, instead of --root")
+    data.add_argument("--labels", metavar="DIR", help="folder of the labels (default: labels* next to images*)")
+    data.add_argument("--output", metavar="DIR", required=True, help="folder for predictions; finished ones are kept")
+    data.add_argument("--overwrite", action="store_true", help="predict finished cases again")
     data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
+    data.add_argument(
+        "--num_workers", type=number(int, 0), default=1, metavar="N", help="data-loading processes per device"
+    )
 
-    network = parser.add_argument_group("network")
-    network.add_argument("--trained_weights", required=True, help="checkpoint or bare state dict")
-    network.add_argument("--network", choices=NETWORKS, help="architecture (the checkpoint's, or REP3D)")
-    add_network_arguments(network, ", for a bare state dict")
+    network = parser.add_argument_group("network (a checkpoint of main_train.py knows all but --trained_weights)")
+    network.add_argument("--trained_weights", metavar="FILE", required=True, help="checkpoint, or bare state dict")
+    network.add_argument("--dataset", help=f"{', '.join(DATASETS)}, or the path of a JSON description")
+    network.add_argument("--network", metavar="NAME", choices=NETWORKS, help=f"{', '.join(NETWORKS)} (default: REP3D)")
+    add_network_arguments(network)
 
-    window = parser.add_argument_group("sliding window")
-    window.add_argument("--roi_size", nargs=3, type=number(int, 1), help="window, voxels (as trained, or 96 96 96)")
-    window.add_argument("--sw_batch_size", type=number(int, 1), default=4, help="windows a forward, on a GPU")
-    window.add_argument("--overlap", type=number(float, 0, 1, open_high=True), default=0.5, help="of two windows")
-    window.add_argument("--gpu", default="0", help="CUDA device number, or cpu")
-    window.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    network.add_argument(
+        "--roi_size",
+        nargs=3,
+        type=number(int, 1),
+        metavar=("D", "H", "W"),
+        help="size of sliding windows, voxels (default: as trained, or 96 96 96)",
+    )
+
+    add_execution_arguments(parser.add_argument_group("execution"))
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Predict alone or, under torchrun, a part of the cases."""
-    tune_process()  # before PyTorch is imported: here, so that --help and a mistake in a flag answer at once
+    """Predict all cases or, under torchrun, this process's shard of them."""
+    tune_process()  # before PyTorch is imported, which happens in functions: --help and wrong flags answer at once
     from engine.runtime.distributed import join_processes
 
     with join_processes(args.gpu) as device:
@@ -66,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace, device: "torch.device") -> None:
-    """Predict what is not there yet and score all that is; cases that fail are told at the end."""
+    """Predict the cases that are not finished, and score all of them; failed cases are reported at the end."""
     from pathlib import Path
 
     from engine.data.cases import find_test_cases
@@ -92,7 +96,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     settings = prediction_settings(digest, network_flags, roi_size, args.overlap, amp_name(precision), description)
     finished, missing = divide_cases(cases, output, settings, args.overwrite)
     if finished:
-        print(f"{len(finished)} of {len(cases)} predictions were there already")
+        print(f"{len(finished)} of {len(cases)} predictions are finished already")
 
     transforms = test_pipeline(description)
     post_transforms = infer_post_transforms(transforms, output)
@@ -102,7 +106,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     predicted = predict_cases(shard(missing), transforms, post_transforms, network, window, review, args.num_workers)
     reviewed = review_finished(shard(finished), review)
     names = [case["id"] for case in [*missing, *finished]]
-    outcomes = dict(zip(names, [*gather(predicted), *gather(reviewed)], strict=True))  # each case is one process's
+    outcomes = dict(zip(names, [*gather(predicted), *gather(reviewed)], strict=True))  # each case was one process's
     report([outcomes[case["id"]] for case in cases], output, description)
 
 

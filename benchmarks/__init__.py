@@ -1,1 +1,1 @@
-"""Commands that measure speed; results stand in results/."""
+"""Commands that measure speed; their results are in results/."""

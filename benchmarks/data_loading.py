@@ -1,30 +1,29 @@
-"""Training crops a second from large CTs: the published pipeline, ours with --cache_dir, ours with --cache_rate.
+"""Training crops per second from large CTs: the published pipeline, ours with --cache_dir, ours with --cache_rate.
 
     python -m benchmarks.data_loading [--cases 10] [--num_workers 2] [--folder /fast/disk]
 
-Synthetic CTs of 512 x 512 x 120 voxels, 0.8 x 0.8 x 2.5 mm, int16 in .nii.gz, are made first. The published pipeline is
-MONAI's CacheDataset with cache_rate 0.1 in front of load, spacing, orientation, window, foreground crop, two random
-crops, shift and affine. Ours are those of main_train.py. Each is timed after its set-up, over all the cases: one epoch
-where most cases are preprocessed anew, ``--epochs`` of them from the disk cache, and one from it after the kernel was
-told to forget its files ("cold"). Nothing consumes the crops, so that only the loading counts.
+First, synthetic CTs of 512 x 512 x 120 voxels, 0.8 x 0.8 x 2.5 mm, are written as int16 in .nii.gz. The published
+pipeline is MONAI's CacheDataset with cache_rate 0.1 over load, spacing, orientation, window, foreground crop, two
+random crops, intensity shift and affine; ours are those of main_train.py. Each is timed after its set-up, over all
+cases: one epoch if most cases are preprocessed again, ``--epochs`` epochs from the disk cache, and one epoch from the
+disk cache after its files were dropped from the page cache ("cold"). Nothing consumes the crops, so that only loading
+is timed.
 
-What a training step waits is calculated: workers load ahead, so a step of t_step seconds waits max(0, t_data - t_step),
-t_data being a batch of two crops over the rate.
+The time that a training step waits for data is calculated: workers load ahead, so a step of t_step seconds waits
+max(0, t_data - t_step), where t_data is the time to load a batch of two crops.
 """
 
 import argparse
-import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import monai
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import CacheDataset, list_data_collate
@@ -43,6 +42,7 @@ from monai.transforms import (
 from torch.utils.data import DataLoader
 
 from benchmarks.report import describe_machine, format_table, name_machine, publish
+from benchmarks.synthetic_ct import write_ct
 from engine.data.cache import open_cache
 from engine.data.cases import Case, pair_cases
 from engine.data.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
@@ -52,38 +52,13 @@ from engine.runtime.errors import OneLineParser, run
 from engine.runtime.files import make_output_folder
 from load_datasets_transforms import training_pipelines
 
-VOXEL_MM = (0.8, 0.8, 2.5)
-CROPS_A_CASE = 2
+CROPS_PER_CASE = 2
 CACHE_RATE = 0.1
-ORGANS = 8
-WAIT_SHARE = 0.05  # of a step, that data may keep it waiting
-
-
-def make_ct(folder: Path, case: int, shape: Sequence[int], seed: int) -> None:
-    """Write imagesTr/ct_<case>.nii.gz and its label: a noisy body with ellipsoids for organs, labelled from 1."""
-    rng = np.random.default_rng((seed, case))
-    coarse = torch.from_numpy(rng.normal(0, 60, [math.ceil(side / 16) for side in shape]).astype(np.float32))
-    texture = torch.nn.functional.interpolate(coarse[None, None], tuple(shape), mode="trilinear")[0, 0].numpy()
-    labels = np.zeros(shape, np.uint8)
-    for organ in range(1, ORGANS + 1):
-        labels[ellipsoid(shape, rng.uniform(-0.4, 0.4, 3), rng.uniform(0.08, 0.25, 3))] = organ
-    voxels = np.where(ellipsoid(shape, (0, 0, 0), (0.85, 0.65, 3)), texture + 10 * labels, -1000)
-    voxels = (voxels + rng.integers(-15, 16, shape, dtype=np.int16)).astype(np.int16)
-    affine = np.diag([-VOXEL_MM[0], -VOXEL_MM[1], VOXEL_MM[2], 1])  # x and y as scanners count them
-    for kind, volume in {"imagesTr": voxels, "labelsTr": labels}.items():
-        (folder / kind).mkdir(exist_ok=True)
-        nib.save(nib.Nifti1Image(volume, affine), folder / kind / f"ct_{case:03d}.nii.gz")
-
-
-def ellipsoid(shape: Sequence[int], centre: Iterable[float], radii: Iterable[float]) -> np.ndarray:
-    """The mask (X, Y, Z) of an ellipsoid, in a volume that reaches from -1 to 1 along each axis."""
-    axes = np.ogrid[tuple(slice(-1, 1, complex(0, side)) for side in shape)]
-    terms = [((axis - c) / r).astype(np.float32) ** 2 for axis, c, r in zip(axes, centre, radii, strict=True)]
-    return terms[0] + terms[1] + terms[2] < 1
+WAIT_SHARE = 0.05  # largest share of a training step that may be spent waiting for data
 
 
 def published_transforms(roi_size: Sequence[int]) -> Compose:
-    """The training transforms of the authors' script, in its order."""
+    """Build the training transforms of the authors' script, in its order."""
     keys, modes = ["image", "label"], ("bilinear", "nearest")
     low, high = SOFT_TISSUE
     return Compose(
@@ -94,7 +69,7 @@ def published_transforms(roi_size: Sequence[int]) -> Compose:
             ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
             CropForegroundd(keys, source_key="image", allow_smaller=True),
             RandCropByPosNegLabeld(
-                keys, "label", roi_size, pos=1, neg=1, num_samples=CROPS_A_CASE, image_key="image", image_threshold=0
+                keys, "label", roi_size, pos=1, neg=1, num_samples=CROPS_PER_CASE, image_key="image", image_threshold=0
             ),
             RandShiftIntensityd("image", offsets=0.10, prob=0.5),
             RandAffined(
@@ -110,51 +85,51 @@ def published_transforms(roi_size: Sequence[int]) -> Compose:
     )
 
 
-def crops_a_second(loader: DataLoader) -> float:
-    """Crops over seconds, from asking for the first batch to having the last."""
+def measure_rate(loader: DataLoader) -> float:
+    """Measure crops per second, from the request for the first batch to the arrival of the last."""
     start = time.perf_counter()
     crops = sum(len(batch["image"]) for batch in loader)
     return crops / (time.perf_counter() - start)
 
 
 def our_loader(dataset: monai.data.Dataset, epochs: int, args: argparse.Namespace) -> DataLoader:
-    """The loader of main_train.py, batch size 1."""
+    """Build the loader of main_train.py with batch size 1."""
     return training_loader(dataset, 1, args.seed, 0, epochs * len(dataset), args.num_workers)
 
 
-def forget(folder: Path) -> None:
-    """Have the kernel drop what it keeps of the folder's files in memory (Linux)."""
+def drop_from_page_cache(folder: Path) -> None:
+    """Drop the arrays in a folder from the kernel's page cache (Linux)."""
     for path in folder.rglob("*.npy"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(cases: list[Case], cache: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Crops a second of each way of loading, seconds to fill the cache, and its bytes."""
-    training, _ = training_pipelines(DATASETS["amos"], args.roi_size, CROPS_A_CASE)
+    """Measure crops per second of each way of loading, seconds to fill the cache, and its bytes."""
+    training, _ = training_pipelines(DATASETS["amos"], args.roi_size, CROPS_PER_CASE)
     workers = max(1, args.num_workers)
     rates = {}
 
-    tell("published pipeline")
+    show_progress("published pipeline")
     memory = {"cache_rate": CACHE_RATE, "num_workers": workers, "progress": False}
     published = CacheDataset(cases, published_transforms(args.roi_size), **memory)
     loader = DataLoader(published, shuffle=True, num_workers=args.num_workers, collate_fn=list_data_collate)
-    rates["published"] = crops_a_second(loader)
+    rates["published"] = measure_rate(loader)
 
-    tell("ours with --cache_rate")
+    show_progress("ours with --cache_rate")
     ours = CacheDataset(cases, training, **memory)
-    rates["cache_rate"] = crops_a_second(our_loader(ours, 1, args))
+    rates["cache_rate"] = measure_rate(our_loader(ours, 1, args))
 
-    tell("ours with --cache_dir")
+    show_progress("ours with --cache_dir")
     start = time.perf_counter()
     cached = open_cache(cases, training, cache, args.num_workers)
     fill_s = time.perf_counter() - start
-    rates["cache_dir"] = crops_a_second(our_loader(cached, args.epochs, args))
-    forget(cache)
-    rates["cache_dir_cold"] = crops_a_second(our_loader(cached, 1, args))
+    rates["cache_dir"] = measure_rate(our_loader(cached, args.epochs, args))
+    drop_from_page_cache(cache)
+    rates["cache_dir_cold"] = measure_rate(our_loader(cached, 1, args))
 
     size = sum(path.stat().st_size for path in cache.rglob("*.npy"))
-    seconds = CROPS_A_CASE / rates["cache_dir"]
+    seconds = CROPS_PER_CASE / rates["cache_dir"]
     return {
         "crops_per_s": rates,
         "cache_dir_over_published": rates["cache_dir"] / rates["published"],
@@ -165,12 +140,13 @@ def measure(cases: list[Case], cache: Path, args: argparse.Namespace) -> dict[st
     }
 
 
-def tell(what: str) -> None:
-    print(f"measuring {what} ...", file=sys.stderr, flush=True)
+def show_progress(name: str) -> None:
+    """Print what is being measured."""
+    print(f"measuring {name} ...", file=sys.stderr, flush=True)
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, a table of rates, what a step waits."""
+    """Format the results as text: the machine, a table of rates, the waiting time of a training step."""
     names = {
         "published": f"published, cache_rate {CACHE_RATE}",
         "cache_rate": f"ours, --cache_rate {CACHE_RATE}",
@@ -186,41 +162,50 @@ def report(results: dict[str, Any]) -> str:
             f"before {results['load_average_before']:.1f}",
             f"{results['cases']} CTs of {shape}, {results['num_workers']} workers, crops of {results['roi_size']}\n",
             format_table(["way", "crops/s", "over published"], rows),
-            f"\nFilling the cache: {results['fill_s']:.1f} s, {results['cache_bytes_per_case'] / 1e6:.1f} MB a case.",
-            f"Two crops take {1e3 * results['data_s_per_two_crops']:.1f} ms: a training step on them waits less than "
-            f"{WAIT_SHARE:.0%} of itself from {1e3 * results['least_step_s_for_wait_share']:.1f} ms on.",
+            f"\nFilling the cache: {results['fill_s']:.1f} s, {results['cache_bytes_per_case'] / 1e6:.1f} MB per case.",
+            f"Two crops take {1e3 * results['data_s_per_two_crops']:.1f} ms: a training step on them that takes at "
+            f"least {1e3 * results['least_step_s_for_wait_share']:.1f} ms waits for less than {WAIT_SHARE:.0%} of it.",
         ]
     )
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="benchmarks.data_loading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Parse the command line."""
+    parser = OneLineParser(prog="benchmarks.data_loading", description=__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--cases", type=number(int, 1), default=10, metavar="N", help="number of CTs")
+    shape = "shape of a CT, voxels"
+    data.add_argument(
+        "--shape", type=number(int, 2), nargs=3, default=[512, 512, 120], metavar=("X", "Y", "Z"), help=shape
     )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--cases", type=number(int, 1), default=10, help="CTs (default: %(default)s)")
-    what.add_argument("--shape", type=number(int, 2), nargs=3, default=[512, 512, 120], help="of a CT, voxels")
-    what.add_argument("--roi_size", type=number(int, 1), nargs=3, default=[96, 96, 96], help="of a crop, voxels")
-    how = parser.add_argument_group("how")
-    how.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load (default: %(default)s)")
-    how.add_argument("--epochs", type=number(int, 1), default=20, help="from the disk cache (default: %(default)s)")
-    how.add_argument("--seed", type=number(int, 0), default=0, help="of the CTs and the crops (default: %(default)s)")
-    how.add_argument("--folder", type=Path, help="where a temporary folder is made (default: the system's)")
-    how.add_argument(
-        "--output", type=Path, default=Path("benchmarks/results/data_loading_cpu.json"), help="(default: %(default)s)"
-    )
+    side, size = number(int, 1), "size of a crop, voxels"
+    data.add_argument("--roi_size", type=side, nargs=3, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
+    data.add_argument("--seed", type=number(int, 0), default=0, metavar="N", help="random seed of CTs and crops")
+    data.add_argument("--folder", type=Path, metavar="DIR", help="parent of a temporary folder (default: the system's)")
+    measurement = parser.add_argument_group("measurement")
+    measurement.add_argument("--num_workers", type=number(int, 0), default=2, metavar="N", help="loading processes")
+    measurement.add_argument("--epochs", type=number(int, 1), default=20, metavar="N", help="epochs from disk cache")
+    output = Path("benchmarks/results/data_loading_cpu.json")
+    measurement.add_argument("--output", type=Path, default=output, metavar="FILE", help="JSON file to write")
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the CTs, measure, print the table, write the JSON, and return what was written."""
+    """Write the CTs, measure, print the table, write the JSON file, and return its content."""
     make_output_folder(args.output.parent)
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
-        print(f"making {args.cases} CTs in {folder} ...", file=sys.stderr, flush=True)
+        print(f"writing {args.cases} CTs to {folder} ...", file=sys.stderr, flush=True)
+        for name in ("imagesTr", "labelsTr"):
+            (folder / name).mkdir()
+
+        def write_case(case: int) -> None:
+            image, label = (folder / name / f"ct_{case:03d}.nii.gz" for name in ("imagesTr", "labelsTr"))
+            write_ct(image, args.shape, (args.seed, case), label)
+
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda case: make_ct(folder, case, args.shape, args.seed), range(args.cases)))
+            list(pool.map(write_case, range(args.cases)))
         measured = measure(pair_cases(folder / "imagesTr", folder / "labelsTr"), folder / "cache", args)
     results = {
         **describe_machine(torch.device("cpu")),

@@ -1,14 +1,14 @@
-"""How a training step of REP3D grows with the kernel's side and with the crop: PyTorch's convolutions, and ours.
+"""Training step of REP3D over the size of the kernel and of the crop: PyTorch's convolutions, and ours.
 
     python -m benchmarks.kernel_size [--kernel_sizes 3 7 11 15 21 27 31] [--crops 64 96 128 160]
 
-A step is that of ``benchmarks.training_step``, one crop a step: every kernel at crops of 96^3, every crop with kernel
-21. "native" is the published recipe. This is the measurement on a CPU, where each point has a process of its own;
-``benchmarks.gpu`` does it on a GPU. Points that are in the output file already are kept, so that the command
-can be stopped and repeated. A point expected to take more than ``--limit_s``, by what smaller ones took, is left
-out, and so is one that memory is too small for; the output says so.
+A step is that of ``benchmarks.training_step`` with one crop: every kernel at crops of 96^3, every crop with kernel 21.
+"native" is the published recipe. This is the measurement on a CPU, where each point has a process of its own;
+``benchmarks.gpu`` measures a GPU. Points that the output file already contains are kept, so that the command can be
+stopped and repeated. A point is left out if smaller points suggest that it takes more than ``--limit_s``, or if it does
+not fit in memory; the output gives the reason.
 
-docs/kernel_size.png (``benchmarks.readme``) shows what was found, on a CPU and on GPUs.
+docs/kernel_size.png (``benchmarks.readme``) shows the results on a CPU and on GPUs.
 """
 
 import argparse
@@ -33,25 +33,25 @@ from engine.weights.checkpoints import NetworkConfig
 from networks.base import InputSizes
 
 KERNEL_SIZES, CROPS = (3, 7, 11, 15, 21, 27, 31), (64, 96, 128, 160)
-DIVISOR = 16  # of crops of REP3D
-KERNEL_SIZE, CROP = 21, 96  # of the points that vary in the other
-WAYS = {"here": False, "native": True}  # whether it is the published recipe
+DIVISOR = 16  # the sides of crops of REP3D are multiples of it
+KERNEL_SIZE, CROP = 21, 96  # each is fixed while the other varies
+WAYS = {"here": False, "native": True}  # True: the published recipe
 STYLES = {
     "native": {"label": "published recipe (PyTorch's convolution, float32)", "color": "tab:red"},
     "here": {"label": "here", "color": "tab:blue"},
 }
-LONG_S = 60  # a first run of so many seconds counts, and is the only one
+LONG_S = 60  # a first run of at least so many seconds counts, and is the only one
 Point = tuple[str, int, int]  # way, kernel's side, crop's side
 
 
-def points(kernel_sizes: Sequence[int], crops: Sequence[int], crop: int = CROP) -> list[Point]:
-    """Each way's, the cheapest first: kernels at one crop, then crops with one kernel."""
+def points(kernel_sizes: Sequence[int], crops: Sequence[int], crop: int) -> list[Point]:
+    """List the points of each way, the cheapest first: kernels at one crop, then crops with one kernel."""
     grid = [*((side, crop) for side in sorted(kernel_sizes)), *((KERNEL_SIZE, side) for side in sorted(crops))]
     return [(way, *point) for way in WAYS for point in dict.fromkeys(grid)]
 
 
 def make_step(point: Point, device: torch.device, batch_size: int, feat_size: Sequence[int]) -> Step:
-    """The step of one point; ours with the device's precision, the published one in float32."""
+    """Build the step of one point: ours in the device's precision, the published one in float32."""
     way, kernel_size, crop = point
     roi_size = (crop,) * 3
     config = NetworkConfig("REP3D", 1, 16, roi_size, {"feat_size": tuple(feat_size), "kernel_size": kernel_size})
@@ -60,7 +60,7 @@ def make_step(point: Point, device: torch.device, batch_size: int, feat_size: Se
 
 
 def expected_seconds(point: Point, rows: Sequence[dict[str, Any]]) -> float:
-    """A guess from the smaller points of its way: crops and native kernels cost what they have voxels."""
+    """Extrapolate from smaller points of the same way: cost is proportional to the voxels of crop and native kernel."""
     way, kernel_size, crop = point
     guesses = [0.0]
     for row in rows:
@@ -76,13 +76,13 @@ def measure(
     measure_point: Callable[[Point], dict[str, Any]],
     limit_s: float,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each point that ``rows`` lack, the moment it is known.
+    """Yield a row for each point that is missing in ``rows``, as soon as it is measured.
 
     Args:
-        todo: points, the cheaper before the dearer.
-        rows: that are known.
-        measure_point: seconds and peak of a point, or the reason why there are none (``measure_step``).
-        limit_s: a point that is expected to take longer is left out.
+        todo: points, the cheaper ones first.
+        rows: known rows.
+        measure_point: function that measures seconds and peak of a point, or reports why it cannot (``measure_step``).
+        limit_s: limit of the expected seconds; points beyond it are left out.
     """
     known = list(rows)
     for point in todo:
@@ -116,7 +116,7 @@ def draw(machines: Sequence[dict[str, Any]]) -> Figure:
 
 
 def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, fixed: dict[str, int]) -> None:
-    """Draw one line per way through the points that differ in ``name`` alone, the last one's seconds beside it."""
+    """Draw one line per way through the points that differ only in ``name``, with the seconds of the last point."""
     for way, style in STYLES.items():
         found = [row for row in rows if row["way"] == way and row["step_s"] and fixed.items() <= row.items()]
         found.sort(key=lambda row: row[name])
@@ -132,7 +132,7 @@ def draw_panel(axes: Axes, rows: Sequence[dict[str, Any]], name: str, fixed: dic
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, and a table of the points."""
+    """Format the results as text: the machine, and a table of the points."""
     table = [
         [row["way"], f"{row['kernel_size']}", f"{row['crop']}", *format_measurement(row)] for row in results["rows"]
     ]
@@ -141,14 +141,14 @@ def report(results: dict[str, Any]) -> str:
 
 
 def format_measurement(row: dict[str, Any]) -> list[str]:
-    """Seconds, runs and peak memory of a row, or why it has none."""
+    """Format seconds, runs and peak memory of a row, or the reason why it has none."""
     if row["step_s"] is None:
         return [row["reason"].partition(":")[0], "-", "-"]
     return [f"{row['step_s']:.3g}", str(len(row["steps_s"])), f"{row['peak_bytes'] / 1e9:.2f}"]
 
 
 def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """What this command has measured on this machine with these settings; points that were left out are tried again."""
+    """Read what was measured earlier on this machine with these settings; points that were left out are tried again."""
     if not path.exists():
         return []
     try:
@@ -157,11 +157,11 @@ def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             return []
         return [row for row in found["rows"] if row["step_s"] is not None]
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"--output: {path} is no JSON file of this command, expected one or a new name") from error
+        raise InputError(f"--output: {path} is not a JSON file of this command, expected one or a new name") from error
 
 
 def crop_side(text: str) -> int:
-    """A side that the network takes."""
+    """Convert text to the side of a crop that suits the network."""
     side = int(number(int, DIVISOR)(text))
     if side % DIVISOR:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a multiple of {DIVISOR}")
@@ -169,39 +169,25 @@ def crop_side(text: str) -> int:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = OneLineParser(
-        prog="benchmarks.kernel_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        "--kernel_sizes", nargs="+", type=odd, default=KERNEL_SIZES, help="sides of kernels, voxels (default: 3 to 31)"
-    )
-    what.add_argument(
-        "--crops", nargs="+", type=crop_side, default=CROPS, help="sides of crops, voxels (default: 64 to 160)"
-    )
-    what.add_argument(
-        "--feat_size", nargs=4, type=number(int, 1), default=[48, 96, 192, 384], help="channels of the four stages"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--repeats", type=number(int, 1), default=2, help="timed steps per point (default: %(default)s)")
-    how.add_argument(
-        "--limit_s",
-        type=number(float, 0),
-        default=900,
-        help="points expected to take more seconds are left out (default: %(default)s)",
-    )
-    how.add_argument(
-        "--output",
-        type=Path,
-        default=Path("benchmarks/results/kernel_size_cpu.json"),
-        help="JSON file to write, and to continue (default: %(default)s)",
-    )
+    """Parse the command line."""
+    parser = OneLineParser(prog="benchmarks.kernel_size", description=__doc__)
+    what = parser.add_argument_group("network and input")
+    kernels, crops = "sides of the kernels, voxels", "sides of the crops, voxels"
+    what.add_argument("--kernel_sizes", nargs="+", type=odd, default=KERNEL_SIZES, metavar="SIDE", help=kernels)
+    what.add_argument("--crops", nargs="+", type=crop_side, default=CROPS, metavar="SIDE", help=crops)
+    widths, channels, names = [48, 96, 192, 384], "channels of the four stages", ("C1", "C2", "C3", "C4")
+    what.add_argument("--feat_size", nargs=4, type=number(int, 1), default=widths, metavar=names, help=channels)
+    measurement = parser.add_argument_group("measurement")
+    measurement.add_argument("--repeats", type=number(int, 1), default=2, metavar="N", help="timed steps per point")
+    limit = "leave out points that are expected to take longer"
+    measurement.add_argument("--limit_s", type=number(float, 0), default=900, metavar="SECONDS", help=limit)
+    output, file = Path("benchmarks/results/kernel_size_cpu.json"), "JSON file to write, or to continue"
+    measurement.add_argument("--output", type=Path, default=output, metavar="FILE", help=file)
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is missing, print the table, write the JSON after each point, and return what was written."""
+    """Measure the missing points, write the JSON file after each, print the table, and return the file's content."""
     make_output_folder(args.output.parent)
     device = torch.device("cpu")
     machine = describe_machine(device)
@@ -214,7 +200,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         step = make_step(point, device, 1, args.feat_size)
         return measure_step(step, args.repeats, long_s=LONG_S, own_process=True)
 
-    todo = points(args.kernel_sizes, args.crops)
+    todo = points(args.kernel_sizes, args.crops, CROP)
     for row in measure(todo, tuple(rows), measure_point, args.limit_s):
         rows.append(row)
         write_text(args.output, json.dumps({**machine, **settings, "rows": rows}, indent=2) + "\n")

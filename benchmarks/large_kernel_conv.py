@@ -1,23 +1,19 @@
-"""Cost of a large depthwise convolution on a CPU: native F.conv3d, FFTs, DFTs as matrix products, and Rep3D's choice.
+"""Cost of a large depthwise convolution on a CPU: native F.conv3d, the FFT path, and Rep3D's choice.
 
     python -m benchmarks.large_kernel_conv [--kernel_size 21] [--skip_native]
 
-One run times all of them at the four stages that a 96^3 crop passes, batch 1, float32 (``benchmarks.gpu`` does so on a
-GPU):
+Each is timed at the four stages of a 96^3 crop, with batch size 1 in float32 (``benchmarks.gpu`` measures a GPU):
 
 - native: F.conv3d;
 - fft: the FFT path, which keeps its spectra for the backward pass;
-- recomputed: the same without any budget for them;
-- dft: ``benchmarks.candidates.dft_matmul``;
 - auto: the path that Rep3D chooses.
 
-Each runs once to warm up and then ``--repeats`` times, of which the median is reported, save that native's backward
-pass runs once, without warm-up: stage 1 takes about two minutes with two cores. Kept are the bytes that the
-forward pass leaves for the backward pass. A deployed layer's forward pass is timed with and without the kernel's
-spectrum at hand.
+After one warm-up run the median of ``--repeats`` runs is reported, except for the backward pass of native, which runs
+once, without warm-up: stage 1 takes about two minutes with two cores. "kept" are the bytes that the forward pass keeps
+for the backward pass. The forward pass of a deployed layer is timed with and without the cached spectrum of its kernel.
 
-Errors are the largest absolute error over the largest absolute value of a float64 reference: the float64 FFT, itself
-checked against float64 F.conv3d at the last stage, where that fits in memory (``MAX_CHECKED_MULTIPLY_ADDS``).
+Errors are the largest absolute error over the largest absolute value of a float64 reference: the float64 FFT, which is
+itself compared with float64 F.conv3d at the last stage, where that fits in memory (``MAX_CHECKED_MULTIPLY_ADDS``).
 """
 
 import argparse
@@ -32,50 +28,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.candidates.dft_matmul import dft_matmul
 from benchmarks.report import describe_machine, format_table, name_machine, publish
+from engine.runtime.arguments import number, odd
 from engine.runtime.errors import OneLineParser, run
 from engine.runtime.files import make_output_folder
 from networks.large_kernel_conv import KernelSpectrum, large_kernel_conv3d
 
 STAGES = ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
-MAX_CHECKED_MULTIPLY_ADDS = 1e9  # its gradients unfold the input: 6 GB at the last stage, 24 GB at the third
+MAX_CHECKED_MULTIPLY_ADDS = 1e9  # gradients of float64 F.conv3d unfold the input: 6 GB at stage 4, 24 GB at stage 3
 PASSES = ("out", "dx", "dw")
 Convolve = Callable[[Tensor, Tensor], Tensor]
 
 
 def native(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve by PyTorch's own function."""
     return F.conv3d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
 def fft(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve by FFT, with all spectra kept."""
     return large_kernel_conv3d(x, weight, method="fft", budget=sys.maxsize)
 
 
-def recomputed(x: Tensor, weight: Tensor) -> Tensor:
-    return large_kernel_conv3d(x, weight, method="fft", budget=0)
-
-
-METHODS: dict[str, Convolve] = {
-    "native": native,
-    "fft": fft,
-    "recomputed": recomputed,
-    "dft": dft_matmul,
-    "auto": large_kernel_conv3d,
-}
+METHODS: dict[str, Convolve] = {"native": native, "fft": fft, "auto": large_kernel_conv3d}
 
 
 def time_passes(
     convolve: Convolve, tensors: Sequence[Tensor], repeats: int = 0, backwards: int = 1
 ) -> tuple[float, float, tuple[Tensor, ...]]:
-    """Median seconds of the forward and of the backward pass, and (out, dx, dw).
+    """Measure the median seconds of forward and backward pass; also returns (out, dx, dw).
 
     Args:
-        convolve: the method, of input and kernel.
-        tensors: input (1, C, S, S, S), kernel (C, 1, K, K, K) and the output's gradient.
+        convolve: method, a function of input and kernel.
+        tensors: input (1, C, S, S, S), kernel (C, 1, K, K, K) and gradient of the output.
         repeats: runs after the first.
-        backwards: of these ``repeats + 1`` runs, the last so many have a backward pass. The first run of a pass warms
-            up and does not count, unless it is the only one.
+        backwards: number of runs, the last of the ``repeats + 1``, that have a backward pass. The first run of a pass
+            is a warm-up and does not count, unless it is the only one.
     """
 
     def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -97,7 +85,7 @@ def time_passes(
 
 
 def kept_bytes(convolve: Convolve, tensors: Sequence[Tensor]) -> int:
-    """Of the storages, input and kernel among them, that autograd holds until the backward pass."""
+    """Count the bytes, those of input and kernel included, that autograd keeps for the backward pass."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -106,13 +94,13 @@ def kept_bytes(convolve: Convolve, tensors: Sequence[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = convolve(*(tensor.detach().requires_grad_() for tensor in tensors[:2]))
-    del out  # until here it held what was noted, so that no address was given twice
+    del out  # until here it kept the storages alive, so that no address was used twice
     return sum(storages.values())
 
 
 @torch.inference_mode()
 def time_deployed(x: Tensor, weight: Tensor, repeats: int) -> dict[str, float]:
-    """Median seconds of the forward pass of a layer that knows its kernel's spectrum, and of one that does not."""
+    """Measure the median seconds of a forward pass with and without the cached spectrum of the kernel."""
     known = KernelSpectrum()
     seconds: dict[str, list[float]] = {"known_s": [], "unknown_s": []}
     for _ in range(1 + repeats):
@@ -124,7 +112,7 @@ def time_deployed(x: Tensor, weight: Tensor, repeats: int) -> dict[str, float]:
 
 
 def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
-    """Largest absolute error over the largest absolute value expected, for output, dx and dw."""
+    """Compute the largest absolute error over the largest expected absolute value, for output, dx and dw."""
     return {
         name: ((ours.double() - theirs).abs().max() / theirs.abs().max()).item()
         for name, ours, theirs in zip(PASSES, found, expected, strict=True)
@@ -134,7 +122,7 @@ def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict
 def measure_stage(
     channels: int, side: int, kernel_size: int, repeats: int, skip_native: bool, seed: int
 ) -> dict[str, Any]:
-    """Seconds and errors of each method at one stage, as one row of the results."""
+    """Measure seconds and errors of each method at one stage, as one row of the results."""
     generator = torch.Generator().manual_seed(seed)
     grid = (1, channels, *[side] * 3)
     shapes = grid, (channels, 1, *[kernel_size] * 3), grid
@@ -164,11 +152,12 @@ def measure_stage(
 
 
 def total_seconds(timing: dict[str, Any]) -> float:
+    """Add up forward and backward pass."""
     return timing["forward_s"] + timing["backward_s"]
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds and bytes summed over the stages, for each method that was measured."""
+    """Sum seconds and bytes over the stages, for each method that was measured."""
     summed: dict[str, Any] = {
         name: {key: sum(row[name][key] for row in rows) for key in ("forward_s", "backward_s", "kept_bytes")}
         for name in METHODS
@@ -181,7 +170,7 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, one table of the methods, one of the layer."""
+    """Format the results as text: the machine, a table of the methods, a table of the layers."""
     stages = {f"{row['channels']}, {row['side']}^3": row for row in results["rows"]} | {"total": results["totals"]}
     names = [name for name in METHODS if name in results["totals"]]
     methods, layers = [], []
@@ -196,23 +185,24 @@ def report(results: dict[str, Any]) -> str:
         known, unknown = (f"{row['deployed'][key]:.4f}" for key in ("known_s", "unknown_s"))
         layers.append([label, ratio, known, unknown, f"{max(check.values()):.1e}" if check else "-"])
 
-    native_runs = "its backward pass once and cold" if "native" in names else "skipped"
+    native_runs = "backward pass once, without warm-up" if "native" in names else "skipped"
     return "\n".join(
         [
             f"{name_machine(results)}; kernel {results['kernel_size']}^3, batch 1, float32",
-            f"Median of {results['repeats']} after one warm-up; native: "
+            f"Median of {results['repeats']} runs after one warm-up; native: "
             f"{native_runs}. Errors are relative to the float64 FFT.\n",
             format_table(
                 ["stage", "method", "fwd s", "bwd s", "kept MB", *(f"{key} error" for key in PASSES)], methods
             ),
-            "\nDeployed: the automatic forward pass, the kernel's spectrum known or not. Last column: error of the",
-            "float64 FFT itself, relative to float64 F.conv3d where that is cheap.\n",
+            "\nDeployed: forward pass of auto with and without the cached spectrum of the kernel. Last column: error",
+            "of the float64 FFT itself, relative to float64 F.conv3d where that is cheap.\n",
             format_table(["stage", "native/auto", "deployed, known s", "unknown s", "fft64 - direct64"], layers),
         ]
     )
 
 
 def stage(text: str) -> tuple[int, int]:
+    """Convert text to channels and side of a stage."""
     channels, side = (int(part) for part in text.split(","))
     if channels < 1 or side < 1:
         raise ValueError(text)
@@ -220,45 +210,23 @@ def stage(text: str) -> tuple[int, int]:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="benchmarks.large_kernel_conv",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        "--kernel_size", type=int, default=21, help="odd side of the kernel, voxels (default: %(default)s)"
-    )
-    what.add_argument(
-        "--stages",
-        type=stage,
-        nargs="+",
-        default=STAGES,
-        metavar="CHANNELS,SIDE",
-        help="shapes to measure (default: the four of a 96^3 crop)",
-    )
-    what.add_argument(
-        "--skip_native", action="store_true", help="leave the timing of F.conv3d out (default: measure it)"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median (default: %(default)s)")
-    how.add_argument("--seed", type=int, default=0, help="seed of the random tensors (default: %(default)s)")
-    how.add_argument(
-        "--output",
-        type=Path,
-        default=Path("benchmarks/results/large_kernel_conv_cpu.json"),
-        help="JSON file to write (default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    if args.kernel_size < 1 or args.kernel_size % 2 == 0:
-        parser.error(f"--kernel_size: found {args.kernel_size}, expected an odd positive number")
-    if args.repeats < 1:
-        parser.error(f"--repeats: found {args.repeats}, expected at least 1")
-    return args
+    """Parse the command line."""
+    parser = OneLineParser(prog="benchmarks.large_kernel_conv", description=__doc__)
+    what = parser.add_argument_group("convolutions")
+    what.add_argument("--kernel_size", type=odd, default=21, metavar="SIDE", help="side of the kernel, voxels")
+    stages = "shapes to measure (default: the four of a 96^3 crop)"
+    what.add_argument("--stages", type=stage, nargs="+", default=STAGES, metavar="CHANNELS,SIDE", help=stages)
+    what.add_argument("--skip_native", action="store_true", help="do not time F.conv3d")
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the tensors")
+    measurement = parser.add_argument_group("measurement")
+    measurement.add_argument("--repeats", type=number(int, 1), default=3, metavar="N", help="timed runs")
+    output = Path("benchmarks/results/large_kernel_conv_cpu.json")
+    measurement.add_argument("--output", type=Path, default=output, metavar="FILE", help="JSON file to write")
+    return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print the tables, write the JSON, and return what was written."""
+    """Measure, print the tables, write the JSON file, and return its content."""
     make_output_folder(args.output.parent)
     rows = []
     for channels, side in args.stages:

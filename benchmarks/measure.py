@@ -1,4 +1,4 @@
-"""Training steps measured: seconds and peak memory."""
+"""Measurement of training steps: seconds and peak memory."""
 
 import gc
 import math
@@ -29,29 +29,29 @@ from engine.training.step import Learner, train_step
 from engine.weights.checkpoints import NetworkConfig
 from networks.large_kernel_conv import DIRECT_COST
 
-LR, WEIGHT_DECAY = 1e-4, 0.08  # main_train's defaults, with AdamW
-USABLE_SHARE = 0.9  # of the memory that is free; the rest is left to other processes
+LR, WEIGHT_DECAY = 1e-4, 0.08  # defaults of main_train.py, with AdamW
+USABLE_SHARE = 0.9  # share of the free memory to use; the rest is left to other processes
 OUT_OF_MEMORY = "out of memory"
 UNMEASURED: dict[str, Any] = dict.fromkeys(("step_s", "steps_s", "first_s", "peak_bytes"))
 
 
 class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
-    """Why a step has no measurement."""
+    """Reason why a step has no measurement."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step to measure, on an input (batch_size, in_chans, D, H, W) of the config's ``roi_size``.
+    """Training step to measure, on an input (batch_size, in_chans, D, H, W) of the config's ``roi_size``.
 
     Args:
-        config: of the network.
-        batch_size: samples.
-        device: to train on.
-        precision: of autocast, None for float32.
-        published: as the published code: direct convolutions, plain layout, optimiser and memory allocation.
-        checkpointing: as ``main_train --checkpointing``.
-        compiled: as ``main_train --compile``.
-        layout: of kernels and activations, in place of the device's (``engine.runtime.devices.to_device``).
+        config: configuration of the network.
+        batch_size: samples per batch.
+        device: device to train on.
+        precision: precision of autocast, None for float32.
+        published: True for the published code: direct convolutions, plain layout, optimiser and memory allocation.
+        checkpointing: True for ``main_train.py --checkpointing``.
+        compiled: True for ``main_train.py --compile``.
+        layout: memory layout instead of the device's default (``engine.runtime.devices.to_device``).
     """
 
     config: NetworkConfig
@@ -70,31 +70,31 @@ class Step:
 
 
 class StepProcess:
-    """A process that makes a step ready and runs it whenever it is asked to; a context manager.
+    """Process that prepares a step and runs it on request; a context manager.
 
     Args:
-        step: what it runs.
-        memory: bytes that it may take on a CPU, where an allocation that fails is better than a machine without memory.
+        step: step to run.
+        memory: limit of its memory on a CPU, bytes, so that an allocation fails before the machine runs out of memory.
     """
 
     def __init__(self, step: Step, memory: int) -> None:
-        tune_process()  # variables that the new process reads when it starts
+        tune_process()  # sets environment variables that the new process reads when it starts
         spawn = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(step, memory, theirs), daemon=True)
+        self._connection, other_end = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(step, memory, other_end), daemon=True)
         self._process.start()
-        theirs.close()
+        other_end.close()
 
     def run(self) -> tuple[float, int]:
-        """Run the step: its seconds, and the peak bytes so far.
+        """Run the step; return its seconds and the peak bytes so far.
 
         Raises:
-            NotMeasured: the process ran out of memory, or ended.
+            NotMeasured: the process ran out of memory or ended.
         """
         try:
             self._connection.send(True)
             answer = self._connection.recv()
-        except (EOFError, OSError) as error:  # it ended without an answer
+        except (EOFError, OSError) as error:  # the process ended without an answer
             self._process.join()
             status = self._process.exitcode
             killed = status == -signal.SIGKILL
@@ -109,27 +109,27 @@ class StepProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.close()  # the process finds nothing more to do
-        self._process.join()  # the next one finds its memory free
+        self._connection.close()  # makes the process end
+        self._process.join()  # frees its memory for the next one
 
 
 def measure_step(
     step: Step, repeats: int, limit_s: float = math.inf, long_s: float = math.inf, own_process: bool = False
 ) -> dict[str, Any]:
-    """Median seconds and peak bytes of a step, or the reason why it has none.
+    """Measure median seconds and peak bytes of a step, or the reason why it cannot be measured.
 
-    The first run warms up: it may load kernels, tune or compile, and is reported apart.
+    The first run is a warm-up, which may load kernels, tune or compile, and is reported separately.
 
     Args:
-        step: to measure.
+        step: step to measure.
         repeats: timed runs after the first.
-        limit_s: the timed runs end after so many seconds, of which there is one at least.
-        long_s: a first run of at least so many seconds is the only one, and counts.
-        own_process: not this one, whose peak on a CPU is that of everything it has done.
-    Returns: "step_s", "steps_s", "first_s", "peak_bytes" and "reason"; the last or the others are None.
+        limit_s: no further run starts after so many seconds of timed runs; there is at least one.
+        long_s: a first run of at least so many seconds counts, and is the only one.
+        own_process: True to use a new process: on a CPU the peak of this process includes everything it did before.
+    Returns: "step_s", "steps_s", "first_s", "peak_bytes" and "reason"; either "reason" or all others are None.
     """
     try:
-        with _elsewhere(step) if own_process else _here(step) as run:
+        with _in_own_process(step) if own_process else _in_this_process(step) as run:
             first = run()
             runs = [first if first[0] >= long_s else run()]
             while first[0] < long_s and len(runs) < repeats and sum(seconds for seconds, _ in runs) < limit_s:
@@ -147,19 +147,19 @@ def measure_step(
 
 
 @contextmanager
-def _elsewhere(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
+def _in_own_process(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
     with StepProcess(step, available_memory(step.device)) as process:
         yield process.run
 
 
 @contextmanager
-def _here(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
-    """The step in this process, which is spared the seconds that another takes to start."""
+def _in_this_process(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
+    """Run the step in this process, without the seconds that a new process needs to start."""
     if step.compiled:
-        torch.compiler.reset()  # the compiler gives up on code that it has compiled for eight networks
-    gc.collect()  # of the step before, whose memory this one may need
+        torch.compiler.reset()  # the compiler gives up on code after it has compiled it for eight networks
+    gc.collect()  # frees the memory of the previous step
     if step.device.type == "cuda":
-        torch.cuda.init()  # the statistics of an untouched device cannot be reset
+        torch.cuda.init()  # the statistics of an uninitialised device cannot be reset
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(step.device)
     try:
@@ -173,7 +173,7 @@ def _here(step: Step) -> Iterator[Callable[[], tuple[float, int]]]:
 
 @contextmanager
 def native_convolutions() -> Iterator[None]:
-    """Have PyTorch's own code compute every convolution inside."""
+    """Compute every convolution in the block by PyTorch's own code."""
     costs = dict(DIRECT_COST)
     DIRECT_COST.update(dict.fromkeys(DIRECT_COST, 0.0))
     try:
@@ -183,7 +183,7 @@ def native_convolutions() -> Iterator[None]:
 
 
 def timed_step(step: Step) -> Callable[[], tuple[float, int]]:
-    """Make a step ready; the function returned runs it and returns its seconds and the peak bytes so far."""
+    """Prepare a step; the returned function runs it and returns its seconds and the peak bytes so far."""
     take_step = prepare(step)
 
     def run() -> tuple[float, int]:
@@ -195,13 +195,13 @@ def timed_step(step: Step) -> Callable[[], tuple[float, int]]:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a step may take: most of what is free."""
+    """Return the bytes that a step may use: most of the free memory."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _proc_bytes("meminfo", "MemAvailable")
     return int(USABLE_SHARE * free)
 
 
 def _serve(step: Step, memory: int, connection: Connection) -> None:
-    """What the new process does: a step for each message, until there are no more."""
+    """Serve in the new process: run a step for each message until the connection is closed."""
     if not step.published:
         tune_process()
     if step.device.type == "cpu":
@@ -213,7 +213,7 @@ def _serve(step: Step, memory: int, connection: Connection) -> None:
             run = timed_step(step)
             while connection.recv():
                 connection.send(run())
-    except (EOFError, BrokenPipeError):  # nobody asks any more
+    except (EOFError, BrokenPipeError):  # the parent closed the connection
         return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -222,12 +222,12 @@ def _serve(step: Step, memory: int, connection: Connection) -> None:
 
 
 def describe_lack_of_memory(error: BaseException) -> str:
-    """The first line of what PyTorch says of it."""
+    """Return the first line of the error of a failed allocation."""
     return f"{OUT_OF_MEMORY}: {str(error).partition(chr(10))[0]}"
 
 
 def prepare(step: Step) -> Callable[[], None]:
-    """Build network, optimiser and random data; the function returned takes a step: main_train's, or the published."""
+    """Build network, optimiser and random data; the returned function runs a step, of main_train.py or as published."""
     torch.manual_seed(0)
     device, config = step.device, step.config
     with device:  # a network with a billion weights takes a CPU half a minute to initialise
@@ -255,7 +255,7 @@ def prepare(step: Step) -> Callable[[], None]:
 def _published_step(
     network: nn.Module, autocast: Callable[[], torch.autocast], criterion: nn.Module
 ) -> Callable[..., object]:
-    """The published loop's step: AdamW one parameter after the other, nothing checked."""
+    """Build a step of the published loop: AdamW without fusion, no check of the loss."""
     optimizer = AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
 
     def take_step(image: torch.Tensor, label: torch.Tensor) -> None:
@@ -274,8 +274,8 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def _proc_bytes(file: str, key: str) -> int:
-    """A size that Linux tells; unlike getrusage's, a process's peak there leaves out that of its parent."""
+    """Read a size from /proc; unlike that of getrusage, the peak of a process there does not include its parent's."""
     path = Path("/proc", file)
     if not path.exists():
-        raise InputError(f"--gpu: found no {path}, expected Linux to measure on a CPU")
+        raise InputError(f"--gpu: found no {path}, expected Linux for a measurement on a CPU")
     return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith(f"{key}:"))

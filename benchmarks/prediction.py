@@ -1,14 +1,14 @@
-"""What a prediction costs besides its network: the published way, and the way of test_seg.py.
+"""Cost of a prediction besides its network: the published way, and the way of test_seg.py.
 
     python -m benchmarks.prediction [--shape 512 512 200] [--network REP3D]
 
-The published way is MONAI's: softmax, Invertd on all the classes, AsDiscreted(argmax), SaveImaged. Both ways load and
-preprocess the same synthetic CT and run the same network, each in a new process; the last row is test_seg.py's loop
-with its loading processes and its thread, over several cases. The network is a stand-in that tells classes by
-intensity, unless --network names a real one, which gets random weights.
+The published way is MONAI's: softmax, Invertd on all classes, AsDiscreted(argmax), SaveImaged. Both ways load and
+preprocess the same synthetic CT and run the same network, each in a new process. The last row is the loop of
+test_seg.py over several cases, with its loading processes and its writing thread. The network is a stand-in that
+classifies by intensity, unless --network names a real network, which gets random weights.
 
-Memory is the largest sum of the resident memory of a way's process and all of its children, libraries included, seen
-by a sampler; pages that processes share count in each of them.
+Memory is the peak of the sampled resident memory of a way's process and all of its children, libraries included; pages
+that processes share count in each of them.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from benchmarks.processes import SAMPLE_EVERY, resident_bytes
 from engine.data.nifti import read_voxels
 from engine.runtime.arguments import number
@@ -32,34 +30,18 @@ from engine.runtime.files import make_output_folder
 from engine.runtime.memory import tune_process
 from networks import NETWORKS
 
-if TYPE_CHECKING:  # the processes import them: their memory counts there
+if TYPE_CHECKING:  # imported in functions: they count in the memory of the processes that need them
     import torch
 
     from networks.base import SegmentationNetwork
 
 DATASET = "amos"
 CLASSES = 16
-SPACING = (0.8, 0.8, 2.5)  # mm, of the synthetic CT
 WAYS = {"published": "published way", "lean": "test_seg.py's steps", "loop": "test_seg.py's loop"}
 
 
-def make_ct(path: Path, shape: Sequence[int], seed: int) -> None:
-    """Write a synthetic CT: smooth soft tissue with some noise in an elliptic body, air around it, int16."""
-    import nibabel as nib
-    from scipy.ndimage import zoom
-
-    rng = np.random.default_rng(seed)
-    coarse = rng.normal(scale=120, size=[max(2, side // 32) for side in shape]).astype(np.float32)
-    voxels = zoom(coarse, [side / small for side, small in zip(shape, coarse.shape, strict=True)], order=1)
-    voxels += rng.normal(50, 5, voxels.shape).astype(np.float32)
-    across, along = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape[:2])
-    voxels[(across[:, None] / 0.9) ** 2 + (along / 0.75) ** 2 > 1] = -1000
-    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])  # as scanners write them: left, posterior, superior
-    nib.save(nib.Nifti1Image(voxels.astype(np.int16), affine), path)
-
-
 def make_network(name: str | None, roi_size: Sequence[int], device: "torch.device") -> "SegmentationNetwork":
-    """The named network with random weights, or the stand-in: a class for each of 16 bands of intensity."""
+    """Build the named network with random weights, or the stand-in, whose classes are 16 bands of intensity."""
     import torch
 
     from engine.runtime.devices import to_device
@@ -76,14 +58,14 @@ def make_network(name: str | None, roi_size: Sequence[int], device: "torch.devic
         torch.manual_seed(0)
         network = build_network(name, in_chans=1, out_chans=CLASSES, roi_size=roi_size, deploy=True)
         return to_device(network.eval(), device)
-    # -a (x - middle)^2, without the a x^2 that all the classes share
+    # -a (x - middle)^2, without the term a x^2, which is the same for all classes
     middles = torch.linspace(0, 1, CLASSES, device=device)[:, None, None, None]
     slopes, offsets = 2000 * middles, 1000 * middles**2
     return Bands()
 
 
 def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers: Connection) -> None:
-    """Predict in this process, and answer with seconds: first an empty answer, when the libraries are imported."""
+    """Predict in this process, and send the seconds; an empty message is sent before, after the imports."""
     if way != "published":
         tune_process()
     import torch
@@ -100,7 +82,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     transforms = test_pipeline(DATASETS[DATASET])
     device = choose_device(gpu)
     network = make_network(args.network, args.roi_size, device)
-    # A CPU's ratios are float32's.
+    # On a CPU the ways are compared in float32.
     precision = None if device.type == "cpu" else choose_precision("auto", device, args.roi_size, network.input_sizes)
     window = SlidingWindow(args.roi_size, 4, args.overlap, device, make_autocast(device, precision))
     output = folder / way
@@ -138,7 +120,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
 
 
 def make_published_post(transforms: Any, output: Path) -> Callable[[dict[str, Any]], Any]:
-    """MONAI's way from logits to a file, as its tutorials and the published scripts have it."""
+    """Build MONAI's way from logits to a file, as in its tutorials and the published scripts."""
     from monai.data import MetaTensor
     from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
@@ -155,7 +137,7 @@ def make_published_post(transforms: Any, output: Path) -> Callable[[dict[str, An
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Enter the seconds that the block takes."""
+    """Record the seconds that the block takes."""
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
@@ -164,48 +146,49 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def measure(
     way: str, args: argparse.Namespace, folder: Path, gpu: str = "cpu", start: Literal["spawn", "fork"] = "spawn"
 ) -> dict[str, Any]:
-    """Predict in a new process on a device: seconds and the peak of its memory, bytes.
+    """Predict in a new process on a device; measure seconds and the peak of its memory in bytes.
 
     Args:
         way: one of ``WAYS``.
-        args: of this benchmark.
-        folder: with ct.nii.gz and a folder for the way's label map.
-        gpu: as the scripts' --gpu.
-        start: of the process; a forked one has the libraries already, and is for parents that have not touched CUDA.
+        args: arguments of this benchmark.
+        folder: folder with ct.nii.gz and a subfolder for the way's label map.
+        gpu: device, as in --gpu of the scripts.
+        start: start method of the process. A forked process has imported the libraries already, and requires that the
+            parent has not initialised CUDA.
     """
-    context: Any = multiprocessing.get_context(start)  # typed by its name alone
+    context: Any = multiprocessing.get_context(start)  # its type depends on the name
     answers, end = context.Pipe(duplex=False)
     process = context.Process(target=predict, args=(way, args, folder, gpu, end))
     process.start()
     end.close()
-    assert process.pid is not None  # it was started
+    assert process.pid is not None  # set by start()
     before, peak = 0, 0
     done: dict[str, Any] = {}
     while not done:
         peak = max(peak, resident_bytes(process.pid))
         if answers.poll(SAMPLE_EVERY):
-            done = answers.recv()  # an EOFError where the process died: its traceback stands above
+            done = answers.recv()  # EOFError if the process died, after it printed its traceback
             before = before or peak
     process.join()
     return {"way": WAYS[way], **done, "peak_bytes": peak, "libraries_bytes": before}
 
 
 def compare_label_maps(folder: Path) -> dict[str, float]:
-    """Share of the voxels where the two ways' label maps differ, and of those that are foreground."""
+    """Compute the share of voxels where the label maps of the two ways differ, and the share of foreground."""
     paths = folder / "published" / "ct_seg.nii.gz", folder / "lean" / "ct_0_seg.nii.gz"
     published, lean = (read_voxels(str(path)) for path in paths)
     return {"differing": float((published != lean).mean()), "foreground": float((lean > 0).mean())}
 
 
 def compare_seconds(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The published way's seconds over ours: after the network, and with the loading before it."""
+    """Compute the ratios of the published way's seconds to ours: after the network, and with the loading."""
     published, lean = rows["published"], rows["lean"]
     loaded = (published["load"] + published["rest"]) / (lean["load"] + lean["rest"])
     return {"rest_ratio": published["rest"] / lean["rest"], "ratio": loaded}
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text."""
+    """Format the results as text."""
     from benchmarks.report import format_table, name_machine
 
     def cell(row: dict[str, Any], name: str) -> str:
@@ -223,50 +206,40 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         name_machine(results),
         f"CT of {' x '.join(map(str, results['shape']))}, {CLASSES} classes, network: {results['network']}; "
-        f"the loop: seconds a case, {results['cases']} cases, --num_workers {results['num_workers']}\n",
+        f"the loop: seconds per case, {results['cases']} cases, --num_workers {results['num_workers']}\n",
         format_table(header, rows),
     ]
     if "ratio" in results:
         lines += [
-            f"\nPublished over ours: {results['rest_ratio']:.1f} in inverting and writing, "
-            f"{results['ratio']:.1f} with the loading, which is the same.",
-            f"Voxels that differ: {results['differing']:.2e} of all ({results['foreground']:.2f} of them foreground).",
+            f"\nPublished over ours: {results['rest_ratio']:.1f} for inverting and writing, "
+            f"{results['ratio']:.1f} with loading, which is the same in both.",
+            f"Voxels that differ: {results['differing']:.2e} of all; share of foreground: {results['foreground']:.2f}.",
         ]
     return "\n".join(lines)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="benchmarks.prediction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_argument_group("what is measured")
+    """Parse the command line."""
+    parser = OneLineParser(prog="benchmarks.prediction", description=__doc__)
+    what = parser.add_argument_group("CT and network")
+    shape = "shape of the CT, voxels"
     what.add_argument(
-        "--shape",
-        nargs=3,
-        type=number(int, 16),
-        default=(512, 512, 200),
-        help="of the CT, voxels (default: %(default)s)",
+        "--shape", nargs=3, type=number(int, 16), default=(512, 512, 200), metavar=("X", "Y", "Z"), help=shape
     )
-    what.add_argument("--network", choices=NETWORKS, help="a real network (default: the stand-in)")
-    what.add_argument("--loop_only", action="store_true", help="measure the loop alone, for its memory")
-    what.add_argument(
-        "--roi_size", nargs=3, type=number(int, 1), default=(96, 96, 96), help="window (default: 96 96 96)"
-    )
-    what.add_argument(
-        "--overlap",
-        type=number(float, 0, 1, open_high=True),
-        default=0.25,
-        help="of two windows (default: %(default)s)",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--cases", type=number(int, 1), default=3, help="in test_seg.py's loop (default: %(default)s)")
-    how.add_argument("--num_workers", type=number(int, 0), default=1, help="that load for it (default: %(default)s)")
-    how.add_argument("--seed", type=int, default=0, help="of the CT (default: %(default)s)")
-    how.add_argument(
-        "--output",
-        type=Path,
-        help="JSON file to write (default: benchmarks/results/prediction[_<network>]_cpu.json)",
-    )
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the CT")
+    networks = f"one of {', '.join(NETWORKS)} (default: the stand-in)"
+    what.add_argument("--network", choices=NETWORKS, metavar="NAME", help=networks)
+    side, size = number(int, 1), "size of sliding windows, voxels"
+    what.add_argument("--roi_size", nargs=3, type=side, default=(96, 96, 96), metavar=("D", "H", "W"), help=size)
+    share = number(float, 0, 1, open_high=True)
+    what.add_argument("--overlap", type=share, default=0.25, metavar="SHARE", help="overlap of neighbouring windows")
+    measurement = parser.add_argument_group("measurement")
+    measurement.add_argument("--loop_only", action="store_true", help="measure only the loop, for its memory")
+    measurement.add_argument("--cases", type=number(int, 1), default=3, metavar="N", help="cases in the loop")
+    processes = "data-loading processes of the loop"
+    measurement.add_argument("--num_workers", type=number(int, 0), default=1, metavar="N", help=processes)
+    output = "JSON file to write (default: benchmarks/results/prediction[_<network>]_cpu.json)"
+    measurement.add_argument("--output", type=Path, metavar="FILE", help=output)
     args = parser.parse_args(arguments)
     name = f"prediction_{args.network}_cpu.json" if args.network else "prediction_cpu.json"
     args.output = args.output or Path("benchmarks/results") / name
@@ -274,13 +247,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print the table, write the JSON, and return what was written."""
+    """Measure, print the table, write the JSON file, and return its content."""
+    from benchmarks.synthetic_ct import write_ct
+
     make_output_folder(args.output.parent)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for way in WAYS:
             (folder / way).mkdir()
-        make_ct(folder / "ct.nii.gz", args.shape, args.seed)
+        write_ct(folder / "ct.nii.gz", args.shape, args.seed)
         rows = {}
         for way in ["loop"] if args.loop_only else WAYS:
             print(f"measuring {WAYS[way]} ...", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A process and its descendants, as Linux's /proc has them: their memory, and their end."""
+"""Memory of a process and its descendants, by Linux's /proc, and their end."""
 
 import os
 import signal
@@ -8,18 +8,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-SAMPLE_EVERY = 0.02  # seconds, by a process that does nothing else
-SAMPLE_BESIDE_WORK = 0.2  # by a thread of the process that works
+SAMPLE_EVERY = 0.02  # seconds between samples, in a process that does nothing else
+SAMPLE_BY_THREAD = 0.2  # seconds between samples, in a thread of the measured process
 
 
 def process_tree(process: int) -> dict[int, int]:
-    """Resident bytes of a process and its descendants, by their numbers."""
+    """Find a process and its descendants: resident bytes by process id."""
     parents, resident = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             pages = int((folder / "statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             continue
         parents[int(folder.name)], resident[int(folder.name)] = parent, pages * 4096
 
@@ -30,19 +30,19 @@ def process_tree(process: int) -> dict[int, int]:
 
 
 def resident_bytes(process: int) -> int:
-    """Resident memory of a process and its descendants; pages that several share count in each of them."""
+    """Sum the resident memory of a process and its descendants; shared pages count in each of them."""
     return sum(process_tree(process).values())
 
 
 def kill_tree(process: int) -> None:
-    """End a process and its descendants at once, groups and sessions of their own included."""
+    """Kill a process and its descendants, including those in process groups and sessions of their own."""
     for number in process_tree(process):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
 
 
-def shared_out_bytes(process: int) -> int:
-    """Memory of a process and its descendants in which pages that several share count once."""
+def proportional_bytes(process: int) -> int:
+    """Sum the memory of a process and its descendants; shared pages count once."""
     total = 0
     for number in process_tree(process):
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
@@ -52,9 +52,9 @@ def shared_out_bytes(process: int) -> int:
 
 
 class PeakMemory:
-    """The largest memory of this process and its descendants while the block runs; a context manager.
+    """Peak memory of this process and its descendants during a block; a context manager.
 
-    Pages that several share count once: those of CUDA's libraries would else count in each loading process.
+    Shared pages count once: otherwise those of CUDA's libraries would count in each loading process.
     """
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class PeakMemory:
     def _sample(self) -> None:
         done = False
         while not done:
-            done = self._done.wait(SAMPLE_BESIDE_WORK)
-            self.bytes = max(self.bytes, shared_out_bytes(os.getpid()))
+            done = self._done.wait(SAMPLE_BY_THREAD)
+            self.bytes = max(self.bytes, proportional_bytes(os.getpid()))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -1,4 +1,4 @@
-"""Write what the benchmarks found into README.md and docs/gpu.md, between their marks, and draw docs/kernel_size.png.
+"""Write the benchmark results into docs/speed.md and docs/gpu.md, between their marks, and draw docs/kernel_size.png.
 
     python -m benchmarks.readme
 
@@ -246,7 +246,7 @@ def machines(cards: dict[str, Card]) -> list[str]:
 
 
 def speed_section(cards: dict[str, Card]) -> str:
-    """README's Markdown between the marks."""
+    """docs/speed.md's Markdown between the marks."""
     return "\n".join([*claims_table(cards), "", *convolution_table(), "", "Measured by", "", *machines(cards), ""])
 
 
@@ -273,7 +273,7 @@ def replace_section(text: str, section: str) -> str:
 def documents() -> dict[Path, str]:
     """Each document with measured tables, as it should be."""
     cards = read_cards()
-    sections = {ROOT / "README.md": speed_section(cards), ROOT / "docs" / "gpu.md": cards_section(cards)}
+    sections = {ROOT / "docs" / "speed.md": speed_section(cards), ROOT / "docs" / "gpu.md": cards_section(cards)}
     return {path: replace_section(path.read_text(), section) for path, section in sections.items()}
 
 

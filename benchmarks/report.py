@@ -1,4 +1,4 @@
-"""What every benchmark does with its results: the machine in them, a table, a JSON file."""
+"""Reports that all benchmarks share: description of the machine, tables, JSON file."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ from engine.runtime.files import write_text
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Device name, CPU model, threads, torch version and date: what a reader needs beside the seconds."""
+    """Describe the machine: device name, CPU model, threads, torch version and date."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -29,12 +29,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def name_machine(results: dict[str, Any]) -> str:
-    """The same as a line of text, from a benchmark's results."""
+    """Format the description of the machine in a benchmark's results as a line of text."""
     return f"{results['device']}, {results['threads']} CPU threads, torch {results['torch']}, {results['date']}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned right."""
+    """Format rows with right-aligned columns."""
     return tabulate([header, *rows], tablefmt="plain", colglobalalign="right", disable_numparse=True)
 
 

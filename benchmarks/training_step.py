@@ -1,12 +1,13 @@
-"""What a training step of REP3D costs on a CPU: with kernel 21, with kernel 3, and as the published code does it.
+"""Cost of a training step of REP3D on a CPU: with kernel 21, with kernel 3, and by the published recipe.
 
     python -m benchmarks.training_step [--roi_size 96 96 96] [--published] [--checkpointing] [--compile]
 
-A step is forward, DiceCE loss, backward and AdamW update on one random crop. Kernels 21 and 3 run with this project's
-settings (layout, precision, optimiser, memory) in a process each, which take turns, so that what else the machine does
-slows both. The median of ``--repeats`` is reported after the runs that warm up. The published recipe is native
-depthwise convolution with kernel 21, float32, contiguous layout, AdamW and no other lever; its first run counts, which
-took eleven minutes on two cores. Peak memory is the resident memory of the process, libraries included.
+A step is forward pass, DiceCE loss, backward pass and AdamW update on one random crop. Kernels 21 and 3 run with this
+project's settings (layout, precision, optimiser, memory). Each has a process of its own, and the processes take turns,
+so that other load on the machine affects both. After the warm-up runs, the median of ``--repeats`` runs is reported.
+The published recipe is native depthwise convolution with kernel 21 in float32, contiguous layout, AdamW and no further
+optimisation; it runs once, without warm-up, which took eleven minutes on two cores. Peak memory is the resident memory
+of the process, libraries included.
 
 ``benchmarks.gpu`` measures the same on a GPU.
 """
@@ -31,38 +32,36 @@ from engine.runtime.files import make_output_folder
 from engine.weights.checkpoints import NetworkConfig
 from networks.base import InputSizes
 
-WARM_UPS = 2  # the first run of a process touches fresh memory, the second may still
+WARM_UPS = 2  # the first run of a process touches new memory, and the second may do so too
 SMALL_KERNEL = 3
 PUBLISHED = "published"
 Runs = list[tuple[float, int]]  # seconds of a step, peak bytes so far
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = OneLineParser(
-        prog="benchmarks.training_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--kernel_size", type=odd, default=21, help="side of the large kernels (default: %(default)s)")
-    what.add_argument("--feat_size", nargs=4, type=number(int, 1), default=[48, 96, 192, 384], help="channels")
-    what.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="crop, voxels")
-    what.add_argument("--out_chans", type=number(int, 2), default=16, help="classes (default: %(default)s)")
-    what.add_argument("--published", action="store_true", help="also the published recipe")
-    what.add_argument("--checkpointing", action="store_true", help="also the large kernel with checkpointing")
-    what.add_argument("--compile", action="store_true", help="also the large kernel under torch.compile")
-    how = parser.add_argument_group("how")
-    how.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision (default: %(default)s)")
-    how.add_argument("--repeats", type=number(int, 1), default=3, help="timed steps (default: %(default)s)")
-    how.add_argument(
-        "--output",
-        type=Path,
-        help="JSON file to write (default: benchmarks/results/training_step[_published]_cpu.json)",
-    )
+    """Parse the command line."""
+    parser = OneLineParser(prog="benchmarks.training_step", description=__doc__)
+    what = parser.add_argument_group("network and input")
+    what.add_argument("--kernel_size", type=odd, default=21, metavar="SIDE", help="side of the large kernels, voxels")
+    widths, channels, names = [48, 96, 192, 384], "channels of the four stages", ("C1", "C2", "C3", "C4")
+    what.add_argument("--feat_size", nargs=4, type=number(int, 1), default=widths, metavar=names, help=channels)
+    side, size = number(int, 1), "size of the crop, voxels"
+    what.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
+    what.add_argument("--out_chans", type=number(int, 2), default=16, metavar="N", help="classes, background included")
+    variants = parser.add_argument_group("further variants")
+    variants.add_argument("--published", action="store_true", help="the published recipe")
+    variants.add_argument("--checkpointing", action="store_true", help="the large kernel with checkpointing")
+    variants.add_argument("--compile", action="store_true", help="the large kernel under torch.compile")
+    measurement = parser.add_argument_group("measurement")
+    measurement.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="precision of autocast")
+    measurement.add_argument("--repeats", type=number(int, 1), default=3, metavar="N", help="timed steps")
+    output = "JSON file to write (default: benchmarks/results/training_step[_published]_cpu.json)"
+    measurement.add_argument("--output", type=Path, metavar="FILE", help=output)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print the table, write the JSON, and return what was written."""
+    """Measure, print the table, write the JSON file, and return its content."""
     device = torch.device("cpu")
     name = f"training_step{'_published' if args.published else ''}_cpu.json"
     output = args.output or Path("benchmarks/results") / name
@@ -98,7 +97,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def take_turns(steps: dict[str, Step], repeats: int, warm_ups: int = WARM_UPS) -> dict[str, Runs]:
-    """Run each step, in a process of its own, ``warm_ups + repeats`` times, one after the other in every round.
+    """Run each step ``warm_ups + repeats`` times in a process of its own, one step after the other in every round.
 
     Raises:
         InputError: a step cannot be measured.
@@ -118,7 +117,7 @@ def take_turns(steps: dict[str, Step], repeats: int, warm_ups: int = WARM_UPS) -
 
 
 def summarise(name: str, step: Step, runs: Runs) -> dict[str, Any]:
-    """A row: every second measured, their median, and the peak."""
+    """Summarise the runs of a step in a row: all seconds, their median, and the peak."""
     seconds = [second for second, _ in runs]
     return {
         "name": name,
@@ -130,7 +129,7 @@ def summarise(name: str, step: Step, runs: Runs) -> dict[str, Any]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the large kernel costs over the small one, and the published recipe over the large kernel."""
+    """Compute the ratios of the large kernel to the small one, and of the published recipe to the large kernel."""
     (large, small), last = (row["step_s"] for row in rows[:2]), rows[-1]
     found = {"large_over_small": large / small}
     if last["name"] == PUBLISHED:
@@ -139,7 +138,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as text: the machine, a table of the variants, the two ratios."""
+    """Format the results as text: the machine, a table of the variants, the two ratios."""
     table = [
         [
             row["name"],

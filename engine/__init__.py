@@ -1,1 +1,1 @@
-"""What the scripts share: checks, checkpoints, sampling, prediction, metrics, pictures."""
+"""Code that the scripts share: checks, checkpoints, sampling, prediction, metrics, pictures."""

@@ -1,6 +1,6 @@
-"""The networks, and the one place where any of them is built. Their modules are imported when one is built.
+"""All networks by name, and ``build_network``, which builds any of them. A network's module is imported on demand.
 
-The folder is a package under any name: ``networks`` in a clone, ``rep3d`` where it is installed.
+The folder works as a package under any name: ``networks`` in a clone, ``rep3d`` once installed.
 """
 
 import importlib
@@ -19,8 +19,7 @@ __all__ = ["NETWORKS", "__version__", "build_network"]
 
 __version__ = "0.1.0"
 
-# Where a name's constructor is, "module:class", relative to this package or absolute; the arguments that the name
-# stands for.
+# Name -> (constructor as "module:class", relative to this package or absolute; arguments that the name implies).
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "REP3D": (".Rep3D:REP3D", {"mask": "learned"}),
     "REP3D_FIXED": (".Rep3D:REP3D", {"mask": "fixed"}),
@@ -65,42 +64,42 @@ def build_network(
         name: a key of ``NETWORKS``.
         in_chans: input channels.
         out_chans: classes, background included.
-        roi_size: (D, H, W) of the crops and sliding windows it will see, voxels.
-        deploy: the folded form, where the network has one.
-        overrides: further arguments of the network's constructor; ``kernel_size`` stands for the side of its large
-            kernels under whatever name the constructor has it.
+        roi_size: (D, H, W) of the crops and sliding windows, voxels.
+        deploy: build the folded form, if the network has one.
+        overrides: further arguments of the network's constructor; ``kernel_size`` is the side of its large kernels,
+            whatever the constructor calls it.
     Raises:
-        ValueError: an unknown name or argument, an argument of another type or out of range, or a ``roi_size`` that
-            the network cannot take.
+        ValueError: an unknown name or argument, an argument of the wrong type or out of range, or a ``roi_size`` that
+            the network does not accept.
     """
     if name not in NETWORKS:
         raise ValueError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
-    where, stands_for = NETWORKS[name]
-    constructor: Callable[..., SegmentationNetwork] = partial(_find(where), **stands_for)
+    path, implied = NETWORKS[name]
+    constructor: Callable[..., SegmentationNetwork] = partial(_import_constructor(path), **implied)
     known = set(inspect.signature(constructor).parameters)
     context = {"roi_size": tuple(roi_size), "deploy": deploy}
-    # A name that stands for a mask or a size settles it; other defaults can be overridden.
-    settled = {"mask", "size"} & set(stands_for)
-    options = known - set(context) - settled - {"in_chans", "out_chans"}
+    # A name that implies a mask or a size fixes it; the other implied arguments are defaults.
+    fixed = {"mask", "size"} & set(implied)
+    options = known - set(context) - fixed - {"in_chans", "out_chans"}
     arguments = {"ks" if key == "kernel_size" and "ks" in known else key: value for key, value in overrides.items()}
     if len(arguments) < len(overrides):
         raise ValueError(f"{name}: found both kernel_size and ks, expected one of them")
     if unknown := sorted(set(arguments) - options):
         raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(sorted(options))}")
-    try:
-        check_types(_find(where), arguments)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
     shared = {key: value for key, value in context.items() if key in known}
-    network = constructor(in_chans=in_chans, out_chans=out_chans, **shared, **arguments)
-    network.input_sizes.check(roi_size, "roi_size")
+    try:
+        check_types(_import_constructor(path), arguments)
+        network = constructor(in_chans=in_chans, out_chans=out_chans, **shared, **arguments)
+        network.input_sizes.check(roi_size, "roi_size")
+    except (ImportError, TypeError, ValueError) as error:  # MONAI's messages may have several lines
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
     return network
 
 
-def _find(where: str) -> Any:
-    """The constructor that an entry of ``NETWORKS`` names."""
+def _import_constructor(path: str) -> Any:
+    """Import the constructor "module:class" of an entry of ``NETWORKS``."""
     stay_importable()
-    module, _, name = where.partition(":")
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module, __name__), name)
 
 
@@ -108,10 +107,10 @@ _this_package = sys.modules[__name__]
 
 
 def stay_importable() -> None:
-    """Register the package again where it was dropped from ``sys.modules``.
+    """Register the package again if it was dropped from ``sys.modules``.
 
-    nnU-Net imports trainers from a folder that it puts on ``sys.path``, then removes the folder from there, and from
-    ``sys.modules`` all that came from it. Python still finds the modules that building or compiling a network imports:
-    it looks for them on the ``__path__`` of a registered package.
+    nnU-Net puts a folder of trainers on ``sys.path``, imports them, then removes the folder from ``sys.path`` and its
+    modules from ``sys.modules``. Building or compiling a network imports further modules of this package, which Python
+    finds on the ``__path__`` of the registered package.
     """
     sys.modules.setdefault(__name__, _this_package)

@@ -1,21 +1,25 @@
 """Checks of a constructor's arguments against its annotations, for arguments that come from a command line."""
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-NUMBERS = {int: Integral, float: Real}  # NumPy's are some too
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+NUMBERS = {int: Integral, float: Real}  # these include NumPy's numbers
+SINGULAR = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+PLURAL = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts", types.NoneType: "none"}
 
 
 def check_types(constructor: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the argument, where a value does not have the annotated type.
+    """Check that every value has the annotated type.
 
     Args:
-        constructor: a class; arguments without an annotation are not checked.
-        arguments: by name.
+        constructor: class or function; its arguments without an annotation are not checked.
+        arguments: values by name.
+    Raises:
+        ValueError: a value has another type; the message names its argument.
     """
     hints = get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
     for name, value in arguments.items():
@@ -30,19 +34,24 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if kind is Literal:
         return value in parts
-    if kind is not None and issubclass(kind, Sequence):
+    if kind is Sequence:
         return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
     if hint in NUMBERS:
-        return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in NAMES else True
+        return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool) and not _is_huge(value)
+    return isinstance(value, hint) if hint in SINGULAR else True
 
 
-def _describe(hint: Any) -> str:
+def _is_huge(number: Real) -> bool:
+    """Return True for integers that do not fit in 64 bits, which PyTorch does not accept as sizes."""
+    return isinstance(number, Integral) and abs(int(number)) > sys.maxsize
+
+
+def _describe(hint: Any, plural: bool = False) -> str:
     kind, parts = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):
-        return " or ".join(map(_describe, parts))
+        return " or ".join(_describe(part, plural) for part in parts)
     if kind is Literal:
         return " or ".join(map(str, parts))
-    if kind is not None and issubclass(kind, Sequence):
-        return f"values, comma-separated, each {_describe(parts[0])}"
-    return NAMES.get(hint, str(hint))
+    if kind is Sequence:
+        return f"{'lists' if plural else 'a list'} of {_describe(parts[0], plural=True)}"
+    return (PLURAL if plural else SINGULAR).get(hint, str(hint))

@@ -1,4 +1,4 @@
-"""What every network here offers beside its forward: the inputs it takes, the parameters that depend on the task."""
+"""Base class of the networks: checks of the input, and which parameters depend on the task."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from . import stay_importable
 
 
 def check_positive(**arguments: int) -> None:
-    """Raise ValueError where an argument is no positive number."""
+    """Raise ValueError if an argument is not positive."""
     for name, value in arguments.items():
         if value < 1:
             raise ValueError(f"{name}: found {value}, expected a positive number")
 
 
 def check_all_positive(count: int, **arguments: Sequence[int]) -> None:
-    """Raise ValueError where an argument is not ``count`` positive numbers."""
+    """Raise ValueError if an argument does not have ``count`` positive items."""
     for name, values in arguments.items():
         if len(values) != count or min(values) < 1:
             raise ValueError(f"{name}: found {tuple(values)}, expected {count} positive numbers")
@@ -26,14 +26,14 @@ def check_all_positive(count: int, **arguments: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class InputSizes:
-    """The sizes (D, H, W), voxels, of the inputs that a network takes.
+    """Input sizes (D, H, W) that a network accepts, voxels.
 
     Args:
-        divisor: of the three sides, or of each; the input's sides over it are those of the network's coarsest grid.
-        least_coarse: voxels of the coarsest grid at least, in all: two where a normalisation runs over them.
-        built_for: the one size that a network takes which is tied to its construction, None for the others.
+        divisor: divisor of all three sides, or (D, H, W) divisors: input size / divisor = size of the coarsest grid.
+        least_coarse: minimum number of voxels of the coarsest grid; two if a normalisation runs over them.
+        built_for: the only accepted size, for networks that are built for one size.
     Raises:
-        ValueError: ``built_for`` does not obey the rest.
+        ValueError: ``built_for`` violates the other two.
     """
 
     divisor: int | tuple[int, int, int]
@@ -46,17 +46,17 @@ class InputSizes:
 
     @property
     def divisors(self) -> tuple[int, int, int]:
-        """The divisor of each side."""
+        """Divisors of (D, H, W)."""
         return (self.divisor,) * 3 if isinstance(self.divisor, int) else self.divisor
 
     @property
     def smallest(self) -> tuple[int, int, int]:
-        """A size of as few voxels as a network can take, or be built for."""
+        """A size with the fewest voxels that the network accepts or, if tied to one size, can be built for."""
         depth, height, width = self.divisors
         return depth, height, self.least_coarse * width
 
     def check(self, size: Sequence[int], what: str = "input size") -> None:
-        """Raise ValueError, calling it ``what``, where the network cannot take an input of ``size`` (D, H, W)."""
+        """Raise ValueError, naming the size ``what``, if the network does not accept inputs of ``size`` (D, H, W)."""
         whole = len(size) == 3 and all(
             side > 0 and side % divisor == 0 for side, divisor in zip(size, self.divisors, strict=True)
         )
@@ -75,71 +75,72 @@ class InputSizes:
 
 
 class FoldableBlock(nn.Module):
-    """A block that trains with more parameters, or other ones, than it needs to predict."""
+    """Block whose training form can be folded into a smaller one for prediction."""
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
-        """Fold in place what only training needs and, with ``fuse_norm``, the normalisation as well."""
+        """Fold the training form in place; with ``fuse_norm``, also the normalisation."""
         raise NotImplementedError
 
 
 class SegmentationNetwork(nn.Module):
-    """Base of the networks: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); calls check their input.
+    """Base class of the networks: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W). Calls check the input.
 
-    Every constructor takes ``in_chans`` and ``out_chans`` (classes, background included), and sets the attributes.
-    Prefixes are those of state_dict keys.
+    Every constructor takes ``in_chans`` and ``out_chans`` (classes, background included) and sets the attributes below.
+    Prefixes refer to state_dict keys.
     """
 
     in_chans: int
     out_chans: int
     input_sizes: InputSizes
-    stem_prefixes: tuple[str, ...]  # weights whose second dimension follows in_chans
-    head_prefixes: tuple[str, ...]  # parameters that follow out_chans
-    # In the official state_dict, but without a part in the output. They are frozen: a parameter that waits in vain for
-    # a gradient stops DistributedDataParallel.
+    stem_prefixes: tuple[str, ...]  # weights whose second dimension depends on in_chans
+    head_prefixes: tuple[str, ...]  # parameters whose shape depends on out_chans
+    # Parameters of the official state_dict that the forward does not use. They are frozen, because
+    # DistributedDataParallel fails on parameters that require a gradient and get none.
     unused_prefixes: tuple[str, ...] = ()
-    ignored_prefixes: tuple[str, ...] = ()  # of official checkpoints, for which the network has no parameters
+    ignored_prefixes: tuple[str, ...] = ()  # keys of official checkpoints that have no parameters here
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         stay_importable()
-        super().__init__(*args, **kwargs)  # of the library's network, where there is one
-        self.register_forward_pre_hook(_take_input, with_kwargs=True)
+        super().__init__(*args, **kwargs)  # the arguments are those of MONAI's class, if any
+        self.register_forward_pre_hook(_check_input, with_kwargs=True)
 
     def freeze_unused(self) -> None:
-        """Ask for no gradients of the parameters under ``unused_prefixes``; constructors end with it."""
+        """Freeze the parameters under ``unused_prefixes``; to be called at the end of a constructor."""
         for name, parameter in self.named_parameters():
             if name.startswith(self.unused_prefixes):
                 parameter.requires_grad_(False)
 
     def enable_checkpointing(self) -> None:
-        """Compute activations again in the backward pass rather than keep them: less memory, more time, the same bits.
+        """Recompute activations in the backward pass instead of keeping them: less memory, more time, same results.
 
         Raises:
-            ValueError: a network that has no such form.
+            ValueError: the network does not support it.
         """
         raise ValueError(f"{type(self).__name__} keeps all its activations, expected a network with checkpointing")
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
-        """Fold in place every block that has something to fold (``FoldableBlock``); a second call changes nothing."""
+        """Fold every ``FoldableBlock`` in place; a second call changes nothing."""
         for module in self.modules():
             if isinstance(module, FoldableBlock):
                 module.switch_to_deploy(fuse_norm)
         return self
 
 
-def _take_input(
+def _check_input(
     network: SegmentationNetwork, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
 ) -> tuple[tuple[Tensor], dict[str, Any]]:
-    """The input by position, whether the call has it so or as ``x``, a name that some of MONAI's networks lack.
+    """Check the input and pass it on by position, also if it was given as ``x=``, a name that some MONAI networks lack.
 
     Raises:
-        ValueError: the input is no (N, in_chans, D, H, W) of a size that the network takes.
+        ValueError: the shape is not (N, in_chans, D, H, W), or the network does not accept (D, H, W).
     """
-    x = _the_input(*inputs, **named)
+    x = _bind(*inputs, **named)
     if x.dim() != 5 or x.shape[1] != network.in_chans:
         raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, {network.in_chans}, D, H, W)")
     network.input_sizes.check(x.shape[2:])
     return (x,), {}
 
 
-def _the_input(x: Tensor) -> Tensor:
+def _bind(x: Tensor) -> Tensor:
+    """Return the only argument; Python raises TypeError for any other call."""
     return x

@@ -1,10 +1,10 @@
 """Depthwise 'same' 3D convolution for large kernels: direct for small problems, by FFT for the others.
 
-A 21^3 depthwise kernel costs 9,261 multiply-adds a voxel, and PyTorch's backward pass runs them about a hundred times
+A 21^3 depthwise kernel costs 9,261 multiply-adds per voxel, and PyTorch's backward pass runs them about a hundred times
 slower than its forward pass. The FFT path needs six real transforms for the output and both gradients, whatever the
-kernel's size. ``benchmarks/large_kernel_conv.py`` measures both paths; ``choose_method`` holds what it found.
+kernel size. ``benchmarks/large_kernel_conv.py`` measures both paths; ``choose_method`` uses its results.
 
-Source: the correlation theorem, on the shortest circular length that leaves the 'same' outputs free of wrap-around.
+Source: the correlation theorem, on the shortest circular length that keeps the 'same' outputs free of wrap-around.
 """
 
 import functools
@@ -19,39 +19,39 @@ from torch.autograd.function import once_differentiable
 
 Method = Literal["direct", "fft"]
 
-# Nanoseconds by (device, pass): a multiply-add of the direct path; an n log2(n), for n grid points, of the FFT path.
+# Nanoseconds by (device, pass): per multiply-add of the direct path; per n log2(n), n grid points, of the FFT path.
 # Measured by benchmarks/large_kernel_conv.py with two CPU cores.
 DIRECT_COST = {("cpu", "forward"): 0.015, ("cpu", "backward"): 2.0}
 FFT_COST = {("cpu", "forward"): 0.5, ("cpu", "backward"): 0.7}
-# One chunk of channels keeps its spectra in a CPU core's cache; a GPU takes all the channels at once.
+# A chunk of channels is as large as keeps its spectra in a CPU core's cache; a GPU transforms all channels at once.
 CPU_SPECTRUM_BYTES = 4 * 2**20
-# Spectra that a call keeps for its backward pass, or a layer for its next call. A 96^3 crop's largest are 86 MB a
-# sample; what exceeds this is transformed again, at two of six transforms, rather than fills a GPU.
+# Maximum spectra that a call keeps for its backward pass, or a layer for its next call. The largest of a 96^3 crop take
+# 86 MB per sample; beyond the budget they are computed again, two more transforms than six, to spare GPU memory.
 SPECTRA_BUDGET = 512 * 2**20
 
 
 class KernelSpectrum:
-    """The spectrum of the kernel that a layer convolved with last, as long as neither kernel nor grid changes.
+    """Cache of the spectrum of a layer's kernel, valid as long as neither kernel nor grid changes.
 
-    A deployed network transforms the same kernels for every window. Copies of a layer, pickled ones included, start
-    without. Edits that autograd's version counter misses, of ``weight.data`` in place and by fused optimisers, go
-    unseen: a layer forgets the spectrum when it is asked for gradients or changes its mode, and has none in training.
+    A deployed network would otherwise transform the same kernels for every window. Copies of a layer, pickled ones
+    included, start with an empty cache. Autograd's version counter misses edits of ``weight.data`` in place and by
+    fused optimisers, so a layer clears the cache if gradients are needed or its mode changes, and has none in training.
     """
 
     def __init__(self) -> None:
-        # The kernel is held so that no other tensor takes its address.
+        # (key, kernel, spectrum). Holding the kernel keeps its address from being reused by another tensor.
         self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KernelSpectrum, ()
 
     def clear(self) -> None:
-        """Forget it."""
+        """Drop the cached spectrum."""
         self._kept = None
 
     def find(self, weight: Tensor, dtype: torch.dtype, lengths: Sequence[int]) -> Tensor:
-        """The spectrum (1, C, ...) of a kernel (C, 1, KD, KH, KW), computed in ``dtype`` on a grid of ``lengths``."""
-        if weight.is_inference():  # nothing tells its changes
+        """Return the spectrum (1, C, ...) of a kernel (C, 1, KD, KH, KW) in ``dtype`` on a grid of ``lengths``."""
+        if weight.is_inference():  # inference tensors have no version counter that would reveal changes
             return _kernel_spectrum(weight.to(dtype), lengths)
         kernel = weight.detach()
         key = (kernel.data_ptr(), kernel._version, kernel.shape, kernel.dtype, kernel.device, dtype, tuple(lengths))
@@ -69,29 +69,29 @@ def large_kernel_conv3d(
     budget: int = SPECTRA_BUDGET,
     known: KernelSpectrum | None = None,
 ) -> Tensor:
-    """Depthwise 3D convolution with stride 1 and zero padding that keeps the grid, as ``F.conv3d(groups=C)`` has it.
+    """Convolve depthwise with stride 1 and zero padding that keeps the grid, equal to ``F.conv3d(groups=C)``.
 
     Args:
         x: input. Integer types are not supported.
-        weight: one kernel a channel, every side odd. May be larger than the grid.
-        bias: one value a channel.
-        method: force one path in both passes; by default ``choose_method`` picks for each pass.
-        budget: bytes of spectra that the FFT path may keep for its backward pass, which else computes them again.
-        known: where the kernel's spectrum is looked up, and left if it fits ``budget``; cleared by calls for gradients.
+        weight: one kernel per channel, every side odd. May be larger than the grid.
+        bias: one value per channel.
+        method: path of both passes; by default ``choose_method`` picks one for each pass.
+        budget: bytes of spectra that the FFT path may keep for its backward pass, which computes larger ones again.
+        known: cache of the kernel's spectrum, used if it fits ``budget``; cleared by calls that need gradients.
     Shape:
         x (N, C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> (N, C, D, H, W).
     Half-precision inputs, and any under autocast, are transformed in float32 (half-precision FFTs exist only for
-    powers of two); the output has the type that ``F.conv3d`` would give. The FFT path has first derivatives only.
+    powers of two); the output has the type that ``F.conv3d`` would return. The FFT path has first derivatives only.
     Raises:
         ValueError: the shapes do not fit, or a kernel side is even.
     """
-    if torch.compiler.is_dynamo_compiling():  # then only, since that module loads the compiler
+    if torch.compiler.is_dynamo_compiling():  # imported only here, because that module loads the compiler
         from .opaque_conv import opaque_large_kernel_conv3d
 
         return opaque_large_kernel_conv3d(x, weight, bias, method, budget, known)
     _check_shapes(x, weight)
     device = x.device.type
-    if device == "meta":  # no data to be fast with: shapes and multiply-adds are those of the plain convolution
+    if device == "meta":  # only shapes and multiply-adds matter, which are those of the plain convolution
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
     weight = crop_to_reach(weight, x.shape[2:])
     forward = method or choose_method(x, weight, "forward")
@@ -100,7 +100,7 @@ def large_kernel_conv3d(
     if forward == "direct" and (backward == "direct" or not needs_grad):
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
 
-    lowered = torch.is_autocast_enabled(device) and x.dtype != torch.float64  # autocast leaves doubles alone
+    lowered = torch.is_autocast_enabled(device) and x.dtype != torch.float64  # autocast does not convert doubles
     out_dtype = torch.get_autocast_dtype(device) if lowered else x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     with torch.autocast(device, enabled=False):
@@ -123,12 +123,12 @@ def large_kernel_conv3d(
 class LargeKernelConv3d(nn.Conv3d):
     """``nn.Conv3d`` restricted to depthwise 'same' convolution, computed by ``large_kernel_conv3d``.
 
-    Same parameters, initialisation and state_dict keys as the plain layer, so that checkpoints interchange.
+    Parameters, initialisation and state_dict keys are those of the plain layer, so checkpoints are interchangeable.
 
     Args:
         channels: input and output channels.
         kernel_size: odd side of the cubic kernel, voxels.
-        bias: learn one offset a channel.
+        bias: learn one offset per channel.
     Shape: (N, channels, D, H, W) -> (N, channels, D, H, W).
     Raises:
         ValueError: ``kernel_size`` is not odd and positive.
@@ -150,12 +150,12 @@ class LargeKernelConv3d(nn.Conv3d):
 
 
 def choose_method(x: Tensor, weight: Tensor, direction: Literal["forward", "backward"]) -> Method:
-    """The cheaper path of one pass by measured cost; a function of shapes and device only, so that runs repeat exactly.
+    """Choose the cheaper path of one pass by measured cost; only shapes and device decide, so that runs are repeatable.
 
     Args:
-        x: input (N, C, D, H, W); a device that was never measured is priced as the CPU.
+        x: input (N, C, D, H, W); a device without measured costs is priced as the CPU.
         weight: kernel (C, 1, KD, KH, KW), cropped to the taps that reach data.
-        direction: the output, or both gradients.
+        direction: "forward" for the output, "backward" for both gradients.
     """
     key = (x.device.type, direction) if (x.device.type, direction) in DIRECT_COST else ("cpu", direction)
     multiply_adds = math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
@@ -164,10 +164,10 @@ def choose_method(x: Tensor, weight: Tensor, direction: Literal["forward", "back
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
-    """Output and gradients of the depthwise convolution, each pass by its own method.
+    """Depthwise convolution and its gradients, each pass by its own method.
 
-    With p the kernel's half-width, x is laid p voxels into the circular grid, the kernel and the output's gradient g at
-    its origin. Then out = x (*) w and dw = x (*) g (correlations) start at the origin, and dx = w * g at p.
+    With p the kernel's half-width, x is placed p voxels into the circular grid, the kernel and the output's gradient g
+    at its origin. Then out = x (*) w and dw = x (*) g (correlations) start at the origin, and dx = w * g at p.
     """
 
     @staticmethod
@@ -178,7 +178,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
             out = F.conv3d(x, weight, padding=_half_widths(weight), groups=x.shape[1])
         else:
             out, spectra = _correlate(x, weight, keep=keep)
-        # With the spectra at hand the backward pass needs no more than the shapes of x and w.
+        # With kept spectra, the backward pass needs only the shapes of x and w.
         kept = (tensor.new_empty(()).expand(tensor.shape) if keep else tensor for tensor in (x, weight))
         ctx.save_for_backward(*kept, *spectra)
         return out
@@ -214,7 +214,14 @@ _SPACE = (-3, -2, -1)
 def _correlate(
     x: Tensor, weight: Tensor, spectrum: Tensor | None = None, keep: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """The output and, to ``keep``, the spectra of input and kernel, chunk by chunk; with the kernel's where known."""
+    """Compute the output and, with ``keep``, the list of spectra of input and kernel, chunk by chunk.
+
+    Args:
+        x: input (N, C, D, H, W).
+        weight: kernel (C, 1, KD, KH, KW).
+        spectrum: the kernel's spectrum, if known.
+        keep: return the spectra.
+    """
     lengths = circular_lengths(x, weight)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     spectra: list[Tensor] = []
@@ -227,7 +234,7 @@ def _correlate(
 
 
 def _shifted_spectrum(x: Tensor, weight: Tensor) -> Tensor:
-    """Half spectrum of the input (N, C, ...), laid the kernel's half-width into the grid."""
+    """Compute the half spectrum of the input (N, C, ...), placed the kernel's half-width into the grid."""
     sizes = zip(_half_widths(weight), circular_lengths(x, weight), x.shape[2:], strict=True)
     margins = [(half_width, length - half_width - side) for half_width, length, side in sizes]
     shifted = F.pad(x, [amount for margin in reversed(margins) for amount in margin])  # F.pad: last axis first
@@ -235,7 +242,7 @@ def _shifted_spectrum(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _kernel_spectrum(weight: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Half spectrum (1, C, ...) of the kernel."""
+    """Compute the half spectrum (1, C, ...) of the kernel."""
     return torch.fft.rfftn(weight.transpose(0, 1), s=tuple(lengths), dim=_SPACE)
 
 
@@ -244,10 +251,11 @@ def _inverse(spectrum: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def circular_lengths(x: Tensor, weight: Tensor) -> list[int]:
-    """Side + half-width a axis keeps wrapped values out of 'same' outputs; rounded up to lengths that FFTs are fast at.
+    """Return the lengths of the circular grid: side + half-width per axis, rounded up to a length of fast FFTs.
 
-    Those have no prime factor above 7 and, on the last axis, whose transform is real, are even: MKL took 0.73 times as
-    long at 42^3 as at 45^3, the next 2-3-5-smooth length, and 0.91 times at 75 x 75 x 80 as at 75^3.
+    Side + half-width keeps wrapped values out of the output. Fast lengths have no prime factor above 7 and, on the last
+    axis, whose transform is real, are even: MKL took 0.73 times as long at 42^3 as at 45^3, the next 2-3-5-smooth
+    length, and 0.91 times at 75 x 75 x 80 as at 75^3.
     """
     *rows, last = (side + half_width for side, half_width in zip(x.shape[2:], _half_widths(weight), strict=True))
     return [*(_next_smooth(length) for length in rows), 2 * _next_smooth((last + 1) // 2)]
@@ -255,24 +263,24 @@ def circular_lengths(x: Tensor, weight: Tensor) -> list[int]:
 
 @functools.cache
 def _next_smooth(length: int) -> int:
-    """The least number from ``length`` on without a prime factor above 7: one that divides a power of 2 * 3 * 5 * 7."""
+    """Return the smallest number >= ``length`` without a prime factor above 7, that is, a divisor of a power of 210."""
     while pow(210, length.bit_length(), length):
         length += 1
     return length
 
 
 def _channel_bytes(x: Tensor, weight: Tensor) -> int:
-    """Of the half spectrum of one channel of one sample."""
+    """Bytes of the half spectrum of one channel of one sample."""
     *rows, last = circular_lengths(x, weight)
     return math.prod(rows) * (last // 2 + 1) * 2 * x.element_size()
 
 
 def _channel_chunks(x: Tensor, weight: Tensor) -> list[slice]:
-    """Runs of channels whose input spectra fit a CPU's cache together; all the channels on other devices."""
+    """Divide the channels so that the input spectra of a chunk fit a CPU core's cache; one chunk on other devices."""
     channels = x.shape[1]
     step = channels
     if x.device.type == "cpu":
-        # An empty batch has no spectrum.
+        # The inner max covers an empty batch, which has no spectrum.
         step = max(1, CPU_SPECTRUM_BYTES // max(1, x.shape[0] * _channel_bytes(x, weight)))
     return [slice(start, start + step) for start in range(0, channels, step)]
 
@@ -286,7 +294,7 @@ def _half_widths(weight: Tensor) -> tuple[int, ...]:
 
 
 def crop_to_reach(weight: Tensor, grid: torch.Size) -> Tensor:
-    """The taps that can meet data: offsets beyond side - 1 only ever see padding."""
+    """Crop a kernel to the taps that can reach data: offsets beyond side - 1 only see padding."""
     cuts = [max(0, half - (side - 1)) for half, side in zip(_half_widths(weight), grid, strict=True)]
     depth, height, width = (slice(cut, length - cut) for cut, length in zip(cuts, weight.shape[2:], strict=True))
     return weight[:, :, depth, height, width]

@@ -1,5 +1,6 @@
-"""The shape that 3D UX-Net, RepUX-Net and Rep3D share: a four-stage encoder of large kernels, skips, a convolutional
-decoder. The systems differ in the block of their encoder.
+"""Architecture shared by 3D UX-Net, RepUX-Net and Rep3D: four-stage large-kernel encoder, skips, convolutional decoder.
+
+The systems differ in the block of their encoder.
 
 Source: Lee et al., "3D UX-Net", ICLR 2023; the decoder is that of UNETR (Hatamizadeh et al., WACV 2022).
 """
@@ -19,21 +20,21 @@ from torch.utils.checkpoint import checkpoint
 from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from .layers import ChannelLayerNorm
 
-# The weights of a UNETR-like network's full-resolution skip that see the image.
+# Weights of a UNETR-like network's full-resolution skip that are applied to the image.
 ENCODER1_STEM = ("encoder1.layer.conv1.", "encoder1.layer.conv3.")
 
 
 class LargeKernelEncoder(nn.Module):
-    """Four stages of blocks at 1/2, 1/4, 1/8 and 1/16 of the input's resolution.
+    """Encoder of four stages at 1/2, 1/4, 1/8 and 1/16 of the input's resolution.
 
     Stem: 7^3 convolution, stride 2, channel LayerNorm. Between stages: channel LayerNorm, 2^3 convolution, stride 2.
-    Each stage's output leaves through a channel LayerNorm of its own.
+    Each stage's output passes through its own channel LayerNorm.
 
     Args:
         in_chans: input channels.
-        depths: blocks a stage.
-        dims: channels a stage.
-        make_block: makes one block from its number of channels.
+        depths: blocks per stage.
+        dims: channels per stage.
+        make_block: function from the number of channels to a block.
     Shape: (N, in_chans, D, H, W) -> [(N, dims[i], D / 2^(i+1), H / 2^(i+1), W / 2^(i+1)) for each stage i].
     """
 
@@ -63,25 +64,25 @@ class LargeKernelEncoder(nn.Module):
 
 
 class LargeKernelUNet(SegmentationNetwork):
-    """A large-kernel encoder, residual skip blocks on the image and its stages, four up-sampling blocks, 1^3 head.
+    """Large-kernel encoder, residual skip blocks on the image and the stages, four up-sampling blocks, 1^3 head.
 
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
         depths: blocks in each of the four stages.
         feat_size: channels of the four stages; the head is ``feat_size[0]`` wide.
-        make_block: makes one block of the encoder from its number of channels.
+        make_block: function from the number of channels to a block of the encoder.
         hidden_size: channels of the bottleneck; by default twice the last stage's.
         norm_name: MONAI normalisation of skips and decoder.
-        res_block: residual skip and decoder blocks.
+        res_block: build skip and decoder blocks as residual ones.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
-    encoder_name: str  # the encoder's name in the state_dict
+    encoder_name: str  # the encoder's prefix in the state_dict
     head_prefixes = ("out.",)
-    checkpointing = False  # how a run computes, not what: neither in the state_dict nor in a checkpoint's config
+    checkpointing = False  # affects memory and time only, so it is not part of a checkpoint
 
     def __init__(
         self,
@@ -120,16 +121,16 @@ class LargeKernelUNet(SegmentationNetwork):
 
     @property
     def encoder(self) -> LargeKernelEncoder:
-        """The encoder, whatever its name in the state_dict."""
+        """Encoder, whatever its name in the state_dict."""
         encoder = self.get_submodule(self.encoder_name)
         assert isinstance(encoder, LargeKernelEncoder)
         return encoder
 
     def enable_checkpointing(self) -> None:
-        """Keep the input of each skip and decoder block alone; the backward pass computes the rest again.
+        """Keep only the inputs of the skip and decoder blocks; the backward pass recomputes what is inside them.
 
         Raises:
-            ValueError: a normalisation of skips or decoder would count the batch twice.
+            ValueError: a batch normalisation in skips or decoder, which would count each batch twice.
         """
         for name, module in self.named_modules():
             if isinstance(module, _BatchNorm) and not name.startswith(f"{self.encoder_name}."):

@@ -1,4 +1,4 @@
-"""Layers that several networks use and PyTorch does not have."""
+"""Layers that several networks use and PyTorch lacks."""
 
 from typing import Any, Self
 
@@ -21,23 +21,23 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d`` that works and answers channels last, where PyTorch's turns everything around.
+    """``nn.InstanceNorm3d`` that computes and returns channels last; PyTorch's converts to the contiguous layout.
 
     For devices whose convolutions are faster in that layout (``engine.runtime.devices.LAYOUTS``). Without running
-    statistics, as the original; mean and variance are exact to float32's rounding.
+    statistics, as the original's default; mean and variance are exact to float32 rounding.
     Shape: (N, C, D, H, W) -> (N, C, D, H, W).
     """
 
     @classmethod
     def like(cls, norm: nn.InstanceNorm3d) -> Self:
-        """The same normalisation with the same parameters."""
+        """Build the same normalisation, sharing the parameters of ``norm``."""
         own = cls(norm.num_features, eps=norm.eps, affine=norm.affine)
         own.weight, own.bias = norm.weight, norm.bias
         return own.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
         if input[0, 0].numel() == 1:
-            raise ValueError(f"input: found shape {tuple(input.shape)}, expected more than one voxel a channel")
+            raise ValueError(f"input: found shape {tuple(input.shape)}, expected more than one voxel per channel")
         dtype = torch.promote_types(input.dtype, torch.float32)
         x = input.to(dtype, memory_format=torch.channels_last_3d)
         out = _InstanceNorm.apply(x, self.eps)
@@ -47,7 +47,7 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) over the voxels of each sample and channel, channels last throughout."""
+    """(x - mean) / sqrt(variance + eps) over the voxels of each sample and channel, in channels-last layout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -55,7 +55,7 @@ class _InstanceNorm(torch.autograd.Function):
         centred = x - mean
         scale = (_voxel_mean(centred.square()) + eps).rsqrt_()
         ctx.save_for_backward(x, mean, scale)
-        return centred * scale  # not in place: compiled by PyTorch 2.11, the gradient would be zero
+        return centred * scale  # not in place, since under torch.compile (2.11) the gradient would be zero
 
     @staticmethod
     @once_differentiable
@@ -69,6 +69,6 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 def _voxel_mean(x: Tensor) -> Tensor:
-    """Mean over the voxels, (N, C, D, H, W) channels last -> (N, C, 1, 1, 1): planes first, which both cores share."""
+    """Average over the voxels: (N, C, D, H, W) channels last -> (N, C, 1, 1, 1). Summing by plane first is parallel."""
     planes = x.permute(0, 2, 3, 4, 1).flatten(2, 3)  # (N, D, H * W, C)
     return planes.sum(2).sum(1).div_(x[0, 0].numel())[:, :, None, None, None]

@@ -1,4 +1,4 @@
-"""Baselines that MONAI provides, with the arguments of the papers that compare them and this project's interface.
+"""Baselines from MONAI with the arguments of the papers that compare them, behind this project's interface.
 
 State_dict keys are MONAI's.
 """
@@ -21,15 +21,15 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         in_chans: input channels.
         out_chans: classes, background included.
         feature_size: channels of the first stage, divisible by 12.
-        depths: blocks a stage.
-        num_heads: attention heads a stage.
+        depths: blocks per stage.
+        num_heads: attention heads per stage, divisors of its channels.
         window_size: side of the attention windows, in patches of 2^3 voxels at the first stage.
-        dropout_path_rate: stochastic depth.
+        dropout_path_rate: rate of stochastic depth.
         use_checkpoint: recompute activations in the backward pass.
-        use_v2: residual convolution before each stage (72.76 M; not the papers' network).
+        use_v2: add a residual convolution before each stage (72.76 M; not the network of the papers).
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
     Raises:
-        ValueError: an ill argument.
+        ValueError: an invalid argument.
     """
 
     stem_prefixes = ("swinViT.patch_embed.proj.weight", *ENCODER1_STEM)
@@ -49,8 +49,13 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
     ) -> None:
         check_positive(in_chans=in_chans, out_chans=out_chans, feature_size=feature_size, window_size=window_size)
         check_all_positive(4, depths=depths, num_heads=num_heads)
-        wanted = torch.get_default_device()
-        with torch.device("cpu"):  # MONAI reads values of tensors here, which those on the meta device have not
+        if feature_size % 12:
+            raise ValueError(f"feature_size: found {feature_size}, expected a multiple of 12")
+        dims = tuple(feature_size * 2**stage for stage in range(4))
+        if any(dim % heads for dim, heads in zip(dims, num_heads, strict=True)):
+            raise ValueError(f"num_heads: found {tuple(num_heads)}, expected divisors of the channels {dims}")
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # MONAI reads tensor values here, which the meta device does not have
             super().__init__(
                 in_chans,
                 out_chans,
@@ -62,7 +67,7 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
                 use_checkpoint=use_checkpoint,
                 use_v2=use_v2,
             )
-        self.to(wanted)
+        self.to(device)
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
 
@@ -78,16 +83,16 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        roi_size: (D, H, W) of the only inputs it will take, voxels.
+        roi_size: (D, H, W) of the inputs, the only accepted size, voxels.
         feature_size: channels at full resolution.
         hidden_size: width of the tokens.
         mlp_dim: width of the transformer's hidden layers.
         num_heads: attention heads.
         proj_type: patch embedding, "perceptron" as in the paper or "conv".
-        dropout_rate: in the transformer.
+        dropout_rate: dropout rate in the transformer.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W), of ``roi_size``; its sides are divisible by 16.
     Raises:
-        ValueError: an ill argument, or another ``roi_size``.
+        ValueError: an invalid argument, or a ``roi_size`` with sides not divisible by 16.
     """
 
     stem_prefixes = (
@@ -96,7 +101,7 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
         *ENCODER1_STEM,
     )
     head_prefixes = ("out.",)
-    # MONAI makes them in every block for a cross attention that UNETR has not; older checkpoints lack them.
+    # MONAI creates them in every block for a cross attention that UNETR does not have; older checkpoints lack them.
     unused_prefixes = tuple(f"vit.blocks.{block}.norm_cross_attn." for block in range(12))
 
     def __init__(
@@ -136,12 +141,12 @@ class UNet3D(SegmentationNetwork, unet.UNet):
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        channels: of the five levels.
-        num_res_units: residual units a level.
-        dropout: after every convolution.
+        channels: channels of the five levels.
+        num_res_units: residual units per level.
+        dropout: dropout rate after every convolution.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument.
+        ValueError: an invalid argument.
     """
 
     stem_prefixes = ("model.0.conv.unit0.conv.weight", "model.0.residual.weight")
@@ -172,10 +177,10 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
         filters: channels of the six levels.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
     Raises:
-        ValueError: an ill argument.
+        ValueError: an invalid argument.
     """
 
-    # DynUNet lists its blocks a second time under the skips that join them.
+    # DynUNet registers its blocks a second time, under the skip layers that join them.
     stem_prefixes = ("input_block.conv1.conv.weight", "skip_layers.downsample.conv1.conv.weight")
     head_prefixes = ("output_block.",)
 
@@ -198,8 +203,8 @@ MEDNEXT_CHANNELS = 32
 class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
     """ConvNeXt-like U-Net (Roy et al., MICCAI 2023) in its published sizes; L with kernel 5 has 62.99 M parameters.
 
-    MONAI builds the down-sampling block after stage i with the expansion ratio of that stage; the published network has
-    the next stage's there, and so has this one.
+    MONAI builds the down-sampling block after stage i with the expansion ratio of that stage. The published network
+    uses the ratio of the next stage, and so does this one.
 
     Args:
         in_chans: input channels.
@@ -208,7 +213,7 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         kernel_size: side of the depthwise kernels, 3 or 5 voxels.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument.
+        ValueError: an invalid argument.
     """
 
     stem_prefixes = ("stem.weight",)

@@ -1,11 +1,12 @@
-"""The large-kernel convolution as torch.compile is to see it: a call that it leaves alone.
+"""Large-kernel convolution as a call that torch.compile does not trace.
 
-Traced, its chunks of channels would be unrolled into complex operations, for which the compiler has no code. This is a
-module of its own since ``torch.compiler.disable`` loads the compiler, for which prediction should not wait.
+Tracing would unroll its chunks of channels into complex-valued operations, which the compiler does not support. The
+wrapper has its own module because ``torch.compiler.disable`` loads the compiler, which would slow the start of
+prediction.
 """
 
 import torch
 
 from .large_kernel_conv import large_kernel_conv3d
 
-opaque_large_kernel_conv3d = torch.compiler.disable(large_kernel_conv3d, reason="FFTs are no work for the compiler")
+opaque_large_kernel_conv3d = torch.compiler.disable(large_kernel_conv3d, reason="complex operations are not supported")

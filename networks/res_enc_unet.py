@@ -1,4 +1,4 @@
-"""The residual-encoder network of nnU-Net, from the optional package dynamic-network-architectures."""
+"""Residual-encoder network of nnU-Net, from the optional package dynamic-network-architectures."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ class ResEncUNet(SegmentationNetwork):
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        feat_size: channels of the stages.
-        n_blocks: residual blocks of the encoder's stages; their number is that of the stages.
+        feat_size: channels of the stages, one number per stage.
+        n_blocks: residual blocks of the encoder's stages, one number per stage.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 2 ** (stages - 1), not all equal to it.
     Raises:
-        ValueError: the package is not installed, or an ill argument.
+        ValueError: the package is not installed, or an invalid argument.
     """
 
-    # The decoder holds the encoder too, and the state_dict both.
+    # The decoder registers the encoder too, so the state_dict has it under both names.
     stem_prefixes = ("encoder.stem.convs.0.", "decoder.encoder.stem.convs.0.")
     head_prefixes = ("decoder.seg_layers.",)
 
@@ -62,7 +62,7 @@ class ResEncUNet(SegmentationNetwork):
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(2 ** (stages - 1))
-        # The heads of the coarser stages serve deep supervision only.
+        # The heads of the coarser stages are for deep supervision, which is not used here.
         self.unused_prefixes = tuple(f"decoder.seg_layers.{stage}." for stage in range(stages - 2))
         self.freeze_unused()
 

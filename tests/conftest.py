@@ -1,4 +1,4 @@
-"""Small datasets, a small trained network, and the scripts as functions."""
+"""Fixtures: small datasets, a small trained network, and the scripts as functions."""
 
 import os
 
@@ -42,13 +42,13 @@ SMALL = ["--roi_size", "32", "32", "16", "--feat_size", "8", "8", "8", "8", "--k
 
 
 def write_nifti(path, voxels, affine=None):
-    """Write voxels (X, Y, Z) with an affine to mm, by default 1 mm voxels in RAS."""
+    """Write voxels (X, Y, Z) with an affine to mm; the default is 1 mm voxels in RAS."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
 
 
 def flip_a_bit(path):
-    """Of a voxel, as a disk might: nothing but the checksum at the file's end can tell."""
+    """Flip a bit of a voxel, as a failing disk might: only the checksum at the end of the file shows it."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     packed = gzip.compress(bytes(content))
     content[1000] ^= 1
@@ -56,7 +56,7 @@ def flip_a_bit(path):
 
 
 def make_box_case(root, part, name, seed):
-    """A bright and a dark box in noise, labelled 1 and 2; smaller than the crop along one axis."""
+    """Write a case with a bright and a dark box in noise, labelled 1 and 2, smaller than the crop along one axis."""
     rng = np.random.default_rng(seed)
     label = np.zeros((36, 28, 18), np.uint8)
     x, y, z = rng.integers(2, 6, 3)
@@ -68,7 +68,9 @@ def make_box_case(root, part, name, seed):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--gpu", default="0", help="of the gpu tests: a CUDA device's number, or cpu to rehearse them")
+    parser.addoption(
+        "--gpu", default="0", help="device of the gpu tests: a CUDA device's number, or cpu to rehearse them"
+    )
 
 
 def pytest_runtest_setup(item):
@@ -79,9 +81,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def many_logs(tmp_path_factory):
-    """Make the numbers at the end of TensorBoard's file names equally long, from 101 to 999.
+    """Advance the counter at the end of TensorBoard's file names to 101, so that all names have the same length.
 
-    It reads the logs of one second in the order of their names, and one process writes many here.
+    TensorBoard reads logs of the same second in the order of their names, and here one process writes many logs.
     """
     folder = str(tmp_path_factory.mktemp("logs"))
     for _ in range(100):
@@ -90,7 +92,7 @@ def many_logs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def gpu(request):
-    """The device of the gpu tests, as the scripts' --gpu has it."""
+    """Device of the gpu tests, as in --gpu of the scripts."""
     return request.config.getoption("--gpu")
 
 
@@ -101,7 +103,7 @@ def device(gpu):
 
 @pytest.fixture
 def full_float32():
-    """No TF32, which is a GPU's default in convolutions."""
+    """Forbid TF32, which is the default for convolutions on a GPU."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -113,14 +115,14 @@ def full_float32():
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Whatever a test runs in this process, it reaches no other machine."""
+    """Forbid connections to other machines."""
     connect = socket.socket.connect
 
-    def stay_here(self, address):
+    def connect_locally(self, address):
         assert self.family == socket.AF_UNIX, f"connects to {address}"
         return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", stay_here)
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +138,7 @@ def box_template(tmp_path_factory):
 
 @pytest.fixture
 def boxes(box_template, tmp_path):
-    """A dataset folder that a test may damage, with its description boxes.json."""
+    """Dataset folder that a test may damage, with its description boxes.json."""
     return Path(shutil.copytree(box_template, tmp_path / "boxes"))
 
 
@@ -149,13 +151,13 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture
 def train(capsys):
-    """Run main_train.py in this process: (exit status, stdout, stderr)."""
+    """Run main_train.py in this process; returns (exit status, stdout, stderr)."""
     return lambda *argv: _run(capsys, main_train, argv)
 
 
 @pytest.fixture
 def predict(capsys):
-    """Run test_seg.py in this process: (exit status, stdout, stderr)."""
+    """Run test_seg.py in this process; returns (exit status, stdout, stderr)."""
     return lambda *argv: _run(capsys, predict_script, argv)
 
 
@@ -170,7 +172,7 @@ def _run(capsys, script, argv):
 
 
 def assert_one_line(result, *parts):
-    """Exit status 2, one line on stderr with every one of ``parts``; progress bars wipe themselves out."""
+    """Assert exit status 2 and one line on stderr with all ``parts``; progress bars erase themselves."""
     status, _, err = result
     lines = [line for line in re.split("[\r\n]|\x1b\\[A", err) if line.strip() and "%|" not in line]
     assert status == 2, err
@@ -178,22 +180,22 @@ def assert_one_line(result, *parts):
     assert all(str(part) in lines[0] for part in parts), lines[0]
 
 
-# What the fixture ``trained`` was trained with; later flags replace earlier ones.
+# Flags of the fixture ``trained``; later flags override earlier ones.
 TRAINED = ("--lr", "0.01", "--max_iter", "60", "--eval_step", "20")
 
 
 def train_arguments(root, output, *more):
-    """A few iterations on the boxes, in seconds."""
+    """Build the arguments of a training run on the boxes, which takes seconds."""
     data = ["--root", root, "--output", output, "--dataset", root / "boxes.json", "--num_workers", "0"]
     cache = [] if "--cache_dir" in more else ["--cache_rate", "1"]
     return [*data, *SMALL, "--max_iter", "4", "--eval_step", "2", *cache, *more]
 
 
 def wait_for_iteration(checkpoint, iteration, seconds=120):
-    """Until another process has written a checkpoint that is as far."""
+    """Wait until another process has written a checkpoint of at least this iteration."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with suppress(FileNotFoundError):  # also between two renames
+        with suppress(FileNotFoundError):  # before the first checkpoint, and between two renames
             if torch.load(checkpoint, weights_only=True)["iteration"] >= iteration:
                 return
         time.sleep(0.02)
@@ -201,16 +203,16 @@ def wait_for_iteration(checkpoint, iteration, seconds=120):
 
 
 def wait_for_the_next_second():
-    """After another process has logged: TensorBoard reads logs of one second in the order of the processes' numbers.
+    """Wait after another process has logged: TensorBoard reads logs of the same second in the order of process ids.
 
-    A run resumed by hand starts seconds later and has a higher number; one resumed in this process may have neither.
+    A run resumed by hand starts seconds later, with a higher process id; one resumed in this process may have neither.
     """
     time.sleep(1.1)
 
 
 @pytest.fixture(scope="session")
 def trained(box_template, tmp_path_factory):
-    """The output folder of a short run on the boxes."""
+    """Output folder of a short run on the boxes."""
     output = tmp_path_factory.mktemp("run")
     arguments = [str(word) for word in train_arguments(box_template, output, *TRAINED)]
     assert run(main_train.main, main_train.parse_args(arguments)) == 0
@@ -218,7 +220,7 @@ def trained(box_template, tmp_path_factory):
 
 
 def prediction_arguments(boxes, output, trained, *more):
-    """Predict the three training cases, with their labels."""
+    """Build the arguments of a prediction of the three training cases, with their labels."""
     images = ("--images", boxes / "imagesTr", "--output", output)
     weights = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu", "--num_workers", "0")
     return [str(word) for word in (*images, *weights, *more)]
@@ -226,7 +228,7 @@ def prediction_arguments(boxes, output, trained, *more):
 
 @pytest.fixture(scope="session")
 def predicted(box_template, trained, tmp_path_factory):
-    """The output folder of a run that nothing happened to."""
+    """Output folder of an undisturbed prediction."""
     output = tmp_path_factory.mktemp("predicted")
     words = prediction_arguments(box_template, output, trained)
     assert run(predict_script.main, predict_script.parse_args(words)) == 0
@@ -235,7 +237,7 @@ def predicted(box_template, trained, tmp_path_factory):
 
 @pytest.fixture
 def count_forwards(monkeypatch):
-    """The images that the network is given from now on."""
+    """Record the images that the network receives from now on."""
     seen = []
     predict_logits = predict_cases.predict_logits
 
@@ -248,13 +250,13 @@ def count_forwards(monkeypatch):
 
 
 def real_data(name):
-    """A mark that skips a test where the real volumes are not at hand."""
+    """Mark that skips a test if the real volumes are missing."""
     return pytest.mark.skipif(not (REAL_DATA / name).is_dir(), reason=f"needs the real volumes {REAL_DATA / name}")
 
 
 @pytest.fixture
 def make_state(box_template, tmp_path):
-    """Make the training state of a small network for the boxes, with further flags."""
+    """Build the training state of a small network for the boxes, with further flags."""
 
     def make(*more):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the tests of prediction share: the command, and what is done to files and found in folders."""
+"""Helpers of the tests of prediction: damage to files, and assertions about folders and errors."""
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +12,7 @@ def path_of(folder, name):
 
 
 def errors_at_the_end(err):
-    """The errors' lines, which nothing may follow; progress bars wipe themselves out."""
+    """Return the error lines, after which no other line may come; progress bars erase themselves."""
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     assert lines[len(lines) - len(errors) :] == errors

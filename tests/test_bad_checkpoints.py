@@ -1,4 +1,4 @@
-"""Checkpoints that are none, that run code, or that fit no network give one line, exit status 2, and run nothing."""
+"""Invalid, malicious or unsuitable checkpoints are reported in one line with exit status 2; their code never runs."""
 
 import os
 import pickle

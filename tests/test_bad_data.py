@@ -1,4 +1,4 @@
-"""Volumes that cannot be right give a line each that names the file, exit status 2, and no training."""
+"""Each invalid volume is reported in one line that names the file, with exit status 2, and training does not start."""
 
 import gzip
 import json
@@ -83,7 +83,7 @@ def label_with(value, dtype):
 
 
 def rewrite_header(**fields):
-    """Change fields of the first validation image's header, and of its label's, which so stays on the same grid."""
+    """Change fields of the headers of the first validation image and its label, which stays on the same grid."""
 
     def apply(root):
         for folder in ("imagesVal", "labelsVal"):
@@ -155,7 +155,7 @@ BROKEN_VOXELS = {
 
 
 @pytest.mark.parametrize(("damage", "parts"), BROKEN_HEADERS.values(), ids=BROKEN_HEADERS)
-def test_what_headers_show_is_found_before_anything_is_written(boxes, tmp_path, train, damage, parts):
+def test_problems_in_headers_are_found_before_anything_is_written(boxes, tmp_path, train, damage, parts):
     description = shutil.move(boxes / "boxes.json", tmp_path)
     damage(boxes)
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", "--dataset", description)), *parts)
@@ -167,21 +167,21 @@ def test_what_headers_show_is_found_before_anything_is_written(boxes, tmp_path, 
     [*BROKEN_VOXELS.values(), (copy_into_training, ("imagesTr/other.nii", "imagesVal/box_9", "two splits"))],
     ids=[*BROKEN_VOXELS, "a copy of a validation case in training"],
 )
-def test_what_voxels_show_is_found_first_if_asked_for(boxes, tmp_path, train, damage, parts):
+def test_full_check_finds_problems_in_voxels_before_training(boxes, tmp_path, train, damage, parts):
     damage(boxes)
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", "--full_check")), *parts)
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(("damage", "parts"), BROKEN_VOXELS.values(), ids=BROKEN_VOXELS)
-def test_broken_voxels_are_one_line_where_they_are_met(boxes, tmp_path, train, damage, parts):
+def test_broken_voxels_are_one_line_when_they_are_read(boxes, tmp_path, train, damage, parts):
     damage(boxes)
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), *parts)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("cache", ["--cache_rate", "--cache_dir"])
-def test_broken_voxels_are_one_line_whoever_meets_them(boxes, tmp_path, train, cache, workers):
+def test_broken_voxels_are_one_line_from_any_process_and_cache(boxes, tmp_path, train, cache, workers):
     truncate(boxes)
     where = (cache, tmp_path / "cache" if cache == "--cache_dir" else "0", "--num_workers", workers)
     arguments = train_arguments(boxes, tmp_path / "out", *where)
@@ -199,7 +199,7 @@ def test_every_broken_case_has_its_line(boxes, tmp_path, train):
     assert found == [str(boxes / name) for name in expected]
 
 
-def test_everything_that_does_not_pair_has_its_line(boxes, tmp_path, train):
+def test_every_unpaired_case_has_its_line(boxes, tmp_path, train):
     (boxes / "labelsTr" / "box_2.nii.gz").unlink()
     (boxes / "imagesVal" / "box_9.nii.gz").unlink()
     status, _, err = train(*train_arguments(boxes, tmp_path / "out"))
@@ -230,4 +230,4 @@ def test_channels_that_do_not_fit_each_other(boxes, tmp_path, train, change):
     status, _, err = train(*train_arguments(boxes, tmp_path / "out"))
     expected = {"shape": "35 x 28 x 18", "affine": "same affine", "count": "with 2 channels last"}
     assert status == 2
-    assert err.count(expected[change]) == 5  # a line a case
+    assert err.count(expected[change]) == 5  # one line per case

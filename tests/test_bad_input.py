@@ -1,4 +1,4 @@
-"""Mistakes in flags, descriptions and folders give one line that names them, exit status 2, and no training."""
+"""Mistakes in flags, descriptions and folders are reported in one line with exit status 2, before any training."""
 
 import json
 import resource
@@ -103,7 +103,7 @@ def test_a_finished_run_is_not_overwritten(boxes, tmp_path, trained, train):
 @pytest.mark.parametrize(
     "flags", [("--lr", "0.5"), ("--kernel_size", "7"), ("--roi_size", "32", "32", "32"), ("--seed", "3")]
 )
-def test_resume_of_another_course(boxes, trained, train, flags):
+def test_resume_with_another_recipe(boxes, trained, train, flags):
     arguments = train_arguments(boxes, trained, *TRAINED, *flags, "--resume")
     assert_one_line(train(*arguments), flags[0], "the run to resume")
 
@@ -120,7 +120,14 @@ def test_resume_in_another_precision(boxes, trained, train):
     assert_one_line(train(*arguments), "--amp: found fp16, expected off as in the run to resume")
 
 
-@pytest.mark.parametrize("flags", [("--kernel_size", "99999"), ("--feat_size", "4", "4", "4", "10000000000000")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--kernel_size", "99999"),
+        ("--feat_size", "4", "4", "4", "10000000000000"),
+        ("--network_args", "hidden_size=1000000000000000000"),
+    ],
+)
 def test_a_network_that_does_not_fit_in_memory(boxes, tmp_path, train, flags):
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *flags)), "--network REP3D", "fit in memory")
 
@@ -133,7 +140,7 @@ def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(boxes, t
     def flush_before_the_disk_is_full(log):
         flush(log)
         flushed.append(log)
-        if len(flushed) == 4:  # a checkpoint before and after each of two evaluations
+        if len(flushed) == 4:  # each of the two evaluations has a checkpoint before and after it
             resource.setrlimit(resource.RLIMIT_FSIZE, (last.stat().st_size // 2, hard))
 
     monkeypatch.setattr(TensorBoardLog, "flush", flush_before_the_disk_is_full)
@@ -143,23 +150,23 @@ def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(boxes, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2
     assert err.splitlines()[-1].startswith(f"error: {last}: cannot be written")
-    assert torch.load(last, weights_only=True)["progress"]["awaits_evaluation"]  # saved before it
+    assert torch.load(last, weights_only=True)["progress"]["awaits_evaluation"]  # saved before the evaluation
     assert not list(last.parent.glob(".*"))
 
 
-def test_flags_of_which_one_rules_the_other_out(boxes, tmp_path, train):
+def test_flags_that_exclude_each_other(boxes, tmp_path, train):
     both = ("--cache_dir", tmp_path / "cache", "--cache_rate", "0.5")
-    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *both)), "--cache_dir", "without --cache_rate")
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *both)), "--cache_rate", "expected one of them")
     plain = ("--network", "UNet3D", "--checkpointing")
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *plain)), "--network")
 
 
-def test_a_cache_where_none_can_be(boxes, tmp_path, train):
+def test_a_cache_folder_that_is_a_file(boxes, tmp_path, train):
     arguments = train_arguments(boxes, tmp_path / "out", "--cache_dir", boxes / "boxes.json")
     assert_one_line(train(*arguments), "--cache_dir", boxes / "boxes.json", "expected a folder")
 
 
-def test_prediction_of_nothing(boxes, tmp_path, trained, predict):
+def test_prediction_without_images(boxes, tmp_path, trained, predict):
     common = ("--output", tmp_path / "out", "--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu")
     assert_one_line(predict(*common), "--root", "--images")
     assert_one_line(predict(*common, "--images", tmp_path / "nowhere"), "nowhere", "not found")

@@ -1,4 +1,4 @@
-"""Other networks than Rep3D under the same two commands; starting from other weights; crops that they cannot take."""
+"""Networks other than Rep3D under the same two commands, starts from other weights, and unsuitable crops."""
 
 import json
 
@@ -11,8 +11,8 @@ from conftest import SMALL, train_arguments
 from engine.training import step as training_step
 from networks import NETWORKS
 
-# One of each way that the networks differ for the scripts: folded kernels, scaled updates, heads without a gradient,
-# batch and instance normalisation, a size that is tied to the construction, widths that are no flags.
+# One network for each difference that matters to the scripts: folded kernels, scaled updates, heads without a gradient,
+# batch and instance normalisation, a crop size that is fixed at construction, widths without a flag.
 SMALL_NETWORKS = {
     "3DUXNET_LRBM": SMALL,
     "REPUXNET": SMALL,
@@ -63,13 +63,13 @@ def test_rep_optimizer_resumes_to_the_same_weights(boxes, tmp_path, train, monke
     assert all(torch.equal(value, weights("cut")[key]) for key, value in weights("whole").items())
 
 
-def test_rep_optimizer_needs_an_optimiser_that_it_knows(boxes, tmp_path, train):
+def test_rep_optimizer_needs_an_optimiser_that_it_supports(boxes, tmp_path, train):
     status, _, err = train(*arguments(boxes, tmp_path / "run", "REPOPT", "--optim", "Adam"))
     assert (status, err.count("\n")) == (2, 1)
     assert "--optim: found Adam, expected AdamW or SGD" in err
 
 
-def test_unknown_names_list_the_known_ones(boxes, tmp_path, train):
+def test_the_error_of_an_unknown_network_lists_the_known_ones(boxes, tmp_path, train):
     status, _, err = train(*train_arguments(boxes, tmp_path / "run", "--network", "3DUNET"))
     assert status == 2
     assert all(f"'{name}'" in err for name in NETWORKS)
@@ -85,7 +85,7 @@ def test_unknown_names_list_the_known_ones(boxes, tmp_path, train):
         ("STUNet_S", "three sides divisible by 32"),
     ],
 )
-def test_a_crop_that_the_network_cannot_take(boxes, tmp_path, train, name, expected):
+def test_a_crop_size_that_does_not_suit_the_network(boxes, tmp_path, train, name, expected):
     data = ("--root", boxes, "--output", tmp_path / "run", "--dataset", boxes / "boxes.json", "--gpu", "cpu")
     status, _, err = train(*data, "--network", name, "--roi_size", "40", "48", "48")
     assert (status, err.count("\n")) == (2, 1)
@@ -104,7 +104,7 @@ def test_a_flag_that_the_network_does_not_have(boxes, tmp_path, train, name, fla
     assert f"{name}: found argument {flag.removeprefix('--')}, expected some of" in err
 
 
-def test_a_window_of_another_size_where_the_network_is_tied_to_its_own(boxes, tmp_path, train, predict):
+def test_another_window_size_for_a_network_with_a_fixed_size(boxes, tmp_path, train, predict):
     assert train(*arguments(boxes, tmp_path / "run", "TransBTS", "--max_iter", "1"))[0] == 0
     weights = ("--trained_weights", tmp_path / "run" / "best_metric_model.pth", "--gpu", "cpu")
     status, _, err = predict("--root", boxes, "--output", tmp_path / "out", *weights, "--roi_size", "32", "32", "32")
@@ -113,7 +113,7 @@ def test_a_window_of_another_size_where_the_network_is_tied_to_its_own(boxes, tm
 
 
 def test_fine_tuning_to_other_classes_and_channels(boxes, tmp_path, trained, train, predict):
-    """From a network of one channel and three classes, saved by DistributedDataParallel, to two channels and two."""
+    """From one channel and three classes, with parameter names of DistributedDataParallel, to two channels and four."""
     model = torch.load(trained / "best_metric_model.pth", weights_only=True)["model"]
     torch.save({"state_dict": {f"module.{key}": value for key, value in model.items()}}, tmp_path / "released.pth")
     description = json.loads((boxes / "boxes.json").read_text())
@@ -137,8 +137,8 @@ def test_fine_tuning_to_other_classes_and_channels(boxes, tmp_path, trained, tra
     assert status == 0, err
     assert "--pretrained_weights: " in out
     assert "tensors loaded, skipped 2 (out.conv.conv.bias, out.conv.conv.weight)" in out
-    assert "other classes, the head starts anew" in out
-    assert "other channels, rep3d.downsample_layers.0.0.weight averaged and repeated" in out
+    assert "other number of classes, head not loaded" in out
+    assert "other number of channels, rep3d.downsample_layers.0.0.weight averaged and repeated" in out
     tuned = torch.load(tmp_path / "run" / "last_checkpoint.pth", weights_only=True)["model"]
     stem = "rep3d.downsample_layers.0.0.weight"
     torch.testing.assert_close(tuned[stem], model[stem].expand(-1, 2, -1, -1, -1), atol=1e-6, rtol=0)
@@ -155,7 +155,7 @@ def test_weights_of_another_network_are_refused_with_counts(boxes, tmp_path, tra
     status, _, err = train(*arguments(boxes, tmp_path / "run", "UNet3D", *pretrain))
     assert (status, err.count("\n")) == (2, 1)
     assert "--pretrained_weights: " in err
-    assert "0 of them known and 0 of other shape" in err
+    assert "0 of them known and 0 of another shape" in err
     common = ("--root", boxes, "--output", tmp_path / "out", "--trained_weights", weights, "--gpu", "cpu")
     for other in ("3DUXNET", "UNet3D"):
         status, _, err = predict(*common, "--network", other)

@@ -1,4 +1,4 @@
-"""Both scripts on small volumes: train, kill, resume, predict."""
+"""Both scripts on small volumes: training, kill, resume, prediction."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_same_seed_same_weights_whatever_the_workers_and_the_cache(boxes, tmp_pa
     for name, more in {**variants, "f": (*disk, "--num_workers", "2")}.items():
         status, out, _ = train(*train_arguments(boxes, tmp_path / name, *more))
         assert status == 0
-        assert ("3 of 3 cases to preprocess" in out) == (name == "e")  # "f" finds what "e" made
+        assert ("3 of 3 cases to preprocess" in out) == (name == "e")  # "f" uses the cache of "e"
     assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
     for name in "cef":
         assert_equal_weights(weights(tmp_path / "a"), weights(tmp_path / name))
@@ -70,7 +70,7 @@ def test_same_seed_same_weights_whatever_the_workers_and_the_cache(boxes, tmp_pa
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_resumed_run_ends_with_the_same_weights(boxes, tmp_path, train, batch_size):
     more = ("--max_iter", "12", "--eval_step", "2", "--batch_size", batch_size, "--num_workers", "1")
     assert train(*train_arguments(boxes, tmp_path / "whole", *more))[0] == 0
@@ -149,7 +149,7 @@ def test_prediction_lies_on_the_native_grid_and_scores_as_reported(boxes, traine
 
 
 def test_compiled_training_is_the_same(boxes, tmp_path, train, monkeypatch):
-    """With the backend that runs what was traced as it stands; tests/networks/test_compile.py has the compiler's."""
+    """Uses the backend that runs the traced graph as it is; tests/networks/test_compile.py tests the compiler."""
     traced = []
 
     def trace(network):
@@ -190,9 +190,11 @@ def test_prediction_of_a_test_folder_a_folder_and_a_file(boxes, trained, tmp_pat
     }
 
 
-@pytest.mark.parametrize("separate", [True, False], ids=["a file a channel", "4D"])
+@pytest.mark.parametrize(
+    "separate", [pytest.param(True, id="one file per channel"), pytest.param(False, id="4D", marks=pytest.mark.slow)]
+)
 def test_several_channels(tmp_path, train, predict, box_template, separate):
-    """The first channel shows nothing but noise, the second the boxes."""
+    """The first channel is noise, the second contains the boxes."""
     root = tmp_path / "two"
     for part, names in {"Tr": ("box_0", "box_1"), "Val": ("box_2",)}.items():
         for name in names:
@@ -256,6 +258,7 @@ def test_real_ct_comes_back_on_its_grid(tmp_path, train, predict):
     assert np.array_equal(prediction.affine, image.affine)
 
 
+@pytest.mark.slow
 @real_data("msd_hippocampus")
 def test_real_mri_trains(tmp_path, train):
     description = REPOSITORY / "experiments" / "hippocampus" / "dataset.json"

@@ -1,4 +1,4 @@
-"""The scripts on a GPU: killed and resumed, from a GPU to a CPU and back, one NCCL process under torchrun."""
+"""The scripts on a GPU: kill and resume, checkpoints from GPU to CPU and back, one NCCL process under torchrun."""
 
 import os
 import signal
@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 pytestmark = pytest.mark.gpu
 
 BEST, LAST = "best_metric_model.pth", "last_checkpoint.pth"
-TOLERANCE = 1e-2  # of losses: a GPU adds in any order, and a few steps make more of it
+TOLERANCE = 1e-2  # of losses: the order of sums on a GPU varies, and training steps amplify the difference
 
 
 def on(gpu, *words):
-    """Later flags replace earlier ones, --gpu cpu among them."""
+    """Append --gpu to a command; later flags override earlier ones, such as --gpu cpu."""
     return [str(word) for word in (*words, "--gpu", gpu)]
 
 
@@ -65,11 +65,11 @@ def test_checkpoints_cross_between_gpu_and_cpu(boxes, tmp_path, train, predict, 
             maps.append(label_maps(output))
         assert maps[0].keys() == maps[1].keys()
         for name, theirs in maps[0].items():
-            assert (maps[1][name] == theirs).mean() > 0.999, name  # near-ties may fall either way
-            assert theirs.any(), name  # there is something to disagree on
+            assert (maps[1][name] == theirs).mean() > 0.999, name  # ties may be decided either way
+            assert theirs.any(), name  # a comparison of empty maps would be meaningless
 
 
-# A training step whose gradients go through the process group, though it has one member.
+# A training step with an all-reduce of gradients in a process group of one.
 COMMUNICATING = """
 import sys
 import torch
@@ -84,7 +84,7 @@ with join_processes(sys.argv[1]) as device:
     dist.all_reduce(total)
     assert total.tolist() == [0, 1, 2, 3, 4]
     network = build_network("REP3D", 1, 2, feat_size=(4, 4, 4, 4), kernel_size=5).to(device)
-    parallel = DistributedDataParallel(network)  # kept: its hooks go with it
+    parallel = DistributedDataParallel(network)  # kept alive, since its hooks are needed
     parallel(torch.randn(2, 1, 32, 32, 32, device=device)).square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
     print("communicated")
@@ -93,11 +93,11 @@ with join_processes(sys.argv[1]) as device:
 
 @pytest.fixture
 def torchrun():
-    """Run a script in one process of torchrun's; its standard output."""
+    """Run a script in one process of torchrun; returns its standard output."""
 
     def run_it(*words):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-        command += ["--local_addr", "127.0.0.1"]  # a machine without network may not know its own name
+        command += ["--local_addr", "127.0.0.1"]  # a machine without network may not resolve its own name
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *sys.path])
         options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True, "timeout": 60}

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or damaged anywhere goes on to the weights, scores and logs of one that was not."""
+"""A run that is stopped, killed or damaged anywhere ends with the weights, scores and logs of an undisturbed run."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def load(path):
 
 @pytest.fixture(scope="module")
 def whole(box_template, tmp_path_factory):
-    """The output of a run that nothing interrupted."""
+    """Output folder of an undisturbed run."""
     output = tmp_path_factory.mktemp("whole")
     arguments = [str(word) for word in train_arguments(box_template, output, *MORE)]
     subprocess.run([sys.executable, "main_train.py", *arguments], cwd=REPOSITORY, check=True)
@@ -51,8 +51,8 @@ def start(boxes, output, *more):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_saves_and_says_how_to_go_on(boxes, tmp_path, train, number):
-    """As batch systems and terminals send it, to the processes that load data as well."""
+def test_a_signal_to_the_whole_group_saves_and_prints_the_resume_command(boxes, tmp_path, train, number):
+    """Batch systems and terminals send it like this, to the data-loading processes as well."""
     output = tmp_path / "run"
     process = start(boxes, output, "--max_iter", "2000", "--eval_step", "5")
     wait_for_iteration(output / LAST, 5)
@@ -101,7 +101,7 @@ def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, 
     status, _, err = train(*train_arguments(box_template, tmp_path))
     assert status == 75
     assert err.startswith("stopped by SIGTERM, go on with: ")
-    assert "--resume" not in err  # there is nothing yet
+    assert "--resume" not in err  # nothing to resume yet
     assert not list(tmp_path.iterdir())
 
 
@@ -168,13 +168,13 @@ sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
     "moment",
     [
         "engine.training.step train_step 5",
-        "engine.training.validation dice_by_class 3",
+        pytest.param("engine.training.validation dice_by_class 3", marks=pytest.mark.slow),
         "torch save 4",  # 1 at the start, 2 before the first validation, 3 the best weights
-        "engine.training.log:TensorBoardLog figure 2",
+        pytest.param("engine.training.log:TensorBoardLog figure 2", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at(whole, box_template, tmp_path, train, moment):
-    """By a real SIGKILL, after which nothing at all is done."""
+    """By a real SIGKILL, after which no code runs."""
     arguments = [str(word) for word in train_arguments(box_template, tmp_path, *MORE)]
     words = [sys.executable, "-c", KILLED, moment, *arguments]
     killed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, timeout=120)
@@ -184,14 +184,14 @@ def test_killed_at(whole, box_template, tmp_path, train, moment):
     assert differences(whole, tmp_path) == []
 
 
-def test_logs_are_written_before_a_checkpoint_counts_on_them(box_template, tmp_path, train, monkeypatch):
-    """Logs have a queue: here a slow one."""
+def test_logs_are_written_before_the_checkpoint(box_template, tmp_path, train, monkeypatch):
+    """TensorBoard writes logs from a queue, which is slow here."""
 
     def write_late(self, data):
         time.sleep(0.05)
         write(self, data)
 
-    def look(state, output):
+    def save_after_check(state, output):
         if state.iteration:
             log = EventAccumulator(str(output / "tensorboard")).Reload()
             assert len(log.Scalars("train/loss")) == state.iteration
@@ -199,14 +199,14 @@ def test_logs_are_written_before_a_checkpoint_counts_on_them(box_template, tmp_p
 
     write, save = RecordWriter.write, TrainingState.save
     monkeypatch.setattr(RecordWriter, "write", write_late)
-    monkeypatch.setattr(TrainingState, "save", look)
+    monkeypatch.setattr(TrainingState, "save", save_after_check)
     assert train(*train_arguments(box_template, tmp_path, *MORE))[0] == 0
 
 
 def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train, monkeypatch):
     def take_long(state, *rest):
         if state.iteration == 1:
-            signal.setitimer(signal.ITIMER_REAL, 0.01)  # of the hour there is no more left
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # the rest of --max_hours
             time.sleep(0.1)
         return step(state, *rest)
 
@@ -222,11 +222,11 @@ def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train, 
 
 
 class Killed(BaseException):
-    """What happens to a process is over; nothing is caught, and no clean-up runs (see ``kill_at``)."""
+    """Stands for a kill: it is not caught, and no clean-up runs (see ``kill_at``)."""
 
 
 def kill_at(monkeypatch, module, name, count):
-    """Let the ``count``-th call of a function be the last thing that the process does to its files."""
+    """Raise Killed in the ``count``-th call of a function, after which no file is changed."""
 
     def call(*args, **kwargs):
         calls.append(args)
@@ -239,9 +239,16 @@ def kill_at(monkeypatch, module, name, count):
     monkeypatch.setattr(module, name, call)
 
 
-# The renames of a run: 1 arguments, 2 the first checkpoint; at an evaluation 3 makes that one the previous one, 4 is
-# the new one, 5 the best weights, 6 and 7 are the checkpoint after it.
-@pytest.mark.parametrize(("count", "gap"), [(3, False), (4, True), (5, False), (6, False), (7, True)])
+# The renames of a run: 1 arguments, 2 first checkpoint; at an evaluation, 3 turns it into the previous checkpoint, 4 is
+# the new checkpoint, 5 the best weights, 6 and 7 the checkpoint after the evaluation.
+@pytest.mark.parametrize(
+    ("count", "gap"),
+    [
+        (3, False),
+        (4, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, False), (6, False), (7, True))),
+    ],
+)
 def test_killed_before_a_rename(whole, box_template, tmp_path, train, monkeypatch, count, gap):
     arguments = train_arguments(box_template, tmp_path, *MORE)
     with monkeypatch.context() as patch:
@@ -262,7 +269,7 @@ def cut(path):
 
 
 def flip_a_bit(path):
-    """In the middle of a tensor, where nothing but a checksum can tell."""
+    """Flip a bit in the middle of a tensor, where only a checksum shows it."""
     content = bytearray(path.read_bytes())
     content[content.index(load(path)["model"]["out.conv.conv.weight"].numpy().tobytes()) + 2] ^= 1
     path.write_bytes(content)
@@ -276,7 +283,7 @@ DAMAGES = {"cut": cut, "bit": flip_a_bit, "zeros": overwrite, "empty": lambda pa
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, box_template, tmp_path, train, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(whole, box_template, tmp_path, train, damage):
     output = shutil.copytree(whole, tmp_path / "run")
     damage(output / LAST)
     status, out, _ = train(*train_arguments(box_template, output, *MORE), "--resume")
@@ -288,7 +295,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, box_tem
     assert differences(whole, output) == []
 
 
-def test_the_one_before_may_be_iterations_older(whole, box_template, tmp_path, train, monkeypatch):
+def test_the_previous_checkpoint_may_be_iterations_older(whole, box_template, tmp_path, train, monkeypatch):
     def ask(state, *rest):
         if state.iteration == 4:
             signal.raise_signal(signal.SIGTERM)
@@ -340,7 +347,7 @@ def test_a_state_of_another_version_is_one_line(whole, box_template, tmp_path, t
     assert "no training state of this version" in err
 
 
-def test_two_damaged_checkpoints_end_in_a_line(whole, box_template, tmp_path, train):
+def test_two_damaged_checkpoints_are_one_line(whole, box_template, tmp_path, train):
     output = shutil.copytree(whole, tmp_path / "run")
     cut(output / LAST)
     cut(output / PREVIOUS)
@@ -350,7 +357,7 @@ def test_two_damaged_checkpoints_end_in_a_line(whole, box_template, tmp_path, tr
     assert (output / LAST).exists()
 
 
-def test_a_checkpoint_on_a_bad_sector_is_a_damaged_one(whole, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_on_a_bad_sector_counts_as_damaged(whole, tmp_path, monkeypatch, capsys):
     output = shutil.copytree(whole, tmp_path / "run")
     load_file = torch.load
 
@@ -365,7 +372,7 @@ def test_a_checkpoint_on_a_bad_sector_is_a_damaged_one(whole, tmp_path, monkeypa
     assert (output / "damaged_checkpoint.pth").exists()
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(whole, tmp_path, monkeypatch):
+def test_a_checkpoint_without_read_permission_is_kept(whole, tmp_path, monkeypatch):
     output = shutil.copytree(whole, tmp_path / "run")
 
     def fail(*_, **__):

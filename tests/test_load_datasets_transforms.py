@@ -1,4 +1,4 @@
-"""The transform pipelines: crops, intensities, spacing and augmentation."""
+"""Transform pipelines: crops, intensities, spacing and augmentation."""
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +25,7 @@ def describe(**changes):
     return DatasetDescription.from_json(DESCRIPTION | changes, "test")
 
 
-def test_the_public_functions_take_the_flags(boxes):
+def test_the_public_functions_accept_the_parsed_flags(boxes):
     flags = ["--root", boxes, "--output", "none", "--dataset", boxes / "boxes.json", "--roi_size", 16, 16, 16]
     args = main_train.parse_args(list(map(str, flags)))
     training, validation = data_loader(args)
@@ -54,7 +54,7 @@ def test_training_crops_have_their_shapes_and_types(boxes):
 
 
 @pytest.mark.parametrize("intensity", [{"zscore": True}, {"window": [60, 200]}], ids=["zscore", "window"])
-def test_crops_and_augmentation_are_monais(boxes, intensity):
+def test_crops_and_augmentation_equal_those_of_monai(boxes, intensity):
     size, keys = (16, 32, 48), ["image", "label"]
     training, _ = training_pipelines(describe(intensity=intensity), size, crop_sample=2)
     deterministic = next(n for n, step in enumerate(training.transforms) if isinstance(step, CountCandidatesd))

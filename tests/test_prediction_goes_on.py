@@ -1,4 +1,4 @@
-"""A case that fails keeps no other from being predicted."""
+"""A case that fails does not stop the prediction of the others."""
 
 import json
 import resource
@@ -94,7 +94,7 @@ SURPRISES = {
 
 
 @pytest.mark.parametrize(("error", "part"), SURPRISES.values(), ids=SURPRISES)
-def test_whatever_happens_to_a_case_happens_to_no_other(
+def test_an_error_in_one_case_does_not_affect_the_others(
     boxes, trained, predicted, tmp_path, predict, monkeypatch, count_forwards, error, part
 ):
     predict_logits = predict_cases.predict_logits
@@ -115,7 +115,7 @@ def test_whatever_happens_to_a_case_happens_to_no_other(
     assert not path_of(tmp_path / "out", "box_1").exists()
 
 
-def test_reason_is_the_first_error_behind_those_of_the_pipeline():
+def test_the_reported_reason_is_the_cause_of_the_pipelines_error():
     mistake, wrapped = InputError("/data/box_1.nii.gz: cannot be read"), RuntimeError("applying transform <Spacingd>")
     mistake.__cause__, wrapped.__cause__ = OSError("disk"), mistake
     assert predict_cases.describe_error("box_1", wrapped) == "/data/box_1.nii.gz: cannot be read"
@@ -123,7 +123,7 @@ def test_reason_is_the_first_error_behind_those_of_the_pipeline():
 
 @pytest.fixture
 def fill_disk(monkeypatch):
-    """Make a function of a module find the disk full from its second call on, until the block ends."""
+    """Simulate a full disk in a function of a module, from its second call to the end of the block."""
 
     @contextmanager
     def fill(module, name):
@@ -146,7 +146,7 @@ def fill_disk(monkeypatch):
     return fill
 
 
-def test_full_disk_ends_the_run_and_the_next_one_goes_on(boxes, trained, predicted, tmp_path, predict, fill_disk):
+def test_a_full_disk_ends_the_run_and_the_next_run_continues(boxes, trained, predicted, tmp_path, predict, fill_disk):
     output = tmp_path / "out"
     with fill_disk(post_transforms, "save_labels"):
         status, _, err = predict(*prediction_arguments(boxes, output, trained))
@@ -156,7 +156,7 @@ def test_full_disk_ends_the_run_and_the_next_one_goes_on(boxes, trained, predict
     assert {path.name for path in output.iterdir()} == {"box_0_seg.nii.gz", "settings.json"}
     status, out, _ = predict(*prediction_arguments(boxes, output, trained))
     assert status == 0
-    assert "1 of 3 predictions were there already" in out
+    assert "1 of 3 predictions are finished already" in out
     assert_same_files(output, predicted, [path.name for path in predicted.iterdir()])
 
 
@@ -169,7 +169,7 @@ def test_picture_that_cannot_be_written_ends_the_run(boxes, trained, tmp_path, p
     assert not path_of(tmp_path / "out", "box_2").exists()
 
 
-def test_what_cannot_be_removed_is_named(boxes, trained, tmp_path, predict):
+def test_a_file_that_cannot_be_removed_is_named(boxes, trained, tmp_path, predict):
     (tmp_path / "out" / "box_0.png").mkdir(parents=True)
     status, _, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained))
     assert status == 2

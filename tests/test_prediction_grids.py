@@ -1,6 +1,6 @@
-"""Whatever a volume's grid and number format, its prediction lies on that grid, and where the boxes are.
+"""For every grid and number format of a volume, its prediction is on the same grid, and matches the boxes.
 
-Every variant is made from one box phantom, its label in the same way, and all are predicted in one run.
+All variants are derived from one box phantom and its label, and are predicted in one run.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from engine.evaluation.metrics import dice_by_class
 from engine.runtime.errors import run
 
 NOISE_MEAN = 100  # of the phantom's background
-BOUND = 0.8  # of Dice: 0.88 was seen in a sheared grid, 0.95 or more in others; below 0.75 where it lies elsewhere
+BOUND = 0.8  # of Dice: 0.88 was observed in a sheared grid, 0.95 or more in others, below 0.75 in displaced maps
 
 
 def as_image(voxels, affine=None, kind=nib.Nifti1Image, dtype=None):
@@ -26,7 +26,7 @@ def as_image(voxels, affine=None, kind=nib.Nifti1Image, dtype=None):
 
 
 def reoriented(codes):
-    """The same patient, with voxel axes that run as the codes say."""
+    """Reorient the voxel axes to the codes."""
 
     def make(image, label):
         return tuple(as_image(each).as_reoriented(axcodes2ornt(codes)) for each in (image, label))
@@ -35,12 +35,12 @@ def reoriented(codes):
 
 
 def with_affine(affine):
-    """The same voxels elsewhere in space: the pipeline resamples along a grid's axes, so they show the same."""
+    """Move the voxels in space: the pipeline resamples along the grid's axes, so that the network sees the same."""
     return lambda image, label: (as_image(image, affine), as_image(label, affine))
 
 
 def sampled(affine, shape):
-    """The phantom in space as a grid of this affine and shape meets it."""
+    """Sample the phantom on a grid with this affine and shape."""
 
     def make(image, label):
         steps, origin = affine[:3, :3], affine[:3, 3]
@@ -51,7 +51,7 @@ def sampled(affine, shape):
 
 
 def long_boxes(image, label):
-    """Slices of 0.5 x 0.5 x 10 mm; the boxes are longer, so that slices meet them."""
+    """Build slices of 0.5 x 0.5 x 10 mm; the boxes are longer, so that several slices contain them."""
     spacing, origin = (0.5, 0.5, 10), (3.5, -20, 0)
     plane = label.max(axis=2)
     fine = plane.repeat(2, axis=0).repeat(2, axis=1)
@@ -65,7 +65,7 @@ def long_boxes(image, label):
 
 
 def stored_as(dtype, kind=nib.Nifti1Image):
-    """Voxels of another type or byte order."""
+    """Store the voxels in another type or byte order."""
 
     def make(image, label):
         return as_image(image.clip(0, 255).round(), kind=kind, dtype=np.dtype(dtype)), as_image(label)
@@ -83,15 +83,15 @@ def big_endian(dtype):
 
 
 def scaled(image, label):
-    """Stored numbers that fall where intensities rise: a reader that leaves out the scale sees the boxes exchanged."""
+    """Store numbers with a negative slope: a reader that ignores the scale sees the boxes exchanged."""
     slope, intercept = -0.05, 300.0
     content = bytearray(as_image(((image - intercept) / slope).round().astype(np.int16)).to_bytes())
-    content[112:120] = struct.pack("<ff", slope, intercept)  # scl_slope and scl_inter, which nibabel sets as it likes
+    content[112:120] = struct.pack("<ff", slope, intercept)  # scl_slope and scl_inter, which nibabel chooses by itself
     return bytes(content), as_image(label)
 
 
 def placed_by(form):
-    """An oblique affine in one of the two places that a header has for it, and nothing in the other."""
+    """Store an oblique affine only as qform or only as sform."""
 
     def make(image, label):
         volume = as_image(image, OBLIQUE)
@@ -114,7 +114,7 @@ def one_slice(axis):
 
 
 def with_axes(*axes, origin=(-12.5, 30.25, 400.0)):
-    """An affine with these steps, in mm, along the voxel axes."""
+    """Build an affine with these steps, in mm, along the voxel axes."""
     affine = np.eye(4)
     affine[:3, :3] = np.transpose(axes)
     affine[:3, 3] = origin
@@ -122,7 +122,7 @@ def with_axes(*axes, origin=(-12.5, 30.25, 400.0)):
 
 
 def turned(x, y, z):
-    """Rotation about the three axes one after the other, radians."""
+    """Compute the rotation about the three axes one after the other, in radians."""
     (a, b, c), (d, e, f) = np.cos((x, y, z)), np.sin((x, y, z))
     about_x, about_y = np.array([[1, 0, 0], [0, a, -d], [0, d, a]]), np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
     return np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]]) @ about_y @ about_x
@@ -159,7 +159,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def predictions(trained, tmp_path_factory):
-    """Variant -> (image, its label or None where it shows no boxes, prediction), all three as read from their files."""
+    """Variant -> (image, label, prediction) as read from the files; the label is None if the image has no boxes."""
     folder = tmp_path_factory.mktemp("grids")
     make_box_case(folder, "Tr", "phantom", 8)
     image, label = (np.asarray(nib.load(folder / kind / "phantom.nii.gz").dataobj) for kind in ("imagesTr", "labelsTr"))
@@ -181,7 +181,7 @@ def predictions(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_prediction_lies_on_the_images_grid(predictions, name):
+def test_prediction_is_on_the_grid_of_the_image(predictions, name):
     image, expected, prediction = predictions[name]
     assert prediction.shape == image.shape
     assert np.array_equal(prediction.affine, image.affine)
@@ -191,12 +191,12 @@ def test_prediction_lies_on_the_images_grid(predictions, name):
     if expected is None:
         return
     assert dice_by_class(labels, expected, 3).min() > BOUND
-    for axis, side in enumerate(labels.shape):  # flipped, or a sixth of the volume off, it would not
+    for axis, side in enumerate(labels.shape):  # a flipped or displaced map would not reach the bound
         for moved in (np.flip(labels, axis), np.roll(labels, side // 6, axis)):
             assert dice_by_class(moved, expected, 3).min() < BOUND
 
 
-def test_files_are_what_the_variants_say(predictions):
+def test_the_files_have_the_properties_of_their_variants(predictions):
     images = {name: image for name, (image, *_) in predictions.items()}
     for codes in ("LPS", "SPR"):
         assert "".join(nib.aff2axcodes(images[f"orientation {codes}"].affine)) == codes

@@ -1,4 +1,4 @@
-"""What is finished is kept, and only if it is still true."""
+"""A repeated prediction keeps finished label maps, but only if they are still valid."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_rerun_keeps_what_is_finished(boxes, trained, predicted, tmp_path, predi
     (output / "dice.json").unlink()
     status, out, _ = predict(*prediction_arguments(boxes, output, trained, "--preview"))
     assert status == 0
-    assert "3 of 3 predictions were there already" in out
+    assert "3 of 3 predictions are finished already" in out
     assert not count_forwards
     assert states(output) == before
     assert_same_files(output, predicted, ("dice.json", "dice.csv"))
@@ -74,7 +74,7 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize("damage", UNFINISHED.values(), ids=UNFINISHED)
-def test_prediction_that_is_not_whole_or_elsewhere_is_made_again(
+def test_an_incomplete_or_misplaced_label_map_is_predicted_again(
     boxes, trained, predicted, tmp_path, predict, count_forwards, damage
 ):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
@@ -82,24 +82,24 @@ def test_prediction_that_is_not_whole_or_elsewhere_is_made_again(
     (output / ".box_2_seg.nii.gz.part").write_bytes(b"of a writer that was killed")
     status, out, _ = predict(*prediction_arguments(boxes, output, trained))
     assert status == 0
-    assert "2 of 3 predictions were there already" in out
+    assert "2 of 3 predictions are finished already" in out
     assert len(count_forwards) == 1
     assert_same_files(output, predicted, [path.name for path in predicted.iterdir()])
 
 
-def test_prediction_of_another_image_of_that_name_is_made_again(
-    boxes, trained, predicted, tmp_path, predict, count_forwards
-):
+def test_a_changed_image_is_predicted_again(boxes, trained, predicted, tmp_path, predict, count_forwards):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     image = boxes / "imagesTr" / "box_1.nii.gz"
     rewrite(image, np.negative)
-    os.utime(image, ns=(0, 0))  # copied from somewhere, older than the prediction
+    os.utime(image, ns=(0, 0))  # a copied file may be older than the prediction
     assert predict(*prediction_arguments(boxes, output, trained))[0] == 0
     assert len(count_forwards) == 1
     assert path_of(output, "box_1").read_bytes() != path_of(predicted, "box_1").read_bytes()
 
 
-def test_prediction_whose_image_moved_is_made_again(boxes, trained, predicted, tmp_path, predict, count_forwards):
+def test_an_image_with_a_changed_affine_is_predicted_again(
+    boxes, trained, predicted, tmp_path, predict, count_forwards
+):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     for folder in ("imagesTr", "labelsTr"):
         shift(boxes / folder / "box_1.nii.gz")
@@ -110,10 +110,8 @@ def test_prediction_whose_image_moved_is_made_again(boxes, trained, predicted, t
     )
 
 
-def test_images_that_were_copied_anew_are_the_same_images(
-    boxes, trained, predicted, tmp_path, predict, count_forwards, monkeypatch
-):
-    """As to a node's own disk, by a copy that does not keep times; they are hashed once."""
+def test_a_copied_image_counts_as_unchanged(boxes, trained, predicted, tmp_path, predict, count_forwards, monkeypatch):
+    """The copy has a new modification time, as on the local disk of a node; each image is hashed once."""
 
     def count(path):
         hashed.append(path)
@@ -128,13 +126,13 @@ def test_images_that_were_copied_anew_are_the_same_images(
     for _ in range(2):
         status, out, _ = predict(*prediction_arguments(boxes, output, trained))
         assert status == 0
-        assert "3 of 3 predictions were there already" in out
+        assert "3 of 3 predictions are finished already" in out
     assert not count_forwards
     assert states(output) == before
     assert len(hashed) == len(NAMES)
 
 
-def test_a_prediction_outlives_an_image_that_is_away(boxes, trained, predicted, tmp_path, predict, count_forwards):
+def test_a_prediction_is_kept_while_its_image_is_missing(boxes, trained, predicted, tmp_path, predict, count_forwards):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     image = boxes / "imagesTr" / "box_1.nii.gz"
     image.rename(boxes / "away.nii.gz")
@@ -175,7 +173,7 @@ def test_a_name_too_long_for_its_prediction_is_that_cases_failure(boxes, trained
     assert_same_files(tmp_path / "out", predicted, ("box_0_seg.nii.gz", "box_2_seg.nii.gz"))
 
 
-def test_old_prediction_of_a_volume_that_is_unreadable_now_is_not_left(boxes, trained, predicted, tmp_path, predict):
+def test_the_old_prediction_of_a_now_unreadable_volume_is_removed(boxes, trained, predicted, tmp_path, predict):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     (boxes / "imagesTr" / "box_1.nii.gz").write_text("no volume")
     status, out, _ = predict(*prediction_arguments(boxes, output, trained))
@@ -186,7 +184,7 @@ def test_old_prediction_of_a_volume_that_is_unreadable_now_is_not_left(boxes, tr
 
 @pytest.fixture(scope="module")
 def swapped(trained, tmp_path_factory):
-    """A folder with weights that call left right."""
+    """Folder with weights that exchange the labels left and right."""
     folder = tmp_path_factory.mktemp("swapped")
     content = torch.load(trained / "best_metric_model.pth", weights_only=True)
     for name in ("out.conv.conv.weight", "out.conv.conv.bias"):
@@ -195,7 +193,7 @@ def swapped(trained, tmp_path_factory):
     return folder
 
 
-def test_predictions_of_other_settings_are_not_taken_for_these(boxes, trained, swapped, predicted, tmp_path, predict):
+def test_predictions_with_other_settings_are_refused(boxes, trained, swapped, predicted, tmp_path, predict):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     before = states(output)
 
@@ -220,7 +218,7 @@ def test_predictions_of_other_settings_are_not_taken_for_these(boxes, trained, s
         assert_refused("no readable settings.json")
 
 
-def test_overwrite_takes_other_settings(boxes, trained, swapped, predicted, tmp_path, predict):
+def test_overwrite_accepts_other_settings(boxes, trained, swapped, predicted, tmp_path, predict):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     assert predict(*prediction_arguments(boxes, output, swapped, "--overwrite"))[0] == 0
     for name in NAMES:
@@ -230,7 +228,7 @@ def test_overwrite_takes_other_settings(boxes, trained, swapped, predicted, tmp_
     assert predict(*prediction_arguments(boxes, output, trained))[0] == 2
 
 
-def test_overwriting_a_part_with_other_settings_would_leave_a_mixture(boxes, swapped, predicted, tmp_path, predict):
+def test_overwriting_some_cases_with_other_settings_is_refused(boxes, swapped, predicted, tmp_path, predict):
     output = Path(shutil.copytree(predicted, tmp_path / "out"))
     one = ("--images", boxes / "imagesTr" / "box_1.nii.gz", "--overwrite")
     status, _, err = predict(*prediction_arguments(boxes, output, swapped, *one))
@@ -243,10 +241,10 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-def test_overwriting_that_is_killed_leaves_no_prediction_for_anothers(
+def test_a_killed_overwrite_leaves_no_prediction_with_wrong_settings(
     boxes, trained, swapped, predicted, tmp_path, predict, monkeypatch
 ):
-    """A kill before each change of the folder in turn: settings.json is true of every prediction there."""
+    """Kill before each change of the folder in turn: settings.json always matches all predictions in the folder."""
     expected = {}
     for weights, folder in ((trained, predicted), (swapped, tmp_path / "swapped")):
         assert predict(*prediction_arguments(boxes, folder, weights))[0] == 0
@@ -300,7 +298,7 @@ sys.exit(run(test_seg.main, test_seg.parse_args(sys.argv[1:])))
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_killed_run_is_finished_by_the_same_command(boxes, trained, predicted, tmp_path, predict, workers):
     output = tmp_path / "out"
     words = prediction_arguments(boxes, output, trained, "--num_workers", workers)
@@ -311,6 +309,6 @@ def test_killed_run_is_finished_by_the_same_command(boxes, trained, predicted, t
     }
     status, out, _ = predict(*words)
     assert status == 0
-    assert "1 of 3 predictions were there already" in out
+    assert "1 of 3 predictions are finished already" in out
     assert {path.name for path in output.iterdir()} == {path.name for path in predicted.iterdir()}
     assert_same_files(output, predicted, [path.name for path in predicted.iterdir()])

@@ -1,4 +1,4 @@
-"""What the README shows is what the scripts take."""
+"""What the README and the pages of docs/ show is what the commands accept and what the results are."""
 
 import importlib
 import json
@@ -8,45 +8,87 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY
 
 import main_train
 import test_seg as predict_script
 from benchmarks import readme
 from engine.data.datasets import DatasetDescription
-from networks import NETWORKS
-from tools.summary import cells
+from engine.runtime.arguments import network_overrides
+from networks import NETWORKS, build_network
 
-README = (REPOSITORY / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def commands():
-    return [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+README = REPOSITORY / "README.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md")), *sorted((REPOSITORY / "experiments").glob("*/README.md"))]
+NETWORKS_PAGE = (REPOSITORY / "docs" / "networks.md").read_text()
+PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
+TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+OTHER_PEOPLES = {"git", "export", "tar", "pip", "pytest"}  # commands and modules
 
 
-def test_every_command_is_one_that_the_project_has():
-    targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
-    parsers = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
-    seen = set()
-    for command in commands():
-        words = shlex.split(command, comments=True)
-        if words[0].endswith("torchrun"):
-            words = words[words.index("main_train.py") - 1 :]
-        if words[1] == "-m":
-            importlib.import_module(words[2]).parse_args(words[3:])
-            continue
-        seen.add(words[1])
-        if words[0] == "make":
-            assert words[1] in targets
-        elif words[1] in parsers:
-            parsers[words[1]](words[2:])
-        else:
-            assert (REPOSITORY / words[1]).exists(), command
-    assert {"demo", "test", "main_train.py", "test_seg.py"} <= seen
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def check(words):
+    """Fail if a command is not one of this project's, or does not accept its flags."""
+    program, *rest = words
+    program = program.rpartition("/")[2]
+    if program == "make":
+        target, *settings = rest
+        assert target in TARGETS
+        assert all("=" in setting for setting in settings)
+    elif program in ("bash", "sbatch"):
+        assert (REPOSITORY / next(word for word in rest if not word.startswith("-"))).exists()
+    elif program in ("python", "python3", "torchrun"):
+        if rest[0] == "-m":
+            check_module(rest[1], rest[2:])
+            return
+        script = next(word for word in rest if word.endswith(".py"))
+        assert script in PARSERS
+        PARSERS[script](rest[rest.index(script) + 1 :])
+    else:
+        assert program in OTHER_PEOPLES
+
+
+def check_module(name, arguments):
+    if name in OTHER_PEOPLES:
+        return
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{name}.__main__")
+    if hasattr(module, "parse_args"):
+        module.parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_command_is_one_that_the_project_has(page, capsys, monkeypatch):
+    for added in re.findall(r'^\+    "(\w+)": \(', "".join(blocks(page, "diff")), flags=re.MULTILINE):
+        monkeypatch.setitem(NETWORKS, added, ("module:class", {}))
+    for words in commands(page):
+        try:
+            check(words)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(words)}: {capsys.readouterr().err}")
+
+
+def test_the_readme_shows_demo_tests_and_both_scripts():
+    shown = {word.rpartition("/")[2] for words in commands(README) for word in words[:2]}
+    assert {"demo", "test", "main_train.py", "test_seg.py"} <= shown
+
+
+def test_every_fenced_command_is_seen():
+    languages = {match for page in PAGES for match in re.findall(r"^```(\w+)", page.read_text(), flags=re.MULTILINE)}
+    assert languages <= {"sh", "python", "json", "text", "diff", "bibtex"}
+
+
+def test_the_readme_is_at_most_200_lines():
+    assert len(README.read_text().splitlines()) <= 200
 
 
 @pytest.mark.parametrize("script", ["main_train.py", "test_seg.py"])
@@ -61,19 +103,22 @@ def test_help_does_not_wait_for_pytorch(script):
 
 
 def test_json_is_a_description():
-    (text,) = blocks("json")
-    assert DatasetDescription.from_json(json.loads(text), "README.md").classes == (
-        "background",
-        "anterior",
-        "posterior",
-    )
+    (text,) = blocks(README, "json")
+    hippocampus = DatasetDescription.from_json(json.loads(text), "README.md")
+    assert hippocampus.classes == ("background", "anterior", "posterior")
+    (text,) = blocks(REPOSITORY / "docs" / "data.md", "json")
+    assert DatasetDescription.from_json(json.loads(text), "data.md").channels == ("T1", "T2")
 
 
-def test_python_runs():
-    (code,) = blocks("python")
+def test_notebook_cells_run(monkeypatch):
+    in_a_clone, installed = blocks(README, "python")
     names = {}
-    exec(code, names)
+    exec(in_a_clone, names)
     assert names["network"].rep3d.stages[0][0].lrbm is None
+    # What pip installs is the folder networks/ under this name: tests/networks/test_wheel.py.
+    monkeypatch.setitem(sys.modules, "rep3d", importlib.import_module("networks"))
+    exec(installed, names)
+    assert names["network"].rep3d.stages[0][0].lrbm is not None
 
 
 def test_defaults_are_those_of_the_paper():
@@ -94,33 +139,19 @@ def test_defaults_are_those_of_the_paper():
     assert {name: getattr(args, name) for name in recipe} == recipe
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
-def test_linked_files_exist(path):
-    assert (REPOSITORY / path).exists()
+def test_flags_of_the_readmes_training_are_the_defaults():
+    (words,) = (words for words in commands(README) if words[1] == "main_train.py")
+    required = ["--root", "/path/to/amos_ct", "--output", "runs/rep3d_amos_ct", "--dataset", "amos"]
+    assert vars(main_train.parse_args(words[2:])) == vars(main_train.parse_args(required))
+
+
+@pytest.mark.parametrize("flags", re.findall(r"`(--network_args [a-z_]+=[^`]*)`", NETWORKS_PAGE))
+def test_ablations_are_arguments_of_the_network(flags):
+    args = main_train.parse_args(["--root", "a", "--output", "b", "--dataset", "amos", *flags.split()])
+    with torch.device("meta"):
+        build_network("REP3D", 1, 16, **network_overrides(args))
 
 
 def test_the_measured_tables_are_those_of_the_results():
     for path, text in readme.documents().items():
         assert path.read_text() == text, path
-
-
-@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http|#)[^)]+)\)", (REPOSITORY / "docs" / "gpu.md").read_text()))
-def test_linked_files_of_the_gpu_page_exist(path):
-    assert (REPOSITORY / "docs" / path).exists()
-
-
-def test_commands_of_the_gpu_page_are_those_of_the_project():
-    commands = re.findall(r"python3? -m (benchmarks\.\w+)(.*)", (REPOSITORY / "docs" / "gpu.md").read_text())
-    assert {module for module, _ in commands} == {"benchmarks.gpu", "benchmarks.readme"}
-    for module, words in commands:
-        main = f"{module}.__main__" if module == "benchmarks.gpu" else module
-        importlib.import_module(main).parse_args(shlex.split(words.partition("`")[0]))
-
-
-def test_the_table_of_networks_is_the_measured_one():
-    rows = json.loads((REPOSITORY / "benchmarks" / "results" / "summary_cpu.json").read_text())["rows"]
-    assert [row["network"] for row in rows] == list(NETWORKS)
-    for row in rows:
-        name, *numbers = cells(row)
-        shown = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
-        assert any(line.endswith(f" | {' | '.join(numbers)} |") for line in shown), name

@@ -1,12 +1,13 @@
-"""Find everything that is wrong with a dataset folder, and what training on it will meet.
+"""Check a dataset folder for problems, and report what training on it involves.
 
     python -m tools.check_data --root /data/amos --dataset amos
     python -m tools.check_data --root /data/amos --dataset amos --headers_only --json > amos.json
 
-Reads every volume of imagesTr, imagesVal and, where there is one, imagesTs, with their labels: pairing by id, headers,
-agreement of shape and affine, truncated files, NaN, label values, cases in two splits. Prints a row a case, statistics
-before and after resampling, axes that are padded to --roi_size, voxels by class, the share of voxels that the intensity
-window saturates, and the size of main_train.py's --cache_dir. Problems are lines on stderr, all of them, with status 2.
+Reads every volume of imagesTr, imagesVal and, if present, imagesTs, with their labels. Checks the pairing by id,
+headers, agreement of shape and affine, truncated files, NaN, label values, and cases that are in two splits. Prints one
+row per case, statistics before and after resampling, the axes that are padded to --roi_size, voxels per class, the
+share of voxels that the intensity window saturates, and the size of main_train.py's --cache_dir. All problems are
+reported on stderr, one line each, with exit status 2.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from engine.data.cache import largest_bytes
 from engine.data.case_checks import CaseReport
 from engine.data.cases import find_splits
 from engine.data.dataset_checks import DatasetReport, Splits, examine_cases
-from engine.data.datasets import DatasetDescription, find_description
+from engine.data.datasets import DATASETS, DatasetDescription, find_description
 from engine.data.header_checks import format_size
 from engine.runtime.arguments import number
 from engine.runtime.errors import OneLineParser, raise_problems, run
@@ -39,30 +40,29 @@ QUANTITIES = {
     "cropped_shape": "shape, cropped",
 }
 LEGEND = (
-    "Axes run right-left, anterior-posterior, inferior-superior. cropped: estimate of what the foreground crop leaves, "
-    "good to a voxel of the file at each end.\npad: axes shorter than --roi_size. low, high: voxels at or beyond the "
-    "window's ends, of those in the foreground's box. !: a case with problems."
+    "Axes: right-left, anterior-posterior, inferior-superior. cropped: estimated shape after the foreground crop, "
+    "accurate to one voxel of the file at each end.\npad: axes shorter than --roi_size. low, high: share of the voxels "
+    "in the foreground's bounding box at or beyond the window's ends. !: a case with problems."
 )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = OneLineParser(
-        "check_data", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--root", required=True, help="dataset folder with imagesTr, labelsTr, imagesVal, labelsVal")
+    """Parse the command line."""
+    parser = OneLineParser("check_data", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--dataset", required=True, help="amos, amos_mri, kits, pancreas, hepatic or a .json description"
+        "--root", metavar="DIR", required=True, help="dataset folder with imagesTr, labelsTr, imagesVal, labelsVal"
     )
-    parser.add_argument("--roi_size", nargs=3, type=number(int, 1), default=[96, 96, 96], help="crop, voxels")
-    parser.add_argument("--num_workers", type=number(int, 0), default=2, help="cases read at the same time")
-    parser.add_argument("--headers_only", action="store_true", help="read no voxels: seconds instead of minutes")
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
+    side, size = number(int, 1), "size of training crops, voxels"
+    parser.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
+    parser.add_argument("--num_workers", type=number(int, 0), default=2, metavar="N", help="cases read in parallel")
+    parser.add_argument("--headers_only", action="store_true", help="skip the voxels: seconds instead of minutes")
     parser.add_argument("--json", action="store_true", help="print a JSON document instead of the tables")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check, print the tables or the JSON, and stop with every problem."""
+    """Check the dataset, print tables or JSON, and raise all problems together."""
     description = find_description(args.dataset)
     splits, unpaired = find_splits(Path(args.root), description, test=True)
     report = examine_cases(splits, description, args.num_workers, full=not args.headers_only)
@@ -79,13 +79,13 @@ def main(args: argparse.Namespace) -> None:
 def summarise(
     report: DatasetReport, splits: Splits, description: DatasetDescription, roi_size: Sequence[int]
 ) -> dict[str, Any]:
-    """What is known of the cases, one by one and together, as JSON values.
+    """Describe each case and the whole dataset in JSON values.
 
     Args:
-        report: of the cases.
-        splits: the same cases.
-        description: of the dataset.
-        roi_size: crop, voxels.
+        report: findings about the cases.
+        splits: the same cases, by split.
+        description: description of the dataset.
+        roi_size: size of training crops, voxels.
     """
     padded = [axes_to_pad(case, roi_size) for case in report.cases]
     counts = [case.voxels_by_class for case in report.cases if case.voxels_by_class]
@@ -98,27 +98,27 @@ def summarise(
         "statistics": {name: by_axis(values) for name, values in known.items() if values},
         "padded_cases": sum(map(bool, padded)),
         "padded_cases_by_axis": {axis: sum(axis in axes for axes in padded) for axis in AXES},
-        "voxels_by_class": {name: sum(of[name] for of in counts) for name in description.classes},
-        "cases_by_class": {name: sum(of[name] > 0 for of in counts) for name in description.classes},
+        "voxels_by_class": {name: sum(count[name] for count in counts) for name in description.classes},
+        "cases_by_class": {name: sum(count[name] > 0 for count in counts) for name in description.classes},
         "cache_bytes": cache_bytes(report, splits, description, roi_size),
     }
 
 
 def axes_to_pad(case: CaseReport, roi_size: Sequence[int]) -> list[str]:
-    """The axes along which a case is shorter than the crop, as far as is known."""
+    """List the axes along which a case is shorter than the crop, as far as its shape is known."""
     return [axis for axis, side, least in zip(AXES, case.final_shape or (), roi_size, strict=False) if side < least]
 
 
 def by_axis(values: Sequence[Sequence[float]]) -> dict[str, list[float]]:
-    """Minimum, median and maximum along each axis."""
+    """Compute minimum, median and maximum along each axis."""
     quantiles = np.quantile(values, (0, 0.5, 1), axis=0).tolist()
     return dict(zip(("minimum", "median", "maximum"), quantiles, strict=True))
 
 
 def cache_bytes(report: DatasetReport, splits: Splits, description: DatasetDescription, roi_size: Sequence[int]) -> int:
-    """What --cache_dir takes at most for the training and validation cases without problems."""
+    """Compute the largest size of --cache_dir for the training and validation cases without problems."""
     pipelines = dict(zip(("training", "validation"), training_pipelines(description, roi_size, 1), strict=True))
-    cases = [case for of_split in splits.values() for case in of_split]
+    cases = [case for split in splits.values() for case in split]
     return sum(
         largest_bytes(case, pipelines[found.split])
         for case, found in zip(cases, report.cases, strict=True)
@@ -127,7 +127,7 @@ def cache_bytes(report: DatasetReport, splits: Splits, description: DatasetDescr
 
 
 def as_text(results: dict[str, Any]) -> str:
-    """The results as tables."""
+    """Format the results as tables."""
     cases = results["cases"]
     parts = ", ".join(f"{count} {split}" for split, count in Counter(case["split"] for case in cases).items())
     header = ["", "split", "case", "shape", "spacing, mm", "resampled", "cropped", "pad", "labelled", "low", "high"]
@@ -141,17 +141,17 @@ def as_text(results: dict[str, Any]) -> str:
         f"{results['padded_cases']} of {len(cases)} cases are padded to {format_size(results['roi_size'])}: {padded}",
     ]
     if results["voxels_read"]:
-        voxels, having = results["voxels_by_class"], results["cases_by_class"]
-        rows = [[name, str(voxels[name]), str(having[name])] for name in voxels]
+        voxels, cases_with = results["voxels_by_class"], results["cases_by_class"]
+        rows = [[name, str(voxels[name]), str(cases_with[name])] for name in voxels]
         text.append(table([["class", "voxels", "cases"], *rows]))
-    text.append(f"--cache_dir takes at most {results['cache_bytes'] / 1e9:.3g} GB")
+    text.append(f"--cache_dir needs at most {results['cache_bytes'] / 1e9:.3g} GB")
     if results["warnings"]:
         text.append("\n".join(f"warning: {warning}" for warning in results["warnings"]))
     return "\n\n".join(text)
 
 
 def case_row(case: dict[str, Any]) -> list[str]:
-    """A case in a line; "-" is what is not known."""
+    """Format a case as a row; "-" stands for unknown values."""
     shapes = [format_size(case[name]) if case[name] else "-" for name in ("shape", "resampled_shape", "cropped_shape")]
     spacing = " x ".join(f"{side:.3g}" for side in case["spacing"]) if case["spacing"] else "-"
     counts = case["voxels_by_class"]
@@ -162,13 +162,13 @@ def case_row(case: dict[str, Any]) -> list[str]:
 
 
 def statistics_row(name: str, values: dict[str, list[float]]) -> list[str]:
-    """One quantity, along the three axes."""
+    """Format the statistics of one quantity along the three axes."""
     cells = (" / ".join(f"{value:.4g}" for value in axis) for axis in zip(*values.values(), strict=True))
     return [QUANTITIES[name], *cells]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them the header, as lines with aligned columns."""
+    """Format rows, the first of which is the header, with aligned columns."""
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 

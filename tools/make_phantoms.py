@@ -2,9 +2,9 @@
 
     python -m tools.make_phantoms --root data/phantoms --train 6 --val 2
 
-Layout: <root>/imagesTr, labelsTr, imagesVal, labelsVal with phantom_001.nii.gz and so on, the same name for an image
-(int16, Hounsfield units) and its label map (uint8, AMOS numbering). Spacing, origin, orientation and axis order differ
-from case to case, and some AMOS classes never occur, as in real collections.
+Layout: <root>/imagesTr, labelsTr, imagesVal, labelsVal with phantom_001.nii.gz and so on. An image (int16, Hounsfield
+units) and its label map (uint8, AMOS numbering) have the same file name. Spacing, origin, orientation and axis order
+differ between cases, and some AMOS classes never occur, as in real collections.
 """
 
 import argparse
@@ -29,16 +29,16 @@ AIR_HU, GAS_HU, FAT_HU, SKIN_HU, MUSCLE_HU, RIB_HU = -1000.0, -900.0, -100.0, 20
 
 
 class Shape(NamedTuple):
-    """An ellipsoid in atlas coordinates: mm, LAS+ axes (x left, y anterior, z superior), origin mid-torso.
+    """Ellipsoid in atlas coordinates: mm, LAS+ axes (x left, y anterior, z superior), origin mid-torso.
 
     Args:
-        name: what it depicts.
+        name: name of the anatomy.
         label: AMOS class, 0 for anatomy that is visible but not labelled.
         centre: mean position in mm.
-        radii: mean half axes in mm; a half axis far beyond the field of view makes a tube.
+        radii: mean half axes in mm; a half axis far beyond the field of view gives a tube.
         hu: mean attenuation in Hounsfield units.
-        loose: how much position, size, tilt and outline vary, from 0 (rigid) to 1 (a mobile organ).
-        gas: largest part of the front-to-back extent that may hold gas, which rises to the front of a supine patient.
+        loose: variability of position, size, tilt and outline, from 0 (rigid) to 1 (a mobile organ).
+        gas: largest share of the front-to-back extent filled with gas, which rises to the front of a supine patient.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
     gas: float = 0.0
 
 
-# Earlier shapes keep later ones out: a core is listed before its shell, the gall bladder before the liver it dents.
+# Earlier shapes have precedence: a core is listed before its shell, the gall bladder before the liver that it dents.
 SKELETON = (
     *(Shape("disc", 0, (0, -58, z), (21, 16, 5), 90, loose=0) for z in range(-114, 115, 38)),
     Shape("marrow", 0, (0, -58, 0), (19, 14, 900), 200, loose=0),
@@ -80,19 +80,19 @@ LUNGS = tuple(Shape("lung base", 0, (x, -15, 100), (52, 62, 45), -800) for x in 
 def draw(
     shape: Shape, axes: list[np.ndarray], hu: np.ndarray, labels: np.ndarray, room: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Draw one randomly varied shape into the free voxels, and mark these as taken.
+    """Draw one randomly varied shape into the free voxels, and mark these as occupied.
 
     Args:
-        shape: what to draw.
+        shape: shape to draw.
         axes: atlas coordinates in mm of the voxels along each of the three axes.
         hu, labels: volumes (X, Y, Z) to draw into.
-        room: True where nothing has been drawn yet, (X, Y, Z).
-        rng: source of the variation.
+        room: mask of the voxels where nothing has been drawn yet, (X, Y, Z).
+        rng: random generator of the variation.
     """
     centre = np.add(shape.centre, shape.loose * rng.uniform(-10, 10, 3))
     radii = np.multiply(shape.radii, 1 + shape.loose * rng.uniform(-0.15, 0.15, 3))
     tilt = Rotation.from_euler("xyz", shape.loose * rng.uniform(-15, 15, 3), degrees=True).as_matrix() / radii[:, None]
-    waves = rng.normal(0, 2 * np.pi / 120, (3, 3))  # radians per mm: bulges of some 10 cm, the scale of an organ
+    waves = rng.normal(0, 2 * np.pi / 120, (3, 3))  # radians per mm: bulges of about 10 cm, the scale of an organ
     phases = rng.uniform(0, 2 * np.pi, 3)
     gas_depth = radii[1] * 2 * shape.gas * rng.uniform(0, 1)
 
@@ -111,7 +111,7 @@ def draw(
 
 
 def bowel_loops(rng: np.random.Generator) -> list[Shape]:
-    """Return unlabelled bowel below the stomach, which it resembles in Hounsfield units and gas."""
+    """Return unlabelled bowel loops below the stomach, which they resemble in Hounsfield units and gas."""
     return [
         Shape("bowel", 0, tuple(rng.uniform((-95, 0, -95), (95, 65, -25))), tuple(rng.uniform(14, 27, 3)), 45, gas=0.5)
         for _ in range(14)
@@ -123,11 +123,11 @@ def draw_torso(axes: list[np.ndarray], hu: np.ndarray, rng: np.random.Generator)
     x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
 
     def tube(half_width: float, half_depth: float, front: float = 0.0) -> np.ndarray:
-        # An exponent above 2 gives the flattened oval of a lying patient; the result broadcasts along z.
+        # An exponent above 2 gives the flattened oval of a supine patient; the result broadcasts along z.
         return np.abs(x / half_width) ** 2.4 + np.abs((y - front) / half_depth) ** 2.4 < 1
 
     fat = rng.uniform(8, 22)  # thickness in mm
-    cavity = tube(128, 82, front=9)  # set forward, because the muscles of the back are the thickest
+    cavity = tube(128, 82, front=9)  # shifted forward, because the back muscles are the thickest
     ribs = tube(137, 93, front=2) & ~tube(130, 86, front=6) & (np.abs(x) > 25) & ((z + 0.6 * y) % 30 < 11) & (z > -45)
     layers = (
         (tube(142 + fat, 100 + fat), SKIN_HU),
@@ -142,7 +142,7 @@ def draw_torso(axes: list[np.ndarray], hu: np.ndarray, rng: np.random.Generator)
 
 
 def scan(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return `hu` (X, Y, Z) as a scanner would deliver it: soft edges and noise correlated in plane, int16."""
+    """Simulate the scan of `hu` (X, Y, Z): blurred edges and noise that is correlated in plane, int16."""
     noise = gaussian_filter(rng.standard_normal(hu.shape), (0.7, 0.7, 0.3))
     noise *= rng.uniform(12, 20) / noise.std()
     return np.clip(np.rint(gaussian_filter(hu, (0.5, 0.5, 0.3)) + noise), -1024, 3071).astype(np.int16)
@@ -159,11 +159,11 @@ def to_nifti(voxels: np.ndarray, affine: np.ndarray, axcodes: str) -> nib.Nifti1
 
 
 def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
-    """Return one phantom, which depends on its arguments alone; `scale` changes the grid and not the patient.
+    """Make one phantom, which depends only on the arguments; `scale` changes the grid but not the patient.
 
     Args:
         seed: seed of the dataset, 0 or more.
-        case: number of the case, 1 or more; it also decides the orientation.
+        case: number of the case, 1 or more, which also determines the orientation.
         scale: factor on the voxel spacing; 1 gives 2.2 to 3.0 mm in plane and slices of 3 to 6 mm.
 
     Returns:
@@ -172,8 +172,8 @@ def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Im
     rng = np.random.default_rng((seed, case))
     spacing = np.array([*[rng.uniform(2.2, 3.0)] * 2, rng.uniform(3.0, 6.0)]) * scale
     size = np.rint(np.multiply(FIELD_OF_VIEW_MM, rng.uniform(0.96, 1.04, 3)) / spacing).astype(int)
-    build = rng.uniform((0.93, 0.93, 0.92), (1.03, 1.06, 1.08))  # this patient's size relative to the atlas
-    shift = rng.uniform(-1, 1, 3) * (5, 5, 12)  # mm off the centre of the field of view
+    build = rng.uniform((0.93, 0.93, 0.92), (1.03, 1.06, 1.08))  # size of this patient relative to the atlas
+    shift = rng.uniform(-1, 1, 3) * (5, 5, 12)  # mm from the centre of the field of view
     centre = rng.uniform((-15, -60, -400), (15, 60, 400))  # scanner coordinates of the middle of the volume, mm
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(size, spacing, strict=True)]
     affine = np.diag([*spacing, 1.0])
@@ -191,7 +191,7 @@ def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Im
     room &= cavity
     for shape in (*ORGANS, *LUNGS, *bowel_loops(rng)):
         draw(shape, axes, hu, labels, room, rng)
-    # One draw per class, so that the two lobes of a liver look alike; gas does not take up contrast medium.
+    # One draw per class, so that the two lobes of the liver match; gas does not take up contrast medium.
     hu += np.where((labels > 0) & (hu > GAS_HU), rng.normal(0, 6, 16)[labels], 0)
 
     axcodes = ORIENTATIONS[(case - 1) % len(ORIENTATIONS)]
@@ -199,10 +199,10 @@ def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Im
 
 
 def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float) -> None:
-    """Write `train` + `val` phantoms under `root`; the validation cases carry on the numbering of the training cases.
+    """Write `train` + `val` phantoms under `root`; validation cases continue the numbering of the training cases.
 
     Raises:
-        InputError: a value is out of range, or a folder holds files that this dataset would not replace.
+        InputError: a value is out of range, or a folder contains files that this dataset would not overwrite.
         OSError: `root` cannot be written.
     """
     for flag, count, least in (("--train", train, 1), ("--val", val, 1), ("--seed", seed, 0)):
@@ -217,7 +217,7 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
     for split, pair in folders.items():
         for folder in pair:
             folder.mkdir(parents=True, exist_ok=True)
-            # A stray volume would be read as one more case of the dataset.
+            # A stray volume would be read as another case of the dataset.
             strays = sorted({path.name for path in folder.iterdir()} - set(names[split]))
             if strays:
                 raise InputError(f"--root: found {strays[0]} in {folder}, expected an empty or absent folder")
@@ -228,18 +228,18 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder to write the dataset into")
-    parser.add_argument("--train", type=int, default=6, help="number of training cases (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=2, help="number of validation cases (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the dataset (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the voxel spacing (default: %(default)s)")
+    """Parse the command line."""
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("--root", type=Path, metavar="DIR", required=True, help="folder to write the dataset into")
+    parser.add_argument("--train", type=int, default=6, metavar="N", help="number of training cases")
+    parser.add_argument("--val", type=int, default=2, metavar="N", help="number of validation cases")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the dataset")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="FACTOR", help="factor on the voxel spacing")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the dataset; a request that cannot be met becomes one line."""
+    """Write the dataset; a folder that cannot be written is reported as one line."""
     try:
         make_dataset(args.root, args.train, args.val, args.seed, args.scale)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Draw what a training run logged: loss and Dice over the iterations, and the masks that its network learned.
+"""Plot a training run: loss and Dice over the iterations, and the learned masks of its network.
 
     python -m tools.plot_run --run runs/amos --output pictures
 
-Writes curve.png, and masks.png where the network has masks.
+Writes curve.png and, if the network has masks, masks.png.
 """
 
 import argparse
@@ -22,19 +22,19 @@ from engine.runtime.files import make_output_folder
 from engine.weights.checkpoints import config_of, load_checkpoint
 from engine.weights.load_weights import load_weights
 
-SMOOTHED = 20  # iterations that the drawn loss is a running mean of
+SMOOTHED = 20  # iterations in the running mean of the plotted loss
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = OneLineParser("plot_run", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, help="output folder of main_train.py")
-    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--run", metavar="DIR", required=True, help="output folder of main_train.py")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Draw both pictures."""
+    """Plot the curves, and the masks if there are any."""
     output, logs = Path(args.output), Path(args.run) / "tensorboard"
     if not os.path.isdir(logs):
         raise InputError(f"--run: found no {logs}, expected the output folder of main_train.py")
@@ -53,12 +53,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def draw_curve(logs: EventAccumulator) -> Figure:
-    """Running mean of the training loss, and Dice by class on the validation cases."""
+    """Plot the running mean of the training loss, and the Dice of each class on the validation cases."""
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, dice_axes = figure.subplots(1, 2)
     if "train/loss" not in logs.Tags()["scalars"]:
-        raise InputError("--run: found no losses in its logs, expected at least one iteration")
+        raise InputError("--run: found no losses in the logs, expected at least one iteration")
     losses = logs.Scalars("train/loss")
     width = min(SMOOTHED, len(losses))
     smooth = np.convolve([event.value for event in losses], np.full(width, 1 / width), mode="valid")
@@ -71,7 +71,7 @@ def draw_curve(logs: EventAccumulator) -> Figure:
             label = tag.removeprefix("dice/")
             dice_axes.plot([event.step for event in events], [event.value for event in events], "o-", label=label)
     dice_axes.set(xlabel="iteration", ylabel="Dice", ylim=(0, 1), title="validation")
-    figure.legend(loc="outside right upper")  # sixteen names would cover the curves
+    figure.legend(loc="outside right upper")  # inside the axes, sixteen names would cover the curves
     return figure
 
 

@@ -1,1 +1,1 @@
-"""Ways to compute the large-kernel convolution on a GPU that wait for a measurement against the FFT."""
+"""Ways to compute the large-kernel convolution on a GPU that are not yet measured against the FFT."""

@@ -1,10 +1,10 @@
-"""A candidate for GPUs: the depthwise convolution as matrix products over tiles of taps, nothing stored in between.
+"""Candidate for GPUs: depthwise convolution as matrix products over tiles of taps, without intermediate tensors.
 
-A row of the grid times a row of taps is a product with a band matrix, which the kernel (Triton) makes from the taps as
-it goes; output and gradients are sums of such products over the taps' planes and rows. That is several times the
-arithmetic of the convolution, but on the GPU's matrix units, and no memory beside the tensors themselves.
+The convolution of a row of the grid with a row of taps is a product with a band matrix, which the Triton kernel builds
+from the taps on the fly. Output and gradients are sums of these products over the planes and rows of taps. This takes
+several times the arithmetic of the convolution, but on the GPU's matrix units, and no memory besides the tensors.
 
-Source: the direct sum, its innermost axis written as a Toeplitz matrix.
+Source: the direct sum, with its innermost axis written as a Toeplitz matrix.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from networks.large_kernel_conv import crop_to_reach
 
 
 def implicit_gemm(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """'Same' depthwise convolution as ``large_kernel_conv3d`` has it, x (N, C, D, H, W) and weight (C, 1, K, K, K).
+    """'Same' depthwise convolution like ``large_kernel_conv3d``, of x (N, C, D, H, W) with weight (C, 1, K, K, K).
 
     Args:
         x: input, on a GPU (on a CPU under ``TRITON_INTERPRET=1``).
-        weight: one kernel a channel; may be larger than the grid.
-        dtype: of the factors, the input's by default; float32 ones are taken as TF32. Sums are float32.
+        weight: one kernel per channel, which may be larger than the grid.
+        dtype: type of the factors, by default that of the input; float32 is used as TF32. Sums are in float32.
     """
     return _ImplicitGemm.apply(x, crop_to_reach(weight, x.shape[2:]), dtype or x.dtype)
 

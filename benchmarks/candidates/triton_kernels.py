@@ -1,19 +1,19 @@
-"""Triton kernels of the candidates. ``TRITON_INTERPRET=1``, set before this is imported, runs them on a CPU."""
+"""Triton kernels of the candidates. ``TRITON_INTERPRET=1``, set before this module is imported, runs them on a CPU."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # numbers of a spectrum in a program
-ROWS = 64  # rows of the grid in a tile; its width is that of the grid
+BLOCK = 1024  # complex numbers of a spectrum per program
+ROWS = 64  # rows of the grid per tile, which has the full width of the grid
 
 
 def multiply_spectra_kernel(first: Tensor, second: Tensor, conjugate: bool, summed: bool) -> Tensor:
-    """``benchmarks.candidates.dft_matmul.multiply_spectra`` in one kernel: each number is read and written once."""
+    """``benchmarks.candidates.dft_matmul.multiply_spectra`` in one kernel, which reads and writes each number once."""
     samples = max(len(first), len(second))
     out = first.new_empty(1 if summed else samples, *first.shape[1:])
-    parts, width = first[0].numel() // 2, first.shape[-1]  # complex numbers of a sample
+    parts, width = first[0].numel() // 2, first.shape[-1]  # complex numbers per sample
     summands = samples if summed else 1
     strides = [0 if len(factor) == 1 else 2 * parts for factor in (first, second)]
     grid = triton.cdiv(parts, BLOCK), len(out)
@@ -35,7 +35,7 @@ def _multiply_spectra(
     CONJUGATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A run of complex numbers of one sample; real parts of a row, ``width`` of them, come before imaginary ones."""
+    """Multiply a block of complex numbers of one sample; in a row, ``width`` real parts precede the imaginary parts."""
     sample = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < parts
@@ -59,7 +59,7 @@ def _multiply_spectra(
 
 
 def correlate(x: Tensor, weight: Tensor) -> Tensor:
-    """'Same' correlation of x (N, C, D, H, W) with weight (C, 1, KD, KH, KW), both contiguous and of one type."""
+    """'Same' correlation of x (N, C, D, H, W) with weight (C, 1, KD, KH, KW), both contiguous and of the same type."""
     samples, channels, *sides = x.shape
     out = torch.empty_like(x)
     rows = sides[0] * sides[1]
@@ -71,7 +71,7 @@ def correlate(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def correlate_for_kernel(x: Tensor, grad: Tensor, kernel: tuple[int, int, int]) -> Tensor:
-    """The kernel's gradient (C, 1, KD, KH, KW), float32, of input and output gradient (N, C, D, H, W)."""
+    """Compute the kernel's gradient (C, 1, KD, KH, KW) in float32 from input and output gradient (N, C, D, H, W)."""
     samples, channels, *sides = x.shape
     out = torch.empty((channels, 1, *kernel), device=x.device)
     grid = kernel[0] * kernel[1], channels
@@ -82,12 +82,12 @@ def correlate_for_kernel(x: Tensor, grad: Tensor, kernel: tuple[int, int, int]) 
 
 
 def _tile_width(side: int) -> int:
-    return max(16, triton.next_power_of_2(side))  # 16 is the least that a matrix unit takes
+    return max(16, triton.next_power_of_2(side))  # 16 is the minimum for a matrix unit
 
 
 @triton.jit
 def _load_shifted(x, row, plane, column, depth, height, width, KD: tl.constexpr, KH: tl.constexpr):
-    """The rows of a volume that a plane and row of taps, number ``plane``, puts beside ``row``; zero outside it."""
+    """Load the rows of a volume that row ``plane`` of taps multiplies for the output rows ``row``; zero outside."""
     d, h = row // height + plane // KH - KD // 2, row % height + plane % KH - KH // 2
     inside = (d >= 0) & (d < depth) & (h >= 0) & (h < height)
     place = x + ((d * height + h) * width)[:, None] + column[None, :]
@@ -109,10 +109,10 @@ def _correlate(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """``ROWS`` rows of one channel of one sample.
+    """Compute ``ROWS`` rows of one channel of one sample.
 
-    For each plane and row of taps, (i, j), the output's rows gain the input's rows, shifted by (i, j), times the
-    (WIDTH, WIDTH) band matrix that has tap k where input column minus output column is k less the half-width.
+    For each plane and row of taps, (i, j), the input rows, shifted by (i, j), times a (WIDTH, WIDTH) band matrix are
+    added to the output rows. The matrix has tap k where input column minus output column is k minus the half-width.
     """
     volume = tl.program_id(1).to(tl.int64)  # sample * channels + channel
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -146,10 +146,10 @@ def _correlate_for_kernel(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The gradient of one row of taps (i, j) of one channel: rows of the input, shifted, against rows of the gradient.
+    """Compute the gradient of one row of taps (i, j) of one channel from shifted input rows and gradient rows.
 
-    Their (WIDTH, WIDTH) product has tap k's gradient along the diagonal where input minus output column is k less the
-    half-width.
+    In their (WIDTH, WIDTH) product, the gradient of tap k is the sum of the diagonal where input column minus output
+    column is k minus the half-width.
     """
     plane, channel = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, WIDTH)

@@ -1,1 +1,1 @@
-"""Everything that is claimed of GPUs, measured by one command: ``python -m benchmarks.gpu``."""
+"""Measurement of all claims about GPUs by one command: ``python -m benchmarks.gpu``."""

@@ -1,12 +1,12 @@
-"""Measure everything that is claimed of GPUs, in the order of worth, within a budget of seconds.
+"""Measure all claims about GPUs within a time budget, the most important first.
 
     python -m benchmarks.gpu --output DIR [--data HIPPOCAMPUS] [--budget_s 480] [--steps machine convolution] [--gpu 0]
 
-Each step runs in a process of its own with its own share of the time, and writes DIR/<step>_cuda.json row by row, so
-that a step which fails, hangs or runs out of memory says so there while the others go on. A table ends the run.
+Each step runs in a process of its own with its own share of the time, and writes DIR/<step>_cuda.json row by row. A
+step that fails, hangs or runs out of memory reports it there, and the other steps go on. At the end a table is printed.
 ``--gpu cpu`` is the rehearsal: the same steps at sizes that take seconds.
 
-docs/gpu.md says how to run it on a machine without network, and has the results.
+docs/gpu.md explains how to run it on a machine without network, and has the results.
 """
 
 import argparse
@@ -29,34 +29,23 @@ DAY_S = 86400
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = OneLineParser(
-        prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files and table.txt")
+    """Parse the command line."""
+    parser = OneLineParser(prog="benchmarks.gpu", description=__doc__)
     parser.add_argument(
-        "--data", type=Path, help="dataset folder of MSD hippocampus; without it the accuracy step is skipped"
+        "--output", type=Path, metavar="DIR", required=True, help="folder for the JSON files and table.txt"
     )
-    parser.add_argument(
-        "--budget_s",
-        type=number(float, 1, DAY_S),
-        default=480,
-        help="seconds for all the steps together (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--steps",
-        nargs="+",
-        choices=STEPS,
-        default=list(STEPS),
-        metavar="STEP",
-        help=f"steps to run, of {', '.join(STEPS)} (default: all)",
-    )
-    parser.add_argument("--gpu", default="0", help="CUDA device number, or cpu to rehearse (default: %(default)s)")
+    data = "dataset folder of MSD hippocampus; without it the accuracy step is skipped"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=data)
+    budget = number(float, 1, DAY_S)
+    parser.add_argument("--budget_s", type=budget, default=480, metavar="SECONDS", help="time for all steps together")
+    steps = f"steps to run, some of {', '.join(STEPS)} (default: all)"
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=steps)
+    parser.add_argument("--gpu", default="0", metavar="DEVICE", help="number of a CUDA device, or cpu to rehearse")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the steps, print the table and write it."""
+    """Run the steps, then print and write the table."""
     check(args)
     names = [name for name in STEPS if name in args.steps]
     make_output_folder(args.output)
@@ -82,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise InputError for a device or a folder that is not there."""
+    """Raise InputError for a device or a folder that does not exist."""
     if args.gpu != "cpu":
         if not args.gpu.isdecimal():
             raise InputError(f"--gpu: found {args.gpu!r}, expected cpu or the number of a CUDA device")

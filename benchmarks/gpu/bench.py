@@ -1,4 +1,4 @@
-"""What a step is given to measure with, and the JSON file it leaves, which is whole after each of its rows."""
+"""Device, time and folders of a step, and its JSON file, which is complete after each row."""
 
 import json
 import time
@@ -18,28 +18,28 @@ LEFT_OUT = "left out: no time"
 
 
 def results_path(folder: Path, step: str, kind: str) -> Path:
-    """The path of a step's JSON file, by the kind of device: "cuda" or "cpu"."""
+    """Return the path of a step's JSON file for a kind of device, "cuda" or "cpu"."""
     return folder / f"{step}_{kind}.json"
 
 
 def read_results(folder: Path, step: str, kind: str) -> dict[str, Any] | None:
-    """What a step left; None where it was not run."""
+    """Read the results of a step; None if it was not run."""
     path = results_path(folder, step, kind)
     return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclass
 class Bench:
-    """A step's device, time, folders and results.
+    """Device, time, folders and results of a step.
 
     Args:
-        step: its name.
-        gpu: the device as flags have it: a CUDA device's number, or cpu.
-        machine: what results say of it (``benchmarks.report.describe_machine``).
+        step: name of the step.
+        gpu: device as in --gpu: number of a CUDA device, or cpu.
+        machine: description of the machine (``benchmarks.report.describe_machine``).
         output: folder of the JSON files.
-        scratch: folder for whatever else it writes.
-        data: a dataset folder of MSD hippocampus, None where there is none.
-        seconds: it may take.
+        scratch: folder for all other files.
+        data: dataset folder of MSD hippocampus, if any.
+        seconds: time limit of the step.
     """
 
     step: str
@@ -58,16 +58,16 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """The device to measure on."""
+        """Device to measure on."""
         return torch.device("cpu") if self.gpu == "cpu" else torch.device("cuda", int(self.gpu))
 
     @property
     def reduced(self) -> bool:
-        """Whether this is the rehearsal: on a CPU, with sizes that take seconds."""
+        """True in the rehearsal: on a CPU, with sizes that take seconds."""
         return self.gpu == "cpu"
 
     def seconds_left(self) -> float:
-        """Until the step is stopped."""
+        """Return the seconds until the step is stopped."""
         return self.deadline - time.monotonic()
 
     def record(self, **row: Any) -> None:
@@ -81,12 +81,12 @@ class Bench:
         self._write()
 
     def attempt(self, row: Row, measure: Callable[[], Row], least_s: float = 0) -> None:
-        """Record a row with what was measured, or with the reason why there is nothing.
+        """Record a row with its measurement, or with the reason why there is none.
 
         Args:
-            row: what the row is about.
-            measure: the rest of it, which may say a "reason" itself; whatever it raises becomes one.
-            least_s: without so many seconds left it is left out.
+            row: entries that identify the row.
+            measure: function that returns the other entries, which may include a "reason"; an exception becomes one.
+            least_s: seconds that must be left; otherwise the row is left out.
         """
         if self.seconds_left() < least_s:
             found: Row = {"reason": LEFT_OUT}
@@ -98,7 +98,7 @@ class Bench:
         self.record(**row, **found)
 
     def attempt_note(self, name: str, measure: Callable[[], Any]) -> None:
-        """Add one fact to the file or, where it could not be measured, why under <name>_reason."""
+        """Add one fact to the file or, if it cannot be measured, the reason as <name>_reason."""
         try:
             self.note(**{name: measure()})
         except Exception as error:
@@ -109,7 +109,7 @@ class Bench:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Why there is no measurement, in a line."""
+    """Describe in one line why there is no measurement."""
     if is_out_of_memory(error):
         return describe_lack_of_memory(error)
     text = str(error).strip().partition("\n")[0]

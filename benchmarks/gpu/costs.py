@@ -1,4 +1,4 @@
-"""The constants of ``choose_method`` (networks/large_kernel_conv.py) from measured seconds of its two methods."""
+"""Fit of the constants of ``choose_method`` (networks/large_kernel_conv.py) to measured seconds of its two methods."""
 
 import itertools
 import math
@@ -9,13 +9,13 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Comparison:
-    """One pass of one problem, by both methods.
+    """One pass of one problem, measured with both methods.
 
     Args:
         volumes: samples times channels.
-        multiply_adds: of the direct path on a volume.
+        multiply_adds: multiply-adds of the direct path per volume.
         fft_work: n log2(n + 1) for the n points of a volume's circular grid.
-        direct_s, fft_s: seconds.
+        direct_s, fft_s: seconds of the two methods.
     """
 
     volumes: int
@@ -26,17 +26,17 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Of the two kinds of work: the choice is direct up to some ratio."""
+        """Ratio of the two kinds of work: up to some ratio, the choice is the direct method."""
         return self.multiply_adds / self.fft_work
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What ``DIRECT_COST`` and ``FFT_COST`` hold of one pass, and what their choices cost.
+    """Entries of ``DIRECT_COST`` and ``FFT_COST`` for one pass, and the quality of the resulting choices.
 
     Args:
-        direct, fft: nanoseconds by multiply-add and by fft_work.
-        over_best: seconds of all the comparisons as chosen, over those of the faster method each time.
+        direct, fft: nanoseconds per multiply-add and per unit of fft_work.
+        over_best: seconds of the chosen methods over those of the faster methods, summed over all comparisons.
     """
 
     direct: float
@@ -45,10 +45,10 @@ class Costs:
 
 
 def fit_costs(comparisons: Sequence[Comparison]) -> Costs:
-    """Costs whose choices take the fewest seconds over all the comparisons.
+    """Find the costs whose choices take the fewest seconds over all comparisons.
 
-    The choice depends on the costs' ratio alone. The FFT's is the median of what was measured, the direct path's then
-    says where the border lies: it is no measurement where the FFT always wins.
+    The choice depends only on the ratio of the costs. The FFT's cost is the measured median; the direct cost follows
+    from the border between the methods, and is therefore not a measurement if the FFT always wins.
     """
     ratios = sorted(comparison.ratio for comparison in comparisons)
     borders = [ratios[0] / 2, *(math.sqrt(a * b) for a, b in itertools.pairwise(ratios)), ratios[-1] * 2]
@@ -63,7 +63,7 @@ def fit_costs(comparisons: Sequence[Comparison]) -> Costs:
 
 
 def ready_to_paste(costs: dict[str, Costs]) -> list[str]:
-    """The entries of both dictionaries for "cuda", by pass."""
+    """Format the entries of both dictionaries for "cuda", by pass."""
     lines = []
     for name, field in (("DIRECT_COST", "direct"), ("FFT_COST", "fft")):
         entries = [f'("cuda", "{key}"): {getattr(each, field):.3g}' for key, each in costs.items()]

@@ -1,4 +1,4 @@
-"""The table at the end: at most 60 lines of what the steps found."""
+"""Final table: at most 60 lines with the results of the steps."""
 
 import importlib
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ MOST_LINES, MOST_COLUMNS = 60, 160
 
 
 def table(names: Sequence[str], folder: Path, kind: str) -> list[str]:
-    """A heading and a few lines a step.
+    """Format a heading and a few lines for each step.
 
     Args:
-        names: of the steps.
-        folder: of their JSON files.
-        kind: of device, "cuda" or "cpu".
+        names: names of the steps.
+        folder: folder of their JSON files.
+        kind: kind of device, "cuda" or "cpu".
     """
     found = {name: results for name in names if (results := read_results(folder, name, kind))}
     sections = {name: section(name, results) for name, results in found.items()}
@@ -29,7 +29,7 @@ def table(names: Sequence[str], folder: Path, kind: str) -> list[str]:
 
 
 def section(name: str, results: dict[str, Any]) -> list[str]:
-    """The lines of one step: its name, seconds and, if it did not end by itself, the reason; then what it found."""
+    """Format one step: its name, seconds and, if it did not end by itself, the reason; then its results."""
     took = f", {results['took_s']:.0f} s" if "took_s" in results else ""
     reason = f": {results['reason']}" if results.get("reason") else ""
     return [f"-- {name}{took}{reason}", *importlib.import_module(f"benchmarks.gpu.steps.{name}").lines(results)]

@@ -1,4 +1,4 @@
-"""The steps in the order of worth, and how each gets a process and a share of the time."""
+"""Order of the steps, the most important first; each runs in a process of its own with a share of the time."""
 
 import importlib
 import json
@@ -20,19 +20,19 @@ from benchmarks.processes import kill_tree
 from engine.runtime.files import write_text
 from engine.runtime.memory import tune_process
 
-LEAST_S = 6  # with fewer seconds of its own a step is left out
-PATIENCE_S = 90  # for the first process, which imports everything on a machine that may be cold
-LOG_LETTERS = 8000  # of what a step printed, kept where something is missing
-SHARED_MEMORY, ROOM = Path("/dev/shm"), 32 * 2**30  # scratch files go there where they fit, so that no disk is measured
+LEAST_S = 6  # a step with a smaller share is left out
+PATIENCE_S = 90  # for the first process, which imports everything, possibly with a cold page cache
+LOG_CHARACTERS = 8000  # end of a step's output that is kept if something failed
+SHARED_MEMORY, ROOM = Path("/dev/shm"), 32 * 2**30  # with so much room it takes the scratch files: no disk is measured
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A step's share of the time, in seconds of a budget of 480; what one leaves goes to those after it.
+    """Share of a step in a budget of 480 seconds; time that a step leaves goes to later steps.
 
     Args:
-        share: on a GPU.
-        rehearsal: on a CPU, at its reduced size.
+        share: seconds on a GPU.
+        rehearsal: seconds on a CPU, at the reduced size.
     """
 
     share: int
@@ -50,19 +50,19 @@ STEPS = {
     "prediction": Plan(share=43, rehearsal=60),
     "accuracy": Plan(share=60, rehearsal=50),
 }
-# What the steps import, which takes seconds: their processes are forked from one that has it already.
+# Imports of the steps, which take seconds: their processes are forked from one that has done them.
 PRELOADED = ["monai.losses", "monai.transforms", "engine.training.step", "load_datasets_transforms"]
 
 
 def run_steps(names: Sequence[str], bench: Bench) -> list[str]:
-    """Run steps one after the other, each in a process of its own that is ended when its time is up.
+    """Run steps one after the other, each in a process of its own that is killed when its time is up.
 
     Args:
-        names: in the order of ``STEPS``.
-        bench: of the whole; each step gets one with its own name, time and scratch folder.
-    Returns: a line for each step that did not end by itself.
+        names: names of the steps, in the order of ``STEPS``.
+        bench: bench of the whole run; each step gets a copy with its own name, time and scratch folder.
+    Returns: one line for each step that did not end by itself.
     """
-    tune_process()  # variables that the processes inherit
+    tune_process()  # sets environment variables that the processes inherit
     bench = see_one_device(bench)
     context = make_context(bench.device) if bench.seconds_left() > LEAST_S else None
     failures = []
@@ -84,7 +84,7 @@ def run_steps(names: Sequence[str], bench: Bench) -> list[str]:
 
 
 def see_one_device(bench: Bench) -> Bench:
-    """Let the processes see the chosen CUDA device alone, as number 0, so that no kernel runs on another."""
+    """Make only the chosen CUDA device visible to the processes, as number 0, so that no kernel runs on another."""
     if bench.reduced:
         return bench
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -93,11 +93,11 @@ def see_one_device(bench: Bench) -> Bench:
 
 
 def make_context(device: torch.device) -> Any:
-    """How processes are started: forked from one that has imported everything, or anew.
+    """Choose how processes start: by fork from one that has imported everything, or by spawn.
 
-    Forked ones cannot use the device if an import touches CUDA, as some version of some library may do.
+    A forked process cannot use the device if an import initialises CUDA, which some version of a library may do.
     """
-    # Asked for its devices, PyTorch then looks at the driver's list, which leaves CUDA itself untouched.
+    # With it, PyTorch counts devices by the driver's list, which does not initialise CUDA.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -107,7 +107,7 @@ def make_context(device: torch.device) -> Any:
     if probe.exitcode == 0:
         return context
     probe.kill()
-    print("forked processes cannot use the device: each step imports everything anew", file=sys.stderr)
+    print("forked processes cannot use the device: each step repeats all imports", file=sys.stderr)
     return multiprocessing.get_context("spawn")
 
 
@@ -117,12 +117,12 @@ def touch(device: torch.device) -> None:
 
 
 def scratch_folder() -> Path | None:
-    """Shared memory where it has room; else the system's place for temporary files."""
+    """Return shared memory if it has room, otherwise None for the system's temporary folder."""
     return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM else None
 
 
 def run_step(bench: Bench, context: Any) -> str | None:
-    """Run one step; the reason why it did not end by itself, which its JSON then has as well."""
+    """Run one step; return the reason, also written to its JSON file, if it did not end by itself."""
     log = bench.scratch / "log"
     process = context.Process(target=work, args=(bench, log))
     start = time.monotonic()
@@ -132,7 +132,7 @@ def run_step(bench: Bench, context: Any) -> str | None:
     finally:
         if hangs := process.is_alive():
             kill_tree(process.pid)
-            process.join(10)  # a driver that hangs keeps it for ever
+            process.join(10)  # with a timeout, since a hanging driver can block it forever
     took = time.monotonic() - start
     reason = None
     printed = log.read_text(errors="backslashreplace") if log.exists() else ""
@@ -144,17 +144,17 @@ def run_step(bench: Bench, context: Any) -> str | None:
     if reason:
         results["reason"] = reason
     if reason or any(row.get("reason") for row in results["rows"]):
-        results["log"] = printed[-LOG_LETTERS:]
+        results["log"] = printed[-LOG_CHARACTERS:]
     path = results_path(bench.output, bench.step, bench.device.type)
     write_text(path, json.dumps({**results, "took_s": took}, indent=1) + "\n")
     return reason
 
 
 def work(bench: Bench, log: Path) -> None:
-    """What a step's process does; what it prints goes to its log."""
+    """Run a step in its process, with stdout and stderr redirected to its log."""
     with open(log, "w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     tune_process()
-    multiprocessing.set_start_method("fork", force=True)  # as in the scripts; forkserver would be inherited
+    multiprocessing.set_start_method("fork", force=True)  # as in the scripts, instead of the inherited forkserver
     importlib.import_module(f"benchmarks.gpu.steps.{bench.step}").measure(bench)

@@ -1,4 +1,4 @@
-"""Seconds of work on a device, without those that the host takes to ask for it."""
+"""Timing of work on a device, without the launch overhead of the host."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUPS, GROUP_RUNS = 3, 10  # groups of runs, of whose means the median counts
-SHORT_S, LONG_S = 0.005, 0.03  # longer runs find no inputs in the cache that tell; still longer ones are timed once
-HOST_S = 2e-5  # what the host takes to ask for a kernel, with room to spare
-KERNELS = 40  # of a run, at most
-CACHE_SHARE = 2.0  # input sets together exceed the cache by so much
+GROUPS, GROUP_RUNS = 3, 10  # groups of runs, and runs per group; the median of the groups' means counts
+SHORT_S, LONG_S = 0.005, 0.03  # above the first, cached inputs do not matter; above the second, one run is enough
+HOST_S = 2e-5  # generous estimate of the host's time to launch a kernel
+KERNELS = 40  # kernels per run, at most
+CACHE_SHARE = 2.0  # size of all input sets together, relative to the cache
 MOST_SETS = 8
 
 
 def count_sets(set_bytes: int, device: torch.device) -> int:
-    """Sets of inputs to take turns, so that no run finds its own in the GPU's cache."""
+    """Count the sets of inputs that must take turns so that no run finds its inputs in the GPU's cache."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -25,11 +25,11 @@ def count_sets(set_bytes: int, device: torch.device) -> int:
 
 
 def device_seconds(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], device: torch.device) -> float:
-    """Median seconds of ``run(*set)``, of groups of runs that take turns with the sets.
+    """Measure the median seconds of ``run(*set)`` over groups of runs that take turns with the sets.
 
-    On a GPU the device is kept busy while the host asks for a group, so that no gap between kernels is measured.
+    On a GPU the device is kept busy while the host launches a group, so that gaps between kernels are not measured.
     """
-    for inputs in sets:  # warms up
+    for inputs in sets:  # warm-up
         run(*inputs)
         if _timed(run, [inputs], 1, device) > SHORT_S:
             sets = [inputs]
@@ -42,7 +42,7 @@ def device_seconds(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], de
 
 
 def _timed(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], runs: int, device: torch.device) -> float:
-    """Seconds of a group of runs."""
+    """Measure the seconds of a group of runs."""
     if device.type != "cuda":
         start = time.perf_counter()
         for index in range(runs):
@@ -61,7 +61,7 @@ def _timed(run: Callable[..., Any], sets: Sequence[Sequence[Tensor]], runs: int,
 
 
 def _occupy(seconds: float, device: torch.device) -> None:
-    """Ask for work of at least so long: products of 1 ms or more on the fastest GPUs of 2026."""
+    """Launch work that takes at least so long: matrix products of 1 ms or more on the fastest GPUs of 2026."""
     matrix = torch.empty(8192, 8192, dtype=torch.bfloat16, device=device).fill_(0.01)
     for _ in range(min(100, int(seconds / 1e-3) + 1)):
         torch.mm(matrix, matrix)

@@ -1,1 +1,1 @@
-"""From files to batches: descriptions, cases, checks, crops, augmentation, cache, loading."""
+"""Data, from files to batches: descriptions, cases, checks, crops, augmentation, cache, loading."""

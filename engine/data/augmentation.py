@@ -1,4 +1,4 @@
-"""Random rotation and scale of a crop, resampled plane by plane."""
+"""Random rotation and scaling of a crop, with fast separable resampling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RandIsotropicAffineGrid(RandAffineGrid):
-    """Random rotation and one random scale for all the axes; MONAI draws a scale an axis."""
+    """Random rotation with one random scale for all axes; MONAI draws one scale per axis."""
 
     def randomize(self, data: Any | None = None) -> None:
         super().randomize(data)
@@ -18,17 +18,17 @@ class RandIsotropicAffineGrid(RandAffineGrid):
 
 
 class RandRotateScaled(RandAffined):
-    """MONAI's RandAffined for a rotation about the third axis and an isotropic scale, some ten times faster.
+    """MONAI's RandAffined for a rotation about the third axis and an isotropic scale, about ten times faster.
 
-    Such a map never mixes the third axis with the others, so a plane of source coordinates and a line of them stand for
-    the whole grid, and rows of voxels along the third axis move as one. The random draws, the geometry and the padding
-    (reflection) are MONAI's. Coordinates are float64 here and float32 there, intensities the reverse, so that images
-    agree to rounding, and labels save where rounding decides which of two voxels is the nearer.
+    This map never mixes the third axis with the other two. One plane and one line of source coordinates therefore
+    describe the whole grid, and rows of voxels along the third axis move as a unit. The random draws, the geometry and
+    the padding (reflection) are those of MONAI. Coordinates are float64 here and float32 in MONAI, intensities the
+    reverse, so images agree up to rounding, and labels except where rounding decides which of two voxels is nearer.
 
     Args:
         keys: entries (channels, D, H, W) to resample; the image linearly, any other to the nearest voxel.
-        angle: largest rotation either way, radians.
-        scale: largest change of scale either way, as a share.
+        angle: largest rotation in either direction, radians.
+        scale: largest relative change of scale in either direction.
     """
 
     def __init__(self, keys: Sequence[str], angle: float, scale: float) -> None:
@@ -38,15 +38,15 @@ class RandRotateScaled(RandAffined):
         )
 
     def __call__(self, data: Any, lazy: bool | None = None) -> dict[Any, Any]:
-        # RandAffined's draws in its order, with those that it never uses: here, and below once a key.
+        # The draws of RandAffined in its order, including those that it never uses: here, and below once per key.
         self.randomize(None)
         self.rand_affine.randomize()
         self.rand_affine.rand_affine_grid(data[self.keys[0]].shape[1:], lazy=True)
         matrix = self.rand_affine.rand_affine_grid.get_transformation_matrix()
-        assert matrix is not None  # made just above
+        assert matrix is not None  # computed just above
         moved = dict(data)
         for key in self.keys:
-            volume = data[key].as_subclass(Tensor).contiguous()  # a crop is a view, and its rows are read often
+            volume = data[key].as_subclass(Tensor).contiguous()  # a crop is a view, and its rows are read several times
             plane, line = source_coordinates(matrix.double(), volume.shape[1:])
             resample = resample_linear if key == "image" else resample_nearest
             moved[key] = resample(volume, plane, line)
@@ -55,10 +55,10 @@ class RandRotateScaled(RandAffined):
 
 
 def source_coordinates(matrix: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where the voxels of a resampled volume come from, in voxels, reflected at the faces of the volume.
+    """Compute the source coordinates of a resampled volume, in voxels, reflected at the faces of the volume.
 
     Args:
-        matrix: about the volume's centre, (4, 4), without a term between the third axis and the others.
+        matrix: affine about the volume's centre, (4, 4), without terms between the third axis and the others.
         shape: (D, H, W).
     Returns: coordinates along the first two axes (2, D, H), and along the third (W,).
     """
@@ -70,13 +70,13 @@ def source_coordinates(matrix: Tensor, shape: Sequence[int]) -> tuple[Tensor, Te
 
 
 def _reflect(centred: Tensor, side: int) -> Tensor:
-    """Coordinates from the middle of ``side`` voxels -> from the first one, reflected at the outer faces."""
+    """Convert coordinates relative to the middle of ``side`` voxels to indices, reflected at the outer faces."""
     from_face = (centred + side / 2).abs() % (2 * side)
     return (torch.minimum(from_face, 2 * side - from_face) - 0.5).clamp(0, side - 1)
 
 
 def resample_linear(volume: Tensor, plane: Tensor, line: Tensor) -> Tensor:
-    """Linear interpolation of a volume (channels, D, H, W) at ``source_coordinates``."""
+    """Interpolate a volume (channels, D, H, W) linearly at ``source_coordinates``."""
     low = plane.floor().long()
     high = [(near + 1).clamp(max=side - 1) for near, side in zip(low, volume.shape[1:3], strict=True)]
     across, along = (plane - low).to(volume.dtype)[..., None]
@@ -85,19 +85,19 @@ def resample_linear(volume: Tensor, plane: Tensor, line: Tensor) -> Tensor:
         torch.lerp(_take_rows(volume, high[0], low[1]), _take_rows(volume, high[0], high[1]), along),
         across,
     )
-    # A product with a matrix of two weights a column is several times faster than two gathers along the last axis.
+    # A product with a matrix of two weights per column is several times faster than two gathers along the last axis.
     positions = torch.arange(volume.shape[3], dtype=line.dtype)
     weights = (1 - (positions[:, None] - line).abs()).clamp(min=0)
     return rows @ weights.to(volume.dtype)
 
 
 def resample_nearest(volume: Tensor, plane: Tensor, line: Tensor) -> Tensor:
-    """The nearest voxels of a volume (channels, D, H, W) to ``source_coordinates``."""
+    """Sample a volume (channels, D, H, W) at the voxels nearest to ``source_coordinates``."""
     first, second = plane.round().long()
     return _take_rows(volume, first, second)[..., line.round().long()]
 
 
 def _take_rows(volume: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Rows along the third axis at the indices (D, H) along the first two."""
+    """Select the rows along the third axis at the indices (D, H) along the first two."""
     flat = (first * volume.shape[2] + second).flatten()
     return volume.flatten(1, 2).index_select(1, flat).unflatten(1, first.shape)

@@ -1,10 +1,10 @@
-"""Preprocessed cases on disk, so that deterministic transforms are paid for once and a crop reads nothing but itself.
+"""Disk cache of preprocessed cases, so that deterministic transforms run once and a crop reads only its own voxels.
 
-    <cache_dir>/digests.json                                what files held when they were last read
-    <cache_dir>/<settings key>/settings.json                transforms, their versions and the libraries' behind the key
-    <cache_dir>/<settings key>/<case id>-<content key>/     one array a file, and entry.json: what to expect of them
+    <cache_dir>/digests.json                                digests of files' content when they were last read
+    <cache_dir>/<settings key>/settings.json                transforms, and versions of these and libraries, of the key
+    <cache_dir>/<settings key>/<case id>-<content key>/     one file per array, and entry.json with types and shapes
 
-A case with other settings or other file content has another folder. A folder is complete when it has its name.
+A case with other settings or other file content gets another folder. A folder is complete once it has its final name.
 """
 
 import errno
@@ -42,18 +42,18 @@ from engine.runtime.errors import DISK_IS_FULL, InputError
 from engine.runtime.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
 
 DIGESTS = "digests.json"
-ABANDONED_AFTER_S = 24 * 3600  # nobody writes one entry for a day
-# What damaged entries raise.
+ABANDONED_AFTER_S = 24 * 3600  # no process needs a day to write one entry
+# Errors that damaged entries raise.
 DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class CachedCases(Dataset):
-    """Cases whose deterministic transforms were run before; the random ones run on memory-mapped arrays.
+    """Dataset of cases whose deterministic transforms are cached; the random ones run on memory-mapped arrays.
 
     Args:
-        cases: with "id".
-        transform: all of it, as for MONAI's datasets.
-        entries: the folder of each case.
+        cases: cases with "id".
+        transform: the whole pipeline, as for MONAI's datasets.
+        entries: cache folder of each case.
     """
 
     def __init__(self, cases: Sequence[Case], transform: Compose, entries: Sequence[Path]) -> None:
@@ -66,7 +66,7 @@ class CachedCases(Dataset):
             item = {**self.data[index], **read_entry(self.entries[index])}
         except DAMAGED_ENTRY as error:
             found = f"{self.entries[index]} gone or damaged ({error})"
-            raise InputError(f"--cache_dir: found {found}, expected it to stay while it is used") from error
+            raise InputError(f"--cache_dir: found {found}, expected it to stay unchanged during the run") from error
         first = first_random(self.transform)
         return item if first is None else self.transform(item, start=first)
 
@@ -79,24 +79,24 @@ def cached_dataset(
     num_workers: int,
     sharded: bool = False,
 ) -> Dataset:
-    """The cases as a dataset that keeps what deterministic transforms made: in ``cache_dir``, or in part in memory.
+    """Build a dataset that caches the results of deterministic transforms, in ``cache_dir`` or partly in memory.
 
-    Several processes share the work on ``cache_dir``, so that all of them have to call this.
+    The processes share the preprocessing for ``cache_dir``, so all of them have to call this.
 
     Args:
-        cases: of the dataset, the same in every process.
-        transform: deterministic transforms, and random ones after them.
-        cache_dir: folder of the disk cache; None for memory.
-        cache_rate: share of the cases kept in memory, where there is no ``cache_dir``.
-        num_workers: processes, or without a ``cache_dir`` threads, that preprocess.
-        sharded: whether this process's dataset is its part of the cases (``shard``), not all of them.
+        cases: cases of the dataset, the same in every process.
+        transform: deterministic transforms, followed by random ones.
+        cache_dir: folder of the disk cache; None to cache in memory.
+        cache_rate: share of the cases kept in memory, if ``cache_dir`` is None.
+        num_workers: number of processes that preprocess, or of threads if ``cache_dir`` is None.
+        sharded: whether this process's dataset is its shard of the cases (``shard``), not all of them.
     Raises:
         InputError: see ``open_cache``.
     """
     if cache_dir is not None:
         whole = open_cache(cases, transform, Path(cache_dir), num_workers)
         return CachedCases(shard(whole.data), transform, shard(whole.entries)) if sharded else whole
-    # Nothing changes a volume after it was cached, so that no draw needs a copy.
+    # No transform changes a cached volume in place, so draws need no copy.
     return CacheDataset(
         shard(cases) if sharded else cases,
         transform,
@@ -108,45 +108,45 @@ def cached_dataset(
 
 
 def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int) -> CachedCases:
-    """The cases as a dataset, after making the entries that are missing.
+    """Open the disk cache as a dataset, after writing the entries that are missing.
 
-    Several processes make a part of them each, so that all have to call this.
+    Each process writes its shard of them, so all processes have to call this.
 
     Args:
-        cases: "id", "image" (a path, or a list of them) and, where there is one, "label"; the same in every process.
-        transform: deterministic transforms, and random ones after them.
-        folder: the cache, of any number of datasets and settings; made if need be.
-        num_workers: processes that preprocess; with 0 this one does.
+        cases: "id", "image" (a path, or a list of paths) and, if any, "label"; the same in every process.
+        transform: deterministic transforms, followed by random ones.
+        folder: the cache, for any number of datasets and settings; created if necessary.
+        num_workers: processes that preprocess; with 0 the current process does.
     Raises:
-        InputError: ``folder`` cannot be written to, has not enough space, or is not the same for all the processes.
+        InputError: ``folder`` cannot be written to, has not enough space, or is not the same folder for all processes.
     """
     home = _make_home(folder, transform)
     keys = digest_cases(cases, folder / DIGESTS, num_workers)
     entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
     dataset = CachedCases(cases, transform, entries)
     missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
-    barrier()  # what one says about missing and damaged entries is from before another made any
+    barrier()  # all processes have listed the missing entries before any of them writes one
     if missing:
         _announce(dataset, missing)
         _fill(dataset, shard(missing), num_workers)
     barrier()
     if lacking := sum(not _is_whole(entry) for entry in entries):
-        found = f"{folder} without {lacking} of {len(cases)} cases after all processes had made theirs"
-        raise InputError(f"--cache_dir: found {found}, expected a folder that every machine sees")
+        found = f"{folder} without {lacking} of {len(cases)} cases after all processes had written theirs"
+        raise InputError(f"--cache_dir: found {found}, expected a folder that all machines share")
     return dataset
 
 
 def _announce(dataset: CachedCases, missing: Sequence[int]) -> None:
-    """Say what is to be made, and what it takes; InputError where nothing can be written: before minutes of work."""
+    """Print which entries will be written and the space they need; InputError if the folder is not writable."""
     home = dataset.entries[0].parent
     needed, free = _largest_bytes_of(dataset, missing), shutil.disk_usage(home).free
     print(
         f"--cache_dir: {len(missing)} of {len(dataset)} cases to preprocess into {home}, "
-        f"at most {_gigabytes(needed)}, {_gigabytes(free)} are free"
+        f"at most {_gigabytes(needed)}, {_gigabytes(free)} free"
     )
     for number in missing:
         if dataset.entries[number].exists():
-            print(f"--cache_dir: found {dataset.entries[number]} damaged, making it again")
+            print(f"--cache_dir: found {dataset.entries[number]} damaged, writing it again")
     try:
         with tempfile.TemporaryFile(dir=home):
             pass
@@ -155,7 +155,7 @@ def _announce(dataset: CachedCases, missing: Sequence[int]) -> None:
 
 
 def _make_home(folder: Path, transform: Compose) -> Path:
-    """The folder of this pipeline's entries, rid of what killed processes left there long ago."""
+    """Create the folder of this pipeline's entries, and remove what killed processes left in it long ago."""
     steps = transform.transforms[: first_random(transform)]
     settings = json.dumps({"versions": library_versions(), "transforms": fingerprint(steps)}, indent=2) + "\n"
     home = folder / hashlib.blake2b(settings.encode(), digest_size=DIGEST_BYTES).hexdigest()
@@ -185,18 +185,18 @@ def _cannot_write(folder: Path, error: OSError) -> InputError:
 
 
 def first_random(transform: Compose) -> int | None:
-    """Where the random transforms begin, by MONAI's own rule for its cached datasets; None where there are none."""
+    """Find the index of the first random transform by MONAI's rule for cached datasets; None if there is none."""
     return transform.get_index_of_first(
         lambda step: isinstance(step, RandomizableTrait) or not isinstance(step, Transform)
     )
 
 
 def largest_bytes(case: Case, transform: Compose) -> int:
-    """What an entry takes on disk if no voxel is cropped away: float32 images, a uint8 label, int64 counts a row.
+    """Compute the bytes of an entry if no voxel is cropped away: float32 images, a uint8 label, int64 counts per row.
 
     Args:
-        case: its files' headers are read.
-        transform: resamples with ``Spacingd``, if at all, and pads with ``PadToSized``, if at all.
+        case: case; only the headers of its images are read.
+        transform: pipeline that resamples only with ``Spacingd`` and pads only with ``PadToSized``, if at all.
     """
     headers = [open_volume(path) for path in image_files(case)]
     grid = Grid(headers[0].shape[:3], headers[0].affine).turn_to_ras()
@@ -212,7 +212,7 @@ def largest_bytes(case: Case, transform: Compose) -> int:
 
 
 def _largest_bytes_of(dataset: CachedCases, numbers: Sequence[int]) -> int:
-    """What some cases take at most."""
+    """Sum the largest possible bytes of several cases' entries."""
     assert isinstance(dataset.transform, Compose)
     return sum(largest_bytes(dataset.data[number], dataset.transform) for number in numbers)
 
@@ -221,19 +221,19 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-class _Maker(TorchDataset[OSError | None]):
-    """Makes an entry where an item is asked for, so that a DataLoader's processes do the work."""
+class _EntryWriter(TorchDataset[OSError | None]):
+    """Dataset that writes an entry for each item, so that the processes of a DataLoader do the work."""
 
     def __init__(self, dataset: CachedCases) -> None:
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> OSError | None:
-        """The error that writing met, if any: raised in a worker it would come back as text."""
+        """Write an entry and return the error, if any: raised in a worker, it would arrive as text only."""
         case, transform = self.dataset.data[index], self.dataset.transform
         assert isinstance(transform, Compose)
         item = transform(dict(case), end=first_random(transform), threading=True)
         tensors = {name: value for name, value in item.items() if isinstance(value, Tensor)}
-        assert item.keys() - tensors.keys() <= case.keys()  # nothing that an entry would lose
+        assert item.keys() - tensors.keys() <= case.keys()  # an entry loses nothing
         arrays = {name: value.as_subclass(Tensor).contiguous().numpy() for name, value in tensors.items()}
         try:
             write_entry(self.dataset.entries[index], arrays, [os.path.abspath(path) for path in case_files(case)])
@@ -243,15 +243,15 @@ class _Maker(TorchDataset[OSError | None]):
 
 
 def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> None:
-    """Make entries; after the first that cannot be written no other is begun."""
+    """Write entries; after the first failure no other is begun."""
     errors: list[OSError] = []
     loader = Loader(
-        _Maker(dataset),
+        _EntryWriter(dataset),
         batch_size=None,
         sampler=(number for number in missing if not errors),
         num_workers=num_workers,
         prefetch_factor=1 if num_workers else None,
-        generator=torch.Generator(),  # whether there was anything to do shows in no later random number
+        generator=torch.Generator(),  # so that later random numbers do not depend on the missing entries
     )
     for error in tqdm(loader, "preprocessing", len(missing), disable=process_rank() != 0):
         if error is not None:
@@ -264,20 +264,20 @@ def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> Non
     left = [number for number in missing if not _is_whole(dataset.entries[number])]
     raise InputError(
         f"--cache_dir: found {home} on a full disk ({errors[0].strerror}) with {len(dataset) - len(left)} of "
-        f"{len(dataset)} cases made, which are kept; expected room for the others, at most "
+        f"{len(dataset)} cases written, which are kept; expected space for the others, at most "
         f"{_gigabytes(_largest_bytes_of(dataset, left))}"
     )
 
 
 def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[str]) -> None:
-    """Write an entry, whole or not at all, and remove the older ones of the same case and files.
+    """Write an entry atomically, and remove older entries of the same case and files.
 
     Args:
-        path: the entry's folder; where a whole one is there already, made by another process, that one stays.
-        arrays: by name.
+        path: folder of the entry; if another process has already written a complete one, that one stays.
+        arrays: arrays by name.
         sources: absolute paths of the case's files.
     Raises:
-        OSError: it cannot be written.
+        OSError: the entry cannot be written.
     """
     expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
     aside = name_aside(path)
@@ -295,22 +295,22 @@ def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[s
         shutil.rmtree(aside, ignore_errors=True)
     versions = re.compile(re.escape(path.name[: -2 * DIGEST_BYTES]) + f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
     for other in path.parent.iterdir():
-        # By the name alone it may be another dataset's case, and in use.
+        # Judged by the name alone, it could be a case of another dataset, and in use.
         if other != path and versions.fullmatch(other.name) and _read_sources(other) == list(sources):
             with suppress(OSError):
                 _discard(other)
 
 
 def read_entry(path: Path) -> dict[str, Tensor]:
-    """The arrays of an entry, mapped into memory: a page is read when it is touched, and what is written stays private.
+    """Map the arrays of an entry into memory: a page is read on first access, and changes to it stay private.
 
     Raises:
-        OSError, ValueError, ...: see ``DAMAGED_ENTRY``; the entry is missing, cut off, or not what was written.
+        OSError, ValueError, ...: see ``DAMAGED_ENTRY``; the entry is missing, truncated, or differs from entry.json.
     """
     tensors = {}
     for name, expected in json.loads((path / "entry.json").read_text())["arrays"].items():
-        if Path(name).name != name:  # it may come from another machine, and lead anywhere
-            raise ValueError(f"entry.json: found an array named {name}, expected the name of a file beside it")
+        if Path(name).name != name:  # an entry from another machine could name any path
+            raise ValueError(f"entry.json: found an array named {name}, expected the name of a file in the same folder")
         array = np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         if [str(array.dtype), list(array.shape)] != expected:
             raise ValueError(f"{name}.npy: found {array.dtype} of shape {array.shape}, expected {expected}")
@@ -319,7 +319,7 @@ def read_entry(path: Path) -> dict[str, Tensor]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether an entry is there and can be used."""
+    """Check that an entry exists and can be read."""
     try:
         read_entry(path)
     except DAMAGED_ENTRY:
@@ -335,7 +335,7 @@ def _read_sources(path: Path) -> Any:
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:
-    """An .npy file, flushed to the disk. numpy's own writer tells a full disk without an error number."""
+    """Write an .npy file and flush it to the disk; numpy's own writer reports a full disk without an error number."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)
@@ -344,7 +344,7 @@ def _write(path: Path, array: NDArray[Any]) -> None:
 
 
 def _rename(folder: Path, path: Path) -> bool:
-    """Whether the folder could get its name; not where another has it."""
+    """Rename a folder to its final name; returns False if a folder of that name exists."""
     try:
         os.rename(folder, path)
     except OSError as error:
@@ -355,7 +355,7 @@ def _rename(folder: Path, path: Path) -> bool:
 
 
 def _discard(path: Path) -> None:
-    """Remove an entry, at once for those who look for it; who has mapped its files keeps them."""
+    """Remove an entry; its name disappears at once, and processes that have mapped its files keep them."""
     aside = name_aside(path)
     with suppress(FileNotFoundError):
         os.rename(path, aside)

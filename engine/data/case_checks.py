@@ -1,4 +1,4 @@
-"""One case looked at closely: what its files hold, and all that is wrong with them."""
+"""Examination of one case: properties of its files, and all problems in them."""
 
 import hashlib
 import math
@@ -21,32 +21,32 @@ from engine.data.header_checks import (
 from engine.data.nifti import read_voxels, turn_to_ras
 from engine.runtime.errors import InputError, raise_problems
 
-MOST_SATURATED = 0.5  # share of the voxels that training sees
-LARGEST_FLOAT32 = np.finfo(np.float32).max  # what the pipelines compute in; no NaN is below it
-LISTED = 5  # wrong label values a message names
+MOST_SATURATED = 0.5  # share of the voxels in the foreground box
+LARGEST_FLOAT32 = np.finfo(np.float32).max  # the pipelines compute in float32; no NaN compares below it
+LISTED = 5  # invalid label values that a message lists
 CHUNK = 2**22  # voxels hashed at a time
 
 
 @dataclass
 class CaseReport:
-    """What is known of a case; None where that could not be read, or was not asked for.
+    """Properties and problems of a case; a property is None if it could not be read or was not requested.
 
-    Axes run right-left, anterior-posterior, inferior-superior, whatever the files' order.
+    Axes run right-left, anterior-posterior, inferior-superior, whatever their order in the files.
 
     Args:
-        id: of the case.
+        id: id of the case.
         split: "training", "validation" or "test".
-        files: images first, then the label, where there is one.
-        problems: a line each.
-        warnings: a line each.
+        files: paths of the images, then of the label, if any.
+        problems: one line each.
+        warnings: one line each.
         shape: voxels along the three axes.
         spacing: voxel size, mm.
         resampled_shape: shape at the dataset's spacing.
-        cropped_shape: estimate of the shape after the foreground crop, good to a voxel of the file at each end.
-        voxels_by_class: of the label, by class name; the file's voxels.
-        share_low, share_high: of the voxels in the foreground's box, those at or below the low end of the intensity
-            window, and at or above the high end; None without a window, too.
-        digest: of the images' voxels, whatever their type and compression.
+        cropped_shape: estimated shape after the foreground crop, accurate to one voxel of the file at each end.
+        voxels_by_class: number of the label file's voxels by class name.
+        share_low, share_high: shares of the voxels in the foreground box at or below the low end of the intensity
+            window and at or above its high end; also None without a window.
+        digest: digest of the images' voxels, independent of data type and compression.
     """
 
     id: str
@@ -65,23 +65,23 @@ class CaseReport:
 
     @property
     def name(self) -> str:
-        """The case, for messages."""
+        """Name of the case in messages."""
         return f"{self.split} case {self.id}"
 
     @property
     def final_shape(self) -> list[int] | None:
-        """The shape that crops are taken from, as far as it is known."""
+        """Shape of the volume that crops are drawn from, as far as it is known."""
         return self.cropped_shape or self.resampled_shape
 
 
 def examine_case(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
-    """Everything about a case.
+    """Examine a case: its properties, problems and warnings.
 
     Args:
-        case: "id", "image" (a path, or one a channel) and, where there is one, "label".
-        split: that it belongs to.
-        description: channels, classes, spacing and window to expect.
-        full: read the voxels too, not the headers alone.
+        case: "id", "image" (one path, or one per channel) and, if any, "label".
+        split: name of the case's split.
+        description: expected channels, classes, spacing and window.
+        full: whether to read the voxels as well, not only the headers.
     """
     headers = read_headers(case, description)
     report = CaseReport(case["id"], split, [header.path for header in headers])
@@ -102,13 +102,13 @@ def examine_case(case: Case, split: str, description: DatasetDescription, full: 
 
 
 def read_checked_label(case: Case, description: DatasetDescription) -> NDArray[np.uint8]:
-    """The label map (X, Y, Z) of a case.
+    """Read and check the label map (X, Y, Z) of a case.
 
     Args:
         case: "image" and "label".
-        description: channels and classes to expect.
+        description: expected channels and classes.
     Raises:
-        InputError: a line for all that is wrong: unreadable, on another grid than the image, undeclared values.
+        InputError: one line per problem: an unreadable file, a grid that differs from the image's, undeclared values.
     """
     image, *_, label = read_headers(case, description)
     voxels, found = _read_checked(label, lambda voxels: check_classes(voxels, len(description.classes)))
@@ -118,14 +118,14 @@ def read_checked_label(case: Case, description: DatasetDescription) -> NDArray[n
 
 
 def check_intensities(voxels: NDArray[Any]) -> list[str]:
-    """The problem of an image's voxels, if there is one."""
+    """Check the voxels of an image, and return their problem, if any."""
     if voxels.dtype.kind != "f" or (finite := np.abs(voxels) <= LARGEST_FLOAT32).all():
         return []
     return [f"found {np.count_nonzero(~finite)} NaN or infinite voxels, expected finite intensities (in float32)"]
 
 
 def check_classes(voxels: NDArray[Any], classes: int) -> list[str]:
-    """The problem of a label's voxels, if there is one: values that are not 0, 1, ..., classes - 1."""
+    """Check the voxels of a label map, and return their problem, if any: values other than 0, 1, ..., classes - 1."""
     with np.errstate(invalid="ignore"):
         whole = voxels.astype(np.uint8)
     wrong = (whole != voxels) | (whole >= classes)
@@ -140,7 +140,7 @@ def check_classes(voxels: NDArray[Any], classes: int) -> list[str]:
 def _read_checked(
     header: FileHeader, check: Callable[[NDArray[Any]], list[str]]
 ) -> tuple[NDArray[Any] | None, list[str]]:
-    """The voxels of a file, and their problems; no voxels where there are any, in the header or here."""
+    """Read and check the voxels of a file; returns None for them if header or voxels have a problem."""
     if header.problems:
         return None, []
     try:
@@ -158,7 +158,7 @@ def _examine_label(report: CaseReport, header: FileHeader, description: DatasetD
     if voxels is None:
         return
     counts = np.zeros(len(names), np.int64)
-    for slab in np.moveaxis(voxels, -1, 0):  # bincount takes eight bytes a voxel
+    for slab in np.moveaxis(voxels, -1, 0):  # slice by slice: bincount needs eight bytes per voxel
         counts += np.bincount(slab.astype(np.uint8).ravel(), minlength=len(names))
     report.voxels_by_class = {name: int(count) for name, count in zip(names, counts, strict=True)}
     if not any(counts[1:]):
@@ -193,7 +193,7 @@ def _digest(volumes: Sequence[NDArray[Any]]) -> str:
 
 
 def _measure(report: CaseReport, channels: Sequence[NDArray[Any]], description: DatasetDescription) -> None:
-    """Foreground box, saturation, constant channels; of channels (X, Y, Z) whose axes run right, anterior, superior."""
+    """Measure foreground box, saturation and constant channels; the channels (X, Y, Z) are in RAS axis order."""
     for name, channel in zip(description.channels, channels, strict=True):
         if channel.min() == channel.max():
             which = f" of channel {name}" if len(channels) > 1 else ""
@@ -204,7 +204,7 @@ def _measure(report: CaseReport, channels: Sequence[NDArray[Any]], description: 
     assert report.spacing is not None
     assert report.resampled_shape is not None
     scale = np.divide(report.spacing, description.spacing)
-    # Interpolation ends the foreground somewhere between its last voxel and the next: half way, on average.
+    # Interpolation ends the foreground between its last voxel and the next one: half way, on average.
     first = np.ceil(([part.start - 0.5 for part in box]) * scale).clip(min=0)
     last = np.minimum(np.floor([part.stop - 0.5 for part in box] * scale), np.subtract(report.resampled_shape, 1))
     report.cropped_shape = [int(side) for side in (last - first + 1).clip(min=1)]
@@ -222,7 +222,7 @@ def _measure(report: CaseReport, channels: Sequence[NDArray[Any]], description: 
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box with all that is True; the whole volume where nothing is."""
+    """Find the smallest box that contains all True voxels; the whole volume if there are none."""
     if not mask.any():
         return tuple(slice(0, side) for side in mask.shape)
     places = (np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))

@@ -1,4 +1,4 @@
-"""Cases: the volumes of a dataset folder, found and paired by id."""
+"""Cases: volumes of a dataset folder, found and paired by id."""
 
 import os
 import re
@@ -11,13 +11,13 @@ from engine.runtime.errors import InputError, raise_problems
 
 
 class Case(TypedDict):
-    """One case of a dataset. Transforms put volumes in the place of "image" and "label"; "id" and "source" stay.
+    """One case of a dataset. Transforms replace "image" and "label" by volumes; "id" and "source" stay.
 
     Keys:
-        id: name of the files without ending and channel number.
-        image: path of a NIfTI file, or of one for each channel.
+        id: name of the files without extension and channel number.
+        image: path of a NIfTI file, or one path per channel.
         source: the same as image.
-        label: path of the label map, where there is one.
+        label: path of the label map, if any.
     """
 
     id: str
@@ -27,30 +27,30 @@ class Case(TypedDict):
 
 
 def make_case(name: str, image: str | Sequence[str], label: str | None = None) -> Case:
-    """A case from its id and the paths of its files."""
+    """Make a case from its id and the paths of its files."""
     paths = image if isinstance(image, str) else list(image)
     case: Case = {"id": name, "image": paths, "source": paths}
     return case if label is None else {**case, "label": label}
 
 
 def image_files(case: Case) -> list[str]:
-    """The files of a case's image: one, or one a channel; the first gives the case its grid."""
+    """List the files of a case's image: one, or one per channel; the first defines the grid of the case."""
     return [case["source"]] if isinstance(case["source"], str) else case["source"]
 
 
 def case_files(case: Case) -> list[str]:
-    """The files of a case: images first, then the label, where there is one."""
+    """List the files of a case: images first, then the label, if any."""
     return [*image_files(case), case["label"]] if "label" in case else image_files(case)
 
 
 def find_training_cases(root: Path, description: DatasetDescription) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases of a dataset folder, sorted by id.
+    """Find the training and validation cases of a dataset folder, sorted by id.
 
     Args:
-        root: with imagesTr, labelsTr, imagesVal and labelsVal.
-        description: of the dataset.
+        root: folder with imagesTr, labelsTr, imagesVal and labelsVal.
+        description: description of the dataset.
     Raises:
-        InputError: a line for every missing or empty folder, image without a label, label without an image, ...
+        InputError: one line per missing or empty folder, image without a label, label without an image, ...
     """
     splits, problems = find_splits(root, description)
     raise_problems(problems)
@@ -60,15 +60,16 @@ def find_training_cases(root: Path, description: DatasetDescription) -> tuple[li
 def find_test_cases(
     root: str | None, images: str | None, labels: str | None, description: DatasetDescription
 ) -> list[Case]:
-    """Cases to predict, sorted by id, with labels where they are found.
+    """Find the cases to predict, sorted by id, with their labels if these exist.
 
     Args:
-        root: dataset folder with imagesTs or else imagesVal.
-        images: a folder or a file, in place of the root's.
-        labels: their folder; by default the one named like the images' with "labels" for "images", if it is there.
-        description: of the dataset.
+        root: dataset folder, of which imagesTs or else imagesVal is used.
+        images: folder or file of images, in place of the root's.
+        labels: folder of labels; by default the folder of the images with "labels" in place of "images" in its name,
+            if it exists.
+        description: description of the dataset.
     Raises:
-        InputError: neither root nor images; a line for every problem of the folders.
+        InputError: neither root nor images is given; one line per problem of the folders.
     """
     if images is not None:
         image_folder = Path(images)
@@ -76,25 +77,25 @@ def find_test_cases(
         raise InputError("--root: found none, expected a dataset folder, or --images with a folder or a file")
     else:
         image_folder = Path(root, "imagesTs" if os.path.isdir(os.path.join(root, "imagesTs")) else "imagesVal")
-    label_folder = _label_folder_beside(image_folder) if labels is None else Path(labels)
+    label_folder = _matching_label_folder(image_folder) if labels is None else Path(labels)
     return pair_cases(image_folder, label_folder, len(description.channels))
 
 
-def _label_folder_beside(images: Path) -> Path | None:
+def _matching_label_folder(images: Path) -> Path | None:
     folder = Path(os.path.realpath(images.parent if os.path.isfile(images) else images))
-    beside = folder.with_name(folder.name.replace("images", "labels", 1))
-    return beside if beside != folder and os.path.isdir(beside) else None
+    labels = folder.with_name(folder.name.replace("images", "labels", 1))
+    return labels if labels != folder and os.path.isdir(labels) else None
 
 
 def find_splits(
     root: Path, description: DatasetDescription, test: bool = False
 ) -> tuple[dict[str, list[Case]], list[str]]:
-    """The cases of a dataset folder by split, those that pair, and a line for everything that does not.
+    """Find the cases of a dataset folder by split: those that can be paired, and one line per problem.
 
     Args:
-        root: the folder.
-        description: of the dataset.
-        test: look for test cases as well, which may be missing, or have no labels.
+        root: dataset folder.
+        description: description of the dataset.
+        test: whether to find test cases as well, which may be missing or have no labels.
     """
     if not os.path.isdir(root):
         return {}, [f"--root: {root} not found, expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"]
@@ -111,10 +112,10 @@ def find_splits(
 
 
 def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Case]:
-    """Cases as by ``find_cases``, where nothing is in the way.
+    """Find cases as ``find_cases`` does, and raise its problems.
 
     Raises:
-        InputError: a line a problem.
+        InputError: one line per problem.
     """
     cases, problems = find_cases(images, labels, channels)
     raise_problems(problems)
@@ -122,18 +123,18 @@ def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Cas
 
 
 def find_cases(images: Path, labels: Path | None, channels: int = 1) -> tuple[list[Case], list[str]]:
-    """Cases of an image folder (or one image file), each with its label, paired by id, and all that does not pair.
+    """Find the cases of an image folder (or one image file) and pair them with their labels by id.
 
-    An id is a file's name without .nii or .nii.gz. Channels may be files of their own, as in nnU-Net (<id>_0000,
-    <id>_0001, ...): with one channel where the labels are named <id>, with several unless the labels are named as the
-    images; then a file is a case, with the channels as its fourth dimension.
+    An id is a file's name without .nii or .nii.gz. Channels may be separate files, as in nnU-Net (<id>_0000, <id>_0001,
+    ...). A single channel is read in this form if the labels are named <id>. Several channels are, unless the labels
+    have the same names as the images; then each file is a case, with the channels as its fourth dimension.
 
-    Returns: the cases that pair, sorted by id (all images, where the labels' folder holds none), and a line for every
-        problem: missing folders, ids with two files, incomplete channels, images without a label and the reverse.
+    Returns: the cases that can be paired, sorted by id (all images, if there are no labels), and one line per problem:
+        missing folders, ids with two files, incomplete channels, images without a label and labels without an image.
     """
     image_files, problems = _volumes(images)
-    label_files, of_labels = _volumes(labels) if labels is not None else ({}, [])
-    problems += of_labels
+    label_files, label_problems = _volumes(labels) if labels is not None else ({}, [])
+    problems += label_problems
     cases, incomplete = _group_channels(image_files, channels, label_files)
     problems += incomplete.values()
     if not label_files:
@@ -141,16 +142,16 @@ def find_cases(images: Path, labels: Path | None, channels: int = 1) -> tuple[li
     known = cases.keys() | incomplete.keys()
     if known and (without := sorted(known - label_files.keys())):
         found = ", ".join(without)
-        problems.append(f"{images}: found {found} without a label in {labels}, expected one label an image")
+        problems.append(f"{images}: found {found} without a label in {labels}, expected one label per image")
     if known and not os.path.isfile(images) and (without := sorted(label_files.keys() - known)):
         found = ", ".join(without)
-        problems.append(f"{labels}: found {found} without an image in {images}, expected one image a label")
+        problems.append(f"{labels}: found {found} without an image in {images}, expected one image per label")
     paired = sorted(cases.keys() & label_files.keys())
     return [make_case(name, cases[name], label_files[name]) for name in paired], problems
 
 
 def _volumes(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Id -> path of the NIfTI files of a folder, and the problems; hidden files are not volumes."""
+    """List the paths of a folder's NIfTI files by id, and the problems; hidden files are skipped."""
     try:
         paths = [folder] if folder.is_file() else sorted(folder.iterdir())
     except FileNotFoundError:
@@ -174,7 +175,7 @@ def _volumes(folder: Path) -> tuple[dict[str, str], list[str]]:
 def _group_channels(
     volumes: dict[str, str], channels: int, labels: dict[str, str]
 ) -> tuple[dict[str, str | list[str]], dict[str, str]]:
-    """Id -> path, or the paths of the channels where they are files of their own; id -> problem where some lack."""
+    """Group channel files: the path or paths of each complete case by id, the problem of each incomplete one by id."""
     groups: dict[str, dict[str, str]] = {}
     for name, path in volumes.items():
         case, channel = re.fullmatch(r"(.*?)(_\d{4})?", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]

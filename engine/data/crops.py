@@ -1,4 +1,4 @@
-"""Crops around labelled and background voxels, drawn without going through the volume."""
+"""Random crops around foreground and background voxels, drawn without scanning the volume."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ class PadToSized(MapTransform):
 
     Args:
         keys: entries (channels, D, H, W) to pad.
-        size: smallest (D, H, W) afterwards, voxels.
+        size: minimum (D, H, W) afterwards, voxels.
     """
 
     VERSION = 1
@@ -36,15 +36,15 @@ class PadToSized(MapTransform):
 
 
 class CountCandidatesd(Transform):
-    """Count the voxels that a crop may be centred on: enough to find any of them later by reading one row.
+    """Count the candidate centres of crops per row, from which any of them is found later by reading a single row.
 
     A row is a line of voxels along the last axis. Adds "foreground_counts" and "background_counts": the number of
     candidates up to and including each row, rows in C order.
 
     Args:
-        image_key: background are the unlabelled voxels above 0 in a channel of this entry, and every voxel where there
-            are neither such nor labelled ones; with None it is every voxel, labelled or not, which is what MONAI makes
-            of a uint8 label.
+        image_key: entry that defines the background: the unlabelled voxels above 0 in any of its channels, or every
+            voxel if the case has neither these nor labelled ones. With None the background is every voxel, labelled or
+            not, as in MONAI for a uint8 label.
     Shape: label (1, D, H, W), image (channels, D, H, W) -> counts (D * H,), int64.
     """
 
@@ -62,7 +62,7 @@ class CountCandidatesd(Transform):
 
     @staticmethod
     def masks(label: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Foreground and background of a label (1, ...) and an image (channels, ...), each of shape (...)."""
+        """Return foreground and background masks (...) of a label (1, ...) and an image (channels, ...)."""
         foreground = label.as_subclass(Tensor)[0] != 0
         if image is None:
             return foreground, torch.ones_like(foreground)
@@ -70,12 +70,12 @@ class CountCandidatesd(Transform):
 
 
 class Candidates:
-    """Flat indices of the voxels of a mask in C order, as ``nonzero`` lists them, each found when it is asked for.
+    """Lazy sequence of the flat indices of a mask's voxels in C order, as ``nonzero`` lists them.
 
     Args:
-        counts: voxels of the mask up to and including each row, (rows,).
-        width: voxels a row.
-        read_row: the mask of one row, (width,).
+        counts: number of the mask's voxels up to and including each row, (rows,).
+        width: voxels per row.
+        read_row: function that returns the mask of one row, (width,).
     """
 
     def __init__(self, counts: Tensor, width: int, read_row: Callable[[int], Tensor]) -> None:
@@ -91,13 +91,13 @@ class Candidates:
 
 
 class RandCropByCountsd(RandCropByPosNegLabeld):
-    """MONAI's random crops, the same for the same seed, with the centres found through ``CountCandidatesd``.
+    """MONAI's random crops, identical for the same seed, with centres found from the counts of ``CountCandidatesd``.
 
     Args:
         keys: entries (channels, D, H, W) to crop.
         size: (D, H, W) of a crop, voxels.
-        samples: crops a case; each is around foreground or background with equal probability.
-        image_key: that of ``CountCandidatesd``.
+        samples: crops per case; each is centred on foreground or background with equal probability.
+        image_key: ``image_key`` of ``CountCandidatesd``.
     """
 
     def __init__(self, keys: Sequence[str], size: Sequence[int], samples: int, image_key: str | None) -> None:
@@ -108,14 +108,14 @@ class RandCropByCountsd(RandCropByPosNegLabeld):
         self, label: Any = None, fg_indices: Any = None, bg_indices: Any = None, image: Tensor | None = None
     ) -> None:
         height, width = label.shape[2:]
-        if bg_indices[-1] == label.numel():  # every voxel is background, whatever the image holds
+        if bg_indices[-1] == label.numel():  # every voxel is background, whatever the image's values
             image = None
 
         def read_row(row: int) -> tuple[Tensor, Tensor]:
             plane, line = divmod(row, height)
             return CountCandidatesd.masks(label[:, plane, line], None if image is None else image[:, plane, line])
 
-        # MONAI wants no more of its lists of indices than their length and one item.
+        # MONAI uses only the length and one item of its lists of indices.
         foreground: Any = Candidates(fg_indices, width, lambda row: read_row(row)[0])
         background: Any = Candidates(bg_indices, width, lambda row: read_row(row)[1])
         super().randomize(label, foreground, background, image)

@@ -1,4 +1,4 @@
-"""Every case looked at before work starts: a broken one stops a run in its first minute, not in its tenth hour."""
+"""Checks of all cases before work starts: a broken case stops a run in its first minute, not in its tenth hour."""
 
 import os
 from collections import defaultdict
@@ -19,12 +19,12 @@ Splits = Mapping[str, Sequence[Case]]  # "training", "validation", "test" -> cas
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What is known of a dataset.
+    """Report on a dataset.
 
     Args:
-        cases: in the order of the splits.
-        problems: of all the cases and of several cases together, a line each.
-        warnings: likewise.
+        cases: reports on the cases, in the order of the splits.
+        problems: problems of single cases, and of several cases together, one line each.
+        warnings: warnings about single cases, and about several cases together, one line each.
     """
 
     cases: list[CaseReport]
@@ -33,13 +33,13 @@ class DatasetReport:
 
 
 def check_cases(splits: Splits, description: DatasetDescription, workers: int, full: bool) -> None:
-    """Print a line for every warning, and stop where there is a problem.
+    """Examine all cases, print their warnings, one line each, and raise an error if there is any problem.
 
-    Of several processes each looks at its part of the cases, and all of them raise what any of them found.
+    Each process examines its shard of the cases, and all processes raise the problems that any of them found.
 
     Args: as ``examine_cases``.
     Raises:
-        InputError: a line for every problem.
+        InputError: one line per problem.
     """
     report = examine_cases(splits, description, workers, full)
     if process_rank() == 0:
@@ -49,45 +49,45 @@ def check_cases(splits: Splits, description: DatasetDescription, workers: int, f
 
 
 def examine_cases(splits: Splits, description: DatasetDescription, workers: int, full: bool) -> DatasetReport:
-    """Look at every case, and compare the cases with each other.
+    """Examine every case, and compare the cases with each other.
 
     Args:
-        splits: name -> cases, each with "id", "image" and, where there is one, "label".
-        description: channels, classes, spacing and window to expect.
-        workers: cases that a process looks at at the same time; 0 is taken for 1.
-        full: read the voxels too, not the headers alone.
+        splits: cases of each split by its name, each case with "id", "image" and, if any, "label".
+        description: expected channels, classes, spacing and window.
+        workers: cases that a process examines at the same time; 0 counts as 1.
+        full: whether to read the voxels as well, not only the headers.
     """
-    part = shard([(case, split) for split, of_split in splits.items() for case in of_split])
+    part = shard([(case, split) for split, members in splits.items() for case in members])
     with ThreadPoolExecutor(max(1, workers)) as pool:
         reports = pool.map(lambda item: _examine(item[0], item[1], description, full), part)
         bar = tqdm(reports, "checking cases", len(part), leave=False, disable=process_rank() != 0)
         cases = gather(list(bar))
     problems = [problem for case in cases for problem in case.problems]
-    leaks, doubles = _compare_images(cases)
+    leaks, duplicates = _find_shared_images(cases)
     warnings = [warning for case in cases for warning in case.warnings]
-    lacking = _find_missing_classes(cases, description) if full else []
-    return DatasetReport(cases, problems + leaks, [*warnings, *doubles, *_find_shared_ids(cases), *lacking])
+    missing = _find_missing_classes(cases, description) if full else []
+    return DatasetReport(cases, problems + leaks, [*warnings, *duplicates, *_find_shared_ids(cases), *missing])
 
 
 def _examine(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
     try:
         return examine_case(case, split, description, full)
-    except MemoryError:  # the others may be smaller
+    except MemoryError:  # other cases may be smaller
         report = CaseReport(case["id"], split, image_files(case))
-        report.problems.append(f"{report.name}: does not fit in memory, expected a smaller one or lower --num_workers")
+        report.problems.append(f"{report.name}: does not fit in memory, expected a smaller case or lower --num_workers")
         return report
 
 
-def _compare_images(cases: Sequence[CaseReport]) -> tuple[list[str], list[str]]:
-    """Images that several cases share: across splits (problems, of each of the cases too) and within one (warnings).
+def _find_shared_images(cases: Sequence[CaseReport]) -> tuple[list[str], list[str]]:
+    """Find images that several cases share: across splits (problems, also added to each case) or in one (warnings).
 
-    They share their voxels where these were read, and the very file, whatever its name, where not.
+    Images are compared by their voxels if these were read, otherwise by the identity of the file, whatever its name.
     """
     same = defaultdict(list)
     for case in cases:
         if (key := case.digest or _file_identity(case)) is not None:
             same[key].append(case)
-    leaks, doubles = [], []
+    leaks, duplicates = [], []
     for group in same.values():
         if len(group) > 1:
             images = ", ".join(f"{case.files[0]} ({case.split})" for case in group)
@@ -97,12 +97,12 @@ def _compare_images(cases: Sequence[CaseReport]) -> tuple[list[str], list[str]]:
                 for case in group:
                     case.problems.append(leaks[-1])
             else:
-                doubles.append(f"{images}: {found}")
-    return leaks, doubles
+                duplicates.append(f"{images}: {found}")
+    return leaks, duplicates
 
 
 def _file_identity(case: CaseReport) -> tuple[int, int] | None:
-    """What all the links to a case's first file have in common; None where it cannot be read."""
+    """Return device and inode of a case's first file, which all links to it share; None if it cannot be accessed."""
     try:
         status = os.stat(case.files[0])
     except OSError:
@@ -111,20 +111,20 @@ def _file_identity(case: CaseReport) -> tuple[int, int] | None:
 
 
 def _find_shared_ids(cases: Sequence[CaseReport]) -> Iterator[str]:
-    """Cases of different splits that have the same id."""
+    """Yield a line for each id that occurs in several splits."""
     splits = defaultdict(list)
     for case in cases:
         splits[case.id].append(case.split)
     for name, found in splits.items():
         if len(found) > 1:
-            yield f"{name}: found the id in {' and '.join(found)}, expected another patient behind it"
+            yield f"{name}: found the same id in {' and '.join(found)}, expected different patients"
 
 
 def _find_missing_classes(cases: Sequence[CaseReport], description: DatasetDescription) -> list[str]:
-    """Classes that no training case has, in one line."""
+    """Report the classes that no training case has, in one line."""
     counted = [case.voxels_by_class for case in cases if case.split == "training" and case.voxels_by_class]
     if not counted:
         return []
-    lacking = [name for name in description.classes[1:] if not any(counts[name] for counts in counted)]
-    found = f"found no voxel of {', '.join(lacking)} in any of {len(counted)} training cases"
-    return [f"{found}, expected every class in some of them"] if lacking else []
+    missing = [name for name in description.classes[1:] if not any(counts[name] for counts in counted)]
+    found = f"found no voxel of {', '.join(missing)} in any of {len(counted)} training cases"
+    return [f"{found}, expected every class in some of them"] if missing else []

@@ -1,4 +1,4 @@
-"""Descriptions of datasets: what the pipelines need to know of one, its JSON form, and the five of the paper."""
+"""Dataset descriptions: what the pipelines need to know of a dataset, the JSON form, and the five of the paper."""
 
 import json
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from typing import Any, Self
 from engine.runtime.errors import InputError
 
 MAX_CLASSES = 256  # label maps are kept and written as uint8
-LARGEST = 1e9  # of spacings in mm and intensities; NaN and infinities are not below it
+LARGEST = 1e9  # bound of spacings in mm and of intensities; NaN and infinity are not below it
 
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """One dataset.
+    """Description of one dataset.
 
     Args:
-        name: what it is called.
-        modality: "CT", "MRI", ... for the reader; nothing depends on it.
+        name: name of the dataset.
+        modality: "CT", "MRI", ... or "" if it is not given; information for readers only.
         classes: class names, in order of their label values from 0 (background).
         spacing: voxel size that volumes are resampled to, mm, along the right-left, anterior-posterior and
             inferior-superior axes.
@@ -34,10 +34,10 @@ class DatasetDescription:
     channels: tuple[str, ...] = ("image",)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the form that ``from_json`` reads."""
+        """Convert to plain values, in the form that ``from_json`` reads; an empty modality is left out."""
         return {
             "name": self.name,
-            "modality": self.modality,
+            **({"modality": self.modality} if self.modality else {}),
             "labels": {name: value for value, name in enumerate(self.classes)},
             "spacing": list(self.spacing),
             "intensity": {"zscore": True} if self.window is None else {"window": list(self.window)},
@@ -49,22 +49,23 @@ class DatasetDescription:
         """Check a JSON object and build the description.
 
         Args:
-            values: the object; ``channels`` may be left out (one channel).
-            source: the file's name, for messages.
+            values: the object; ``modality`` and ``channels`` are optional (default: none, one channel).
+            source: name of the file, for messages.
         Raises:
-            InputError: naming the source, the field, what was found and what was expected.
+            InputError: the object is invalid; names the source, the field, what was found and what was expected.
         """
-        required = {"name", "modality", "labels", "spacing", "intensity"}
-        if not isinstance(values, dict) or not required <= set(values) <= required | {"channels"}:
+        required, optional = {"name", "labels", "spacing", "intensity"}, {"channels", "modality"}
+        if not isinstance(values, dict) or not required <= set(values) <= required | optional:
             found = ", ".join(map(json.dumps, values)) if isinstance(values, dict) else type(values).__name__
-            raise InputError(f"{source}: found {found}, expected the fields {', '.join(sorted(required))}, [channels]")
+            fields = [*sorted(required), *(f"[{name}]" for name in sorted(optional))]
+            raise InputError(f"{source}: found {found}, expected the fields {', '.join(fields)}")
 
         def expect(field: str, fine: bool, expected: str) -> None:
             if not fine:
                 raise InputError(f"{source}: {field}: found {json.dumps(values.get(field))}, expected {expected}")
 
-        for field in ("name", "modality"):
-            expect(field, _is_name(values[field]), "some text")
+        expect("name", _is_name(values["name"]), "some text")
+        expect("modality", "modality" not in values or _is_name(values["modality"]), "some text")
         labels, spacing, intensity = values["labels"], values["spacing"], values["intensity"]
         consecutive = (
             isinstance(labels, dict)
@@ -83,7 +84,7 @@ class DatasetDescription:
         expect("channels", bool(named) and len(set(channels)) == len(channels), "a list of different channel names")
         return cls(
             name=values["name"],
-            modality=values["modality"],
+            modality=values.get("modality", ""),
             classes=tuple(sorted(labels, key=labels.__getitem__)),
             spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
             window=None if window is None else (float(window[0]), float(window[1])),
@@ -92,7 +93,7 @@ class DatasetDescription:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a JSON file; InputError where it cannot be read or does not describe a dataset."""
+        """Read a JSON file; InputError if it cannot be read or does not describe a dataset."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -103,7 +104,7 @@ class DatasetDescription:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether it can be printed, in one line, and written to any file."""
+    """Check that a value is text that can be printed in one line and written to any file."""
     return isinstance(value, str) and value != "" and value.isprintable()
 
 
@@ -135,10 +136,10 @@ DATASETS = {
 
 
 def find_description(dataset: str) -> DatasetDescription:
-    """What stands behind ``--dataset``: a name in ``DATASETS``, or the path of a JSON file.
+    """Find the description for ``--dataset``: a name in ``DATASETS``, or the path of a JSON file.
 
     Raises:
-        InputError: neither, or a file that does not describe a dataset.
+        InputError: the value is neither of these, or the file does not describe a dataset.
     """
     if dataset in DATASETS:
         return DATASETS[dataset]

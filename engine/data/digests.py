@@ -1,4 +1,4 @@
-"""Digests of what cases' files hold, remembered by path, size and modification time: each file is read once."""
+"""Digests of the content of cases' files, stored by path, size and modification time, so that each is read once."""
 
 import json
 import os
@@ -20,14 +20,14 @@ Memory = dict[str, list[Any]]  # absolute path -> [size, modification time, dige
 
 
 def digest_cases(cases: Sequence[Case], memory_file: Path, num_workers: int) -> list[str]:
-    """A digest of each case's files, in order; the same in every process.
+    """Compute a digest of each case's files, in order; the same in every process.
 
-    Several processes share the reading, so that all of them have to call this.
+    The processes share the reading, so all of them have to call this.
 
     Args:
-        cases: "image" (a path, or one a channel) and, where there is one, "label".
-        memory_file: JSON file with what earlier calls found; updated by process 0, if it can be written.
-        num_workers: files that a process reads at the same time; 0 is taken for 1.
+        cases: "image" (one path, or one per channel) and, if any, "label".
+        memory_file: JSON file with the digests of earlier calls; updated by rank 0, if it is writable.
+        num_workers: files that a process reads at the same time; 0 counts as 1.
     Raises:
         InputError: a file cannot be read.
     """
@@ -35,7 +35,7 @@ def digest_cases(cases: Sequence[Case], memory_file: Path, num_workers: int) -> 
     paths = sorted({os.path.abspath(path) for case in cases for path in case_files(case)})
     part = shard(paths)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        found = pool.map(lambda path: _look(path, known.get(path)), part)
+        found = pool.map(lambda path: _digest_if_changed(path, known.get(path)), part)
         bar = tqdm(found, "looking for cached cases", len(part), leave=False, disable=process_rank() != 0)
         memory = dict(zip(paths, gather(list(bar)), strict=True))
     if process_rank() == 0 and any(known.get(path) != entry for path, entry in memory.items()):
@@ -43,8 +43,8 @@ def digest_cases(cases: Sequence[Case], memory_file: Path, num_workers: int) -> 
     return [combine_digests(memory[os.path.abspath(path)][-1] for path in case_files(case)) for case in cases]
 
 
-def _look(path: str, known: list[Any] | None) -> list[Any]:
-    """What is to be remembered of a file, which is read unless it is as it was."""
+def _digest_if_changed(path: str, known: list[Any] | None) -> list[Any]:
+    """Return the stored entry of a file, or read the file if size or modification time have changed."""
     try:
         state = file_state(path)
         return known if known is not None and known[:-1] == state else [*state, digest_file(path)]
@@ -53,7 +53,7 @@ def _look(path: str, known: list[Any] | None) -> list[Any]:
 
 
 def _read_memory(path: Path) -> Memory:
-    """What is remembered; nothing where it cannot be read, which costs time and no more."""
+    """Read the stored digests; if that fails all files are read again, which costs nothing but time."""
     try:
         memory = json.loads(path.read_text())
         return {name: [int(size), int(time), str(digest)] for name, (size, time, digest) in memory.items()}
@@ -62,5 +62,5 @@ def _read_memory(path: Path) -> Memory:
 
 
 def _write_memory(path: Path, memory: Memory) -> None:
-    with suppress(InputError):  # a complete cache need not be writable; its files are read again the next time
+    with suppress(InputError):  # a complete cache need not be writable; the files are then read again next time
         write_text(path, json.dumps(memory, indent=0, sort_keys=True) + "\n", shared=True)

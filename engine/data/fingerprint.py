@@ -1,7 +1,7 @@
-"""What a pipeline would do, as plain JSON values: equal in two processes, different when settings or versions change.
+"""Fingerprint of a pipeline as plain JSON values: equal in all processes, different if settings or versions change.
 
-Libraries' classes and functions count by their names and the libraries' versions, classes of this project by their
-names, without modules, and a ``VERSION`` of their own, which is raised when what they compute changes.
+Classes and functions of libraries are represented by their names and the libraries' versions, classes of this project
+by their names, without modules, and their own ``VERSION``, which is increased when their results change.
 """
 
 import sys
@@ -16,25 +16,24 @@ import numpy as np
 import torch
 
 LIBRARIES = ("monai", "torch", "numpy", "nibabel")
-# What use leaves behind in MONAI's objects: what readers read last, random generators, switches of a thread.
+# State that use leaves in MONAI's objects: files read last, random generators, switches of a thread.
 STATE = ("filenames",)
 STATE_TYPES = (np.random.RandomState, threading.local)
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that preprocess."""
+    """Return the versions of the libraries that preprocess."""
     return {name: version(name) for name in LIBRARIES}
 
 
 def fingerprint(value: Any) -> Any:
-    """Plain values that stand for ``value``.
+    """Convert ``value`` to plain values that identify it.
 
-    Objects are their class and attributes, functions their name and what is bound to them. ``STATE`` is left out: used
-    objects equal new ones.
+    Objects are represented by class and attributes, functions by name and bound values. ``STATE`` is left out, so that
+    used objects equal new ones.
 
     Raises:
-        TypeError: something that has no lasting form, keeps its state out of sight, or is this project's without a
-            ``VERSION``.
+        TypeError: an object has no permanent form, has hidden state, or belongs to this project and has no ``VERSION``.
     """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
@@ -59,16 +58,16 @@ def fingerprint(value: Any) -> Any:
 
 
 def _class(kind: type) -> dict[str, Any]:
-    """A class by name and, where it is this project's, by its version and those of its bases."""
+    """Describe a class by its name and, if it belongs to this project, by its version and those of its bases."""
     own = [base for base in kind.__mro__ if _root(base) not in {*LIBRARIES, *sys.stdlib_module_names}]
-    # A space keeps the keys apart from names of attributes.
+    # The space distinguishes the keys from names of attributes.
     if not own:
         return {"class name": f"{kind.__module__}.{kind.__qualname__}"}
     return {"class name": kind.__qualname__, "class versions": [_version(base) for base in own]}
 
 
 def _version(kind: type) -> int:
-    if "VERSION" not in vars(kind):  # inherited, it would say nothing of what the class changes
+    if "VERSION" not in vars(kind):  # an inherited VERSION would not cover the changes of the class
         raise TypeError(f"found class {kind.__qualname__} without VERSION, expected VERSION = 1 in it")
     return vars(kind)["VERSION"]
 
@@ -80,7 +79,7 @@ def _function(function: FunctionType) -> dict[str, Any]:
     closure = [cell.cell_contents for cell in function.__closure__ or ()]
     return {
         "function": name,
-        "line": function.__code__.co_firstlineno,  # tells lambdas apart
+        "line": function.__code__.co_firstlineno,  # distinguishes lambdas
         "bound": fingerprint([function.__defaults__, function.__kwdefaults__, closure]),
     }
 

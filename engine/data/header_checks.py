@@ -1,4 +1,4 @@
-"""What the headers of NIfTI files say, and all that can be wrong with it; no voxel is read."""
+"""Headers of NIfTI files and all problems in them; no voxels are read."""
 
 import math
 import os
@@ -17,16 +17,16 @@ from engine.data.datasets import LARGEST, DatasetDescription
 from engine.data.nifti import open_volume
 from engine.runtime.errors import InputError
 
-# Headers round their numbers: corners of image and label may lie this share of a voxel apart.
+# Headers round their numbers: corners of image and label may differ by this share of a voxel.
 AFFINE_TOLERANCE = 0.1
-SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e6  # mm: microscopes and wrong units lie between
-FLAT = 1e-4  # of a voxel's volume over that of a box with its edges: below it the axes span no space
-LARGEST_GRID = 2**31  # voxels: more, as float32, is memory that no pipeline gets
-DEFLATE_RATIO = 1032  # bytes that a byte of a .gz file can become at most
+SMALLEST_SPACING, LARGEST_SPACING = 1e-6, 1e6  # mm: from microscopy to wrong units
+FLAT = 1e-4  # voxel volume relative to a box with the same edges; below it the axes do not span the space
+LARGEST_GRID = 2**31  # voxels; more, in float32, do not fit in the memory of any pipeline
+DEFLATE_RATIO = 1032  # the largest possible ratio of unpacked to packed bytes in a .gz file
 
 
 class Grid(NamedTuple):
-    """Where a volume's voxels lie: how many along each axis, and the affine from their indices to mm."""
+    """Grid of a volume: number of voxels along each axis, and the affine from voxel indices to mm."""
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
@@ -37,28 +37,28 @@ class Grid(NamedTuple):
         return tuple(map(float, np.linalg.norm(self.affine[:3, :3], axis=0)))
 
     def turn_to_ras(self) -> "Grid":
-        """The same grid with its axes running right, anterior, superior as closely as they can."""
+        """Flip and permute the axes to run right, anterior, superior as closely as possible."""
         turn = io_orientation(self.affine)
         shape = tuple(self.shape[axis] for axis in turn[:, 0].argsort())
         return Grid(shape, self.affine @ inv_ornt_aff(turn, self.shape))
 
     def resampled_shape(self, spacing: Sequence[float] | NDArray[np.floating]) -> tuple[int, ...]:
-        """What MONAI's Spacing makes of the shape.
+        """Compute the shape after MONAI's Spacing.
 
         Args:
-            spacing: voxel size along the grid's axes afterwards, mm.
+            spacing: new voxel size along the grid's axes, mm.
         """
         spaced = zoom_affine(self.affine, spacing, diagonal=False)
         return tuple(map(int, compute_shape_offset(self.shape, self.affine, spaced)[0]))
 
 
 class FileHeader(NamedTuple):
-    """What one file's header says.
+    """Header of one file.
 
     Args:
-        path: the file.
-        grid: of its volumes; None where the header tells none.
-        problems: a line each.
+        path: path of the file.
+        grid: grid of its volumes; None if the header does not define a valid one.
+        problems: one line each.
     """
 
     path: str
@@ -67,22 +67,22 @@ class FileHeader(NamedTuple):
 
 
 def problems_of(headers: Sequence[FileHeader]) -> list[str]:
-    """All the problems of a case's headers: each one's own, and where they differ."""
+    """List all problems of a case's headers: those of each header, and differences between their grids."""
     return [problem for header in headers for problem in header.problems] + compare_grids(headers)
 
 
 def read_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
-    """The headers of a case's files: images first, then the label, where there is one."""
+    """Read the headers of a case's files: images first, then the label, if any."""
     images = read_image_headers(case, description)
     return [*images, read_header(case["label"])] if "label" in case else images
 
 
 def read_image_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
-    """The headers of a case's image files.
+    """Read the headers of a case's image files.
 
     Args:
-        case: its files.
-        description: channels and spacing to expect.
+        case: case with its files.
+        description: expected channels and spacing.
     """
     images = image_files(case)
     volumes = len(description.channels) // len(images)
@@ -90,23 +90,22 @@ def read_image_headers(case: Case, description: DatasetDescription) -> list[File
 
 
 def read_header(path: str, volumes: int = 1, spacing: Sequence[float] | None = None) -> FileHeader:
-    """What the header of a file says, and its problems.
+    """Read the header of a file, and check it.
 
     Args:
-        path: the file.
-        volumes: how many it has to hold: 1, or its channels.
-        spacing: voxel size that an image is resampled to, mm; None for a label, which lies on the image's grid.
+        path: path of the file.
+        volumes: expected number of volumes: 1, or the number of channels.
+        spacing: voxel size that an image is resampled to, mm; None for a label, whose grid is that of the image.
     """
     try:
         image = open_volume(path)
     except InputError as error:
         return FileHeader(path, None, [str(error)])
     with np.errstate(all="ignore"):
-        of_shape = _check_shape(image, volumes)
-        of_affine = _check_affine(image.affine)
-        found = [*_check_type(image), *of_shape, *of_affine]
+        grid_problems = [*_check_shape(image, volumes), *_check_affine(image.affine)]
+        found = [*_check_type(image), *grid_problems]
         grid = None
-        if not of_shape and not of_affine:
+        if not grid_problems:
             grid = Grid(image.shape[:3], np.asarray(image.affine, dtype=np.float64))
             found += _check_file_size(image, path)
             found += _check_resampling(grid, spacing) if spacing is not None else []
@@ -129,7 +128,7 @@ def _check_shape(image: nib.Nifti1Image, volumes: int) -> list[str]:
 
 
 def _check_affine(affine: NDArray[Any]) -> list[str]:
-    if not (np.abs(affine) < LARGEST).all():  # NaN is not below it
+    if not (np.abs(affine) < LARGEST).all():  # NaN compares as not below
         return [f"found an affine that holds {np.abs(affine).max():g}, expected finite numbers below {LARGEST:g} mm"]
     steps = np.asarray(affine[:3, :3], dtype=np.float64)
     spacing = np.linalg.norm(steps, axis=0)
@@ -155,7 +154,7 @@ def _check_file_size(image: nib.Nifti1Image, path: str) -> list[str]:
 
 def _check_resampling(grid: Grid, spacing: Sequence[float]) -> list[str]:
     turned = grid.turn_to_ras()
-    # By the sides alone at first: their product may be no integer that NumPy has.
+    # An estimate first: the exact sides may exceed NumPy's integers.
     voxels = np.maximum(1, np.multiply(turned.shape, turned.spacing) / spacing).prod()
     if voxels <= LARGEST_GRID and math.prod(turned.resampled_shape(spacing)) <= LARGEST_GRID:
         return []
@@ -166,7 +165,7 @@ def _check_resampling(grid: Grid, spacing: Sequence[float]) -> list[str]:
 
 
 def compare_grids(headers: Sequence[FileHeader]) -> list[str]:
-    """The files whose shape or affine differs from that of the first, a line each."""
+    """Report the files whose shape or affine differs from that of the first, one line each."""
     known = [(header.path, header.grid) for header in headers if header.grid is not None]
     found = (_compare(*known[0], *other) for other in known[1:])
     return [problem for problem in found if problem]
@@ -184,5 +183,5 @@ def _compare(path: str, grid: Grid, other_path: str, other: Grid) -> str:
 
 
 def format_size(sides: Sequence[float]) -> str:
-    """Sides as text: 36 x 28 x 18."""
+    """Format sides as text: 36 x 28 x 18."""
     return " x ".join(f"{side:.6g}" for side in sides)

@@ -1,4 +1,4 @@
-"""Pipelines whose broken files are told as mistakes: one line that names the file, wherever it is met."""
+"""Loading of volumes in pipelines, with broken files reported as user mistakes: one line that names the file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from engine.runtime.errors import InputError, raise_problems
 
 
 class Pipeline(Compose):
-    """MONAI's Compose; an InputError that one of its transforms raises leaves it as it is, not wrapped.
+    """MONAI's Compose, except that an InputError of one of its transforms is raised as it is, not wrapped.
 
     Args: as Compose.
     """
@@ -31,29 +31,29 @@ class Pipeline(Compose):
 
 
 class HeaderReader(NibabelReader):
-    """MONAI's reader with nibabel's affine: MONAI's own takes the qform where the sform contradicts pixdim.
+    """MONAI's reader with nibabel's affine: MONAI's own uses the qform if the sform contradicts pixdim.
 
-    So a volume lies where the header check says and where predictions are written.
+    The position of a volume thus agrees with the header checks and with the predictions that are written.
     """
 
     VERSION = 1
 
     def read(self, data: Any, **_: Any) -> Any:
-        """The file, or files, opened."""
+        """Open one file, or several."""
         self.filenames = ensure_tuple(data)
         images = [open_checked(str(name)) for name in self.filenames]
         return images if len(images) > 1 else images[0]
 
 
 class LoadVolumed(MapTransform):
-    """Read NIfTI files by MONAI's LoadImage, and refuse voxels that would spoil what is learned from them.
+    """Read NIfTI files by MONAI's LoadImage, and refuse voxels that would corrupt training.
 
     Args:
-        keys: entries with a path, or one a channel; values of "label" have to be classes, of others finite.
+        keys: entries with one path, or one per channel; values of "label" must be classes, those of others finite.
         classes: number of classes.
     Shape: (X, Y, Z) or (X, Y, Z, channels) in a file -> (channels, X, Y, Z), float32.
     Raises:
-        InputError: naming the file.
+        InputError: a file cannot be read or has invalid voxels; names the file.
     """
 
     VERSION = 1
@@ -62,7 +62,7 @@ class LoadVolumed(MapTransform):
         super().__init__(keys)
         self.classes = classes
         self.load = LoadImage(ensure_channel_first=True)
-        self.reader = HeaderReader  # one a volume: it remembers its files, and threads load at the same time
+        self.reader = HeaderReader  # one per volume: it stores its files, and several threads load at the same time
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         return {**data, **{str(key): self._load(str(key), data[str(key)]) for key in self.keys}}
@@ -70,10 +70,10 @@ class LoadVolumed(MapTransform):
     def _load(self, key: str, source: str | Sequence[str]) -> Any:
         paths = [source] if isinstance(source, str) else source
         try:
-            volume = self.load(source, self.reader())  # given here, since LoadImage hides its own reader's errors
+            volume = self.load(source, self.reader())  # passed here, since LoadImage hides errors of its own reader
         except UNREADABLE as error:
             for path in paths:
-                read_voxels(path)  # says which of them it is
+                read_voxels(path)  # raises an error that names the broken file
             raise unreadable(", ".join(paths), error) from error
         voxels = volume.numpy()
         found = check_classes(voxels, self.classes) if key == "label" else check_intensities(voxels)

@@ -1,7 +1,7 @@
-"""Loading: the processes that load data, and training batches as a function of (seed, iteration).
+"""Data loading: the loading processes, and training batches as a function of (seed, iteration).
 
-A run that was started at an iteration and one that arrived there see the same batches, however many processes load:
-nothing random has to be saved for an exact resume.
+A run that starts at an iteration sees the same batches as one that has reached it, with any number of loading
+processes: an exact resume needs no saved random state.
 """
 
 from collections.abc import Iterator
@@ -18,41 +18,41 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from engine.runtime.distributed import process_count, process_rank
 from engine.runtime.stop_requests import block_stop_signals, ignore_stop_signals
 
-Draw = tuple[int, int]  # (number of the draw since the run began, index of the case)
+Draw = tuple[int, int]  # (number of the draw since the start of the run, index of the case)
 
 
 class Loader(DataLoader[Any]):
-    """PyTorch's DataLoader; its processes hear no request to stop, from their first moment on.
+    """PyTorch's DataLoader with processes that ignore requests to stop, from their first moment on.
 
-    Args: as DataLoader; those that follow the dataset by name.
+    Args: as DataLoader, by name after the dataset.
     """
 
     def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
         super().__init__(dataset, worker_init_fn=ignore_stop_signals, **options)
 
     def __iter__(self) -> Any:
-        with block_stop_signals():  # a process comes to ignore_stop_signals some hundredths of a second after its start
+        with block_stop_signals():  # a process reaches ignore_stop_signals some hundredths of a second after its start
             return super().__iter__()
 
 
 def derive_seed(*numbers: int) -> int:
-    """A 32-bit seed from a run's seed and what it is for; close numbers give unrelated seeds."""
+    """Derive a 32-bit seed from a run's seed and further numbers; close numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class EndlessBatches(Sampler[list[Draw]]):
     """Batches of draws for the iterations from ``start`` on; every epoch is a new permutation of the cases.
 
-    Several processes deal out among them the batch that one process with their batch sizes together would have.
+    Several processes share the batch that a single process with the sum of their batch sizes would have.
 
     Args:
-        cases: their number.
-        batch_size: cases a batch, in each process.
-        seed: of the run.
+        cases: number of cases.
+        batch_size: cases per batch, in each process.
+        seed: seed of the run.
         start: iterations already done.
         stop: iterations at the end.
-        rank: number of this process.
-        processes: how many there are.
+        rank: rank of this process.
+        processes: world size.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class EndlessBatches(Sampler[list[Draw]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """A dataset whose random transforms are seeded anew for each draw.
+    """Dataset whose random transforms are reseeded for each draw.
 
     Args:
         dataset: cases with deterministic transforms followed by random ones.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, dataset: TransformedDataset, seed: int) -> None:
@@ -108,11 +108,11 @@ def training_loader(
 
     Args:
         dataset: cases with deterministic transforms followed by random ones.
-        batch_size: cases a batch, in each process.
-        seed: of the run.
+        batch_size: cases per batch, in each process.
+        seed: seed of the run.
         start: iterations already done.
         stop: iterations at the end.
-        num_workers: processes that load.
+        num_workers: number of loading processes.
         pin_memory: whether batches are to be copied to a GPU.
     """
     return Loader(
@@ -125,19 +125,19 @@ def training_loader(
 
 
 def case_loader(dataset: Dataset[Any], num_workers: int) -> Loader:
-    """Whole cases one at a time; volumes are large, so that one waiting a worker is enough.
+    """Load whole cases one by one; volumes are large, so each worker prefetches only one.
 
     Args:
-        dataset: of preprocessed cases.
-        num_workers: processes that load.
+        dataset: preprocessed cases.
+        num_workers: number of loading processes.
     """
     ahead = 1 if num_workers else None
     return Loader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=ahead)
 
 
 def seed_iteration(seed: int, iteration: int, rank: int = 0) -> None:
-    """Seed what a network draws in this iteration (dropout, stochastic depth), on every device.
+    """Seed the network's random numbers of an iteration (dropout, stochastic depth), on every device.
 
-    Processes draw differently, number 0 as one alone does.
+    Each process draws different numbers; rank 0 draws those of a run with a single process.
     """
-    torch.manual_seed(derive_seed(seed, iteration, 0x5EED, rank))  # a last number of 0 is as good as none
+    torch.manual_seed(derive_seed(seed, iteration, 0x5EED, rank))  # NumPy ignores a last number of 0

@@ -1,4 +1,4 @@
-"""NIfTI files as they are on disk, on their own grid: everything that opens or writes one."""
+"""Reading and writing of NIfTI files on their native grid."""
 
 import gzip
 import logging
@@ -17,12 +17,12 @@ from engine.runtime.files import write_whole
 
 UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 
-# nibabel prints what it repairs and what it refuses; the latter is an InputError here, which names the file.
+# nibabel logs what it repairs and what it refuses; here a refusal is an InputError, which names the file.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def open_volume(path: str) -> nib.Nifti1Image:
-    """Open a NIfTI-1 or NIfTI-2 file; its voxels are read when they are asked for.
+    """Open a NIfTI-1 or NIfTI-2 file; its voxels are read on access.
 
     Raises:
         InputError: the file cannot be read, or has another format.
@@ -38,7 +38,7 @@ def open_volume(path: str) -> nib.Nifti1Image:
 
 
 def open_checked(path: str) -> nib.Nifti1Image:
-    """Open a file and compare its checksum, which nibabel does not: a .gz file is read to its end, and kept.
+    """Open a file and verify its checksum, which nibabel does not: a .gz file is read completely into memory.
 
     Raises:
         InputError: the file cannot be read, has another format, or is damaged. Only .gz files have a checksum.
@@ -54,7 +54,7 @@ def open_checked(path: str) -> nib.Nifti1Image:
 
 
 def read_voxels(path: str) -> NDArray[Any]:
-    """Read the voxels of a file, scaled as its header says.
+    """Read the voxels of a file, scaled as its header specifies.
 
     Raises:
         InputError: the file cannot be read, ends early, or does not match its checksum.
@@ -68,26 +68,26 @@ def read_voxels(path: str) -> NDArray[Any]:
 
 
 def unreadable(path: str, error: Exception) -> InputError:
-    """The error of a file that cannot be read."""
+    """Make the error for a file that cannot be read."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputError(f"{path}: cannot be read ({reason}), expected a whole NIfTI file")
 
 
 def save_labels(labels: NDArray[np.uint8], like: str, path: Path) -> None:
-    """Write a label map with the affine, codes and units of another file, whole or not at all.
+    """Write a label map atomically, with the affine, codes and units of another file.
 
     Args:
-        labels: (X, Y, Z) on the grid of ``like``.
-        like: the image that was segmented.
+        labels: label map (X, Y, Z) on the grid of ``like``.
+        like: file of the image that was segmented.
         path: file to write, .nii.gz.
     """
     native = open_volume(like)
     image = type(native)(labels, native.affine, native.header.copy(), dtype=np.uint8)
     image.header.set_slope_inter(1, 0)
-    image.header["cal_min"] = image.header["cal_max"] = 0  # the image's display window says nothing of labels
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the image's display window does not apply to labels
     write_whole(path, lambda file: file.write(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)))
 
 
 def turn_to_ras(volume: NDArray[Any], affine: NDArray[np.floating]) -> NDArray[Any]:
-    """A volume (X, Y, Z) with its axes flipped and permuted to run right, anterior, superior as closely as they can."""
+    """Flip and permute the axes of a volume (X, Y, Z) to run right, anterior, superior as closely as possible."""
     return np.asarray(nib.as_closest_canonical(nib.Nifti1Image(volume, affine, dtype=volume.dtype)).dataobj)

@@ -1,1 +1,1 @@
-"""Metrics and pictures of label maps."""
+"""Metrics and figures of label maps."""

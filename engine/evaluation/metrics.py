@@ -1,7 +1,7 @@
-"""Dice by case and class.
+"""Dice per case and class.
 
-A class absent from both label and prediction has no Dice (NaN) and is left out of the means; absent from one of them it
-scores 0. Background is not scored. A mean over cases and classes is the mean of the class means.
+A class that is absent from both label and prediction has no Dice (NaN) and is left out of the means; absent from only
+one of them, it scores 0. Background is not scored. A mean over cases and classes is the mean of the class means.
 """
 
 import csv
@@ -19,15 +19,15 @@ from engine.runtime.files import write_text
 
 
 def dice_by_class(prediction: NDArray[np.integer], label: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
-    """Dice of each foreground class, 2 |A and B| / (|A| + |B|); NaN for a class in neither map.
+    """Compute the Dice of each foreground class, 2 |A and B| / (|A| + |B|); NaN for a class in neither map.
 
     Args:
         prediction, label: label maps of the same shape.
-        classes: their number, background included.
+        classes: number of classes, background included.
     Shape: (X, Y, Z), (X, Y, Z) -> (classes - 1,).
     """
     confusion = np.zeros((classes, classes), np.int64)
-    for true, predicted in zip(label, prediction, strict=True):  # a slice at a time, whose int64 copies are small
+    for true, predicted in zip(label, prediction, strict=True):  # slice by slice, to keep the int64 copies small
         pairs = true.ravel().astype(np.int64) * classes + predicted.ravel()
         confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
@@ -36,7 +36,7 @@ def dice_by_class(prediction: NDArray[np.integer], label: NDArray[np.integer], c
 
 
 def mean_over_cases(dice: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean of each class over the cases that have it, (cases, classes - 1) -> (classes - 1,); NaN where none has."""
+    """Average each class over the cases that have it, (cases, classes - 1) -> (classes - 1,); NaN if none has it."""
     table = np.asarray(dice)
     present = ~np.isnan(table)
     with np.errstate(invalid="ignore"):
@@ -44,13 +44,13 @@ def mean_over_cases(dice: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def mean_over_classes(dice: NDArray[np.float64]) -> float:
-    """Mean of the classes that have a Dice; NaN where none has."""
+    """Average over the classes that have a Dice; NaN if none has."""
     present = dice[~np.isnan(dice)]
     return float(present.mean()) if present.size else math.nan
 
 
 class DiceTable:
-    """Dice of cases as they come in; prints, and writes CSV and JSON.
+    """Table of the Dice of each case, filled case by case; formats it as text and writes CSV and JSON.
 
     Args:
         classes: names of the foreground classes.
@@ -61,26 +61,26 @@ class DiceTable:
         self.cases: dict[str, NDArray[np.float64]] = {}
 
     def add(self, case: str, dice: NDArray[np.float64]) -> None:
-        """Enter the Dice of one case, (classes,)."""
+        """Add the Dice of one case, (classes,)."""
         self.cases[case] = dice
 
     def class_means(self) -> dict[str, float]:
-        """Class name -> mean Dice over the cases that have the class."""
+        """Map each class name to the mean Dice over the cases that have the class."""
         return dict(zip(self.classes, mean_over_cases(list(self.cases.values())).tolist(), strict=True))
 
     def means(self) -> dict[str, float]:
-        """The mean of the class means as "mean", and the class means by name."""
+        """Return the mean of the class means as "mean", and the class means by name."""
         return {"mean": self.mean(), **self.class_means()}
 
     def mean(self) -> float:
-        """Mean of the class means."""
+        """Compute the mean of the class means."""
         return mean_over_classes(mean_over_cases(list(self.cases.values())))
 
     def _rows(self) -> list[tuple[str, NDArray[np.float64]]]:
         return [*self.cases.items(), ("mean", mean_over_cases(list(self.cases.values())))]
 
     def as_text(self) -> str:
-        """An aligned table, a row a case and the mean; "-" where a class is absent."""
+        """Format an aligned table, one row per case and one for the mean; "-" for an absent class."""
         head = ["case", *self.classes, "mean"]
         body = [[name, *map(_cell, dice), _cell(mean_over_classes(dice))] for name, dice in self._rows()]
         return tabulate(
@@ -88,7 +88,7 @@ class DiceTable:
         )
 
     def write(self, folder: Path) -> None:
-        """Write dice.csv and dice.json into ``folder``; an absent class is an empty cell, or null."""
+        """Write dice.csv, with an empty cell for an absent class, and dice.json, with null, into ``folder``."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["case", *self.classes, "mean"])

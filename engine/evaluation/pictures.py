@@ -1,4 +1,4 @@
-"""Pictures of predictions and masks, as matplotlib figures: for TensorBoard and for PNG files."""
+"""Matplotlib figures of predictions and masks, for TensorBoard and PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from engine.data.nifti import open_volume, read_voxels, turn_to_ras
 from engine.runtime.files import write_whole
 from networks.Rep3D import LRBM
 
-PLANES = ("sagittal", "coronal", "axial")  # the planes that a fixed index along each RAS axis gives
+PLANES = ("sagittal", "coronal", "axial")  # the plane at a fixed index along each RAS axis
 
 
 def three_planes(
@@ -31,15 +31,15 @@ def three_planes(
     title: str,
     window: tuple[float, float] | None = None,
 ) -> Figure:
-    """Three planes through the foreground, the prediction's contours drawn solid and the label's dashed.
+    """Draw three planes through the foreground, with solid contours of the prediction and dashed ones of the label.
 
     Args:
         image: intensities in RAS axis order.
-        prediction, label: label maps on the image's grid; the label may be missing.
+        prediction, label: label maps on the image's grid; the label may be None.
         classes: class names, background included.
         spacing: voxel size, mm.
-        title: of the figure.
-        window: intensities shown black and white; percentiles of the volume by default.
+        title: title of the figure.
+        window: intensities shown as black and white; by default percentiles of the volume.
     Shape: image, prediction, label (X, Y, Z).
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
@@ -64,7 +64,7 @@ def three_planes(
             if volume is not None:
                 _draw_contours(view, np.take(volume, centre[axis], axis).T, colours, style)
         if across == 0:
-            view.invert_xaxis()  # the patient's right on the left, as radiologists look at it
+            view.invert_xaxis()  # the patient's right is on the left, the radiological convention
         view.set_title(f"{plane}, voxel {centre[axis]}")
         view.set_axis_off()
     present = np.unique(prediction if label is None else np.stack([prediction, label]))
@@ -83,26 +83,26 @@ def preview(
     description: DatasetDescription,
     case: str,
 ) -> Figure:
-    """``three_planes`` of a case on its native grid, turned to RAS; of several channels the first.
+    """Draw ``three_planes`` of a case on its native grid, turned to RAS; of several channels the first is shown.
 
     Args:
         image_path: NIfTI file of the image.
-        prediction, label: label maps on its grid.
-        description: of the dataset.
-        case: its id.
+        prediction, label: label maps on the image's grid.
+        description: description of the dataset.
+        case: id of the case.
     """
     native = open_volume(image_path)
     intensities = read_voxels(image_path)
     image = turn_to_ras(intensities[..., 0] if intensities.ndim == 4 else intensities, native.affine)
     prediction = turn_to_ras(prediction, native.affine)
     label = None if label is None else turn_to_ras(label, native.affine)
-    to_ras = nib.io_orientation(native.affine)[:, 0].argsort()  # which voxel axis runs along each RAS axis
+    to_ras = nib.io_orientation(native.affine)[:, 0].argsort()  # the voxel axis along each RAS axis
     spacing = nib.affines.voxel_sizes(native.affine)[to_ras]
     return three_planes(image, prediction, label, description.classes, spacing, case, description.window)
 
 
 def learned_masks(network: nn.Module) -> dict[str, NDArray[np.floating]]:
-    """Name of each masked block -> its mask M, (maps, 1, K, K, K)."""
+    """Return the mask M of each masked block by the block's name, (maps, 1, K, K, K)."""
     modules = {
         name.removesuffix(".lrbm"): module for name, module in network.named_modules() if isinstance(module, LRBM)
     }
@@ -110,10 +110,10 @@ def learned_masks(network: nn.Module) -> dict[str, NDArray[np.floating]]:
 
 
 def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:
-    """The central slice of each block's mask M; a mask a channel is shown by its mean.
+    """Draw the central slice of each block's mask M; masks per channel are averaged.
 
     Args:
-        masks: block's name -> (maps, 1, K, K, K).
+        masks: mask of each block by the block's name, (maps, 1, K, K, K).
     """
     columns = 4
     rows = -(-len(masks) // columns)
@@ -130,12 +130,12 @@ def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def _busiest_planes(labels: NDArray[np.integer]) -> list[int]:
-    """Along each axis the plane that cuts most foreground; the middle one of an empty map."""
+    """Find the plane along each axis with the most foreground; the middle one if the map is empty."""
     foreground = labels > 0
     if not foreground.any():
         return [side // 2 for side in labels.shape]

@@ -1,1 +1,1 @@
-"""From a network and a volume to a label map on the image's own grid."""
+"""Prediction: from a network and a volume to a label map on the image's native grid."""

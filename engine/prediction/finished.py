@@ -1,4 +1,4 @@
-"""The folder of predictions: which cases are finished there, and with what settings."""
+"""State of the folder of predictions: the cases that are finished in it, and their settings."""
 
 import errno
 import hashlib
@@ -21,25 +21,25 @@ FORMER_AMP = {"bfloat16": "bf16", "float16": "fp16"}  # in folders of earlier ve
 SETTINGS, SOURCES = "settings.json", "sources"
 ENDING = "_seg.nii.gz"
 LONGEST_SHOWN = 24  # characters of a setting's value in a message
-# What a prediction is worth: it need not be made again; it has to go; its image cannot be read now, so nobody knows.
-WHOLE, OUTDATED, KEPT = "whole", "outdated", "kept"
+# Status of a prediction: valid; to be removed; not known, because the image cannot be read at the moment.
+FINISHED, OUTDATED, UNKNOWN = "finished", "outdated", "unknown"
 
 
 def prediction_path(folder: Path, case: str) -> Path:
-    """Where the label map of a case lies."""
+    """Return the path of a case's label map."""
     return folder / f"{case}{ENDING}"
 
 
 def picture_path(folder: Path, case: str) -> Path:
-    """Where the picture of a case lies."""
+    """Return the path of a case's picture."""
     return folder / f"{case}.png"
 
 
 def digest_weights(path: str) -> str:
-    """SHA-256 of the file of ``--trained_weights``.
+    """Compute the SHA-256 of the file of ``--trained_weights``.
 
-    To be taken before the weights are read: of a file that is replaced in between it is then the old one's digest, and
-    a later run with the new file does not take these predictions for its own.
+    Call it before the weights are read: if the file is replaced in between, the digest is that of the old file, and a
+    later run with the new file does not mistake these predictions for its own.
     """
     try:
         with open(path, "rb") as file:
@@ -58,15 +58,15 @@ def prediction_settings(
     amp: str,
     description: DatasetDescription,
 ) -> dict[str, Any]:
-    """What decides a prediction, as plain values: runs that agree in it predict the same but for rounding.
+    """Collect the settings that determine a prediction, as plain values; equal settings differ only by rounding.
 
     Args:
-        digest: of the weights.
-        network_flags: network, feat_size and kernel_size as flags, None where the checkpoint decides.
+        digest: digest of the weights.
+        network_flags: network, feat_size and kernel_size as flags, None for the checkpoint's value.
         roi_size: (D, H, W) of the window, voxels.
-        overlap: of sliding windows.
-        amp: precision of autocast, as ``--amp`` names it.
-        description: of the dataset.
+        overlap: overlap of sliding windows.
+        amp: autocast precision, as ``--amp`` names it.
+        description: description of the dataset.
     """
     return {
         "trained_weights": digest,
@@ -81,17 +81,17 @@ def prediction_settings(
 def divide_cases(
     cases: Sequence[Case], folder: Path, settings: dict[str, Any], overwrite: bool
 ) -> tuple[list[Case], list[Case]]:
-    """The cases that are finished in a folder and those that are not; the same in every process.
+    """Divide cases into those that are finished in a folder and those that are not, equally in every process.
 
-    Afterwards the folder holds no prediction of other settings or of another image, whenever the run is killed: what
-    stays was made of the same ones, and gives way to a new one by a rename; what does not is gone before the new
-    settings are written.
+    Afterwards the folder holds no prediction with other settings or of another image, even if the run is killed at any
+    moment: predictions of the same settings and image stay until a rename replaces them, all others are removed before
+    the new settings are written.
 
     Args:
-        cases: of all the processes.
-        folder: of predictions.
-        settings: of ``prediction_settings``.
-        overwrite: whether all the cases are to be predicted again.
+        cases: cases of all processes.
+        folder: folder of predictions.
+        settings: result of ``prediction_settings``.
+        overwrite: whether to predict all cases again.
     Raises:
         InputError: predictions that would stay were made with other settings.
     """
@@ -104,15 +104,15 @@ def divide_cases(
     finished: list[Case] = []
     missing: list[Case] = []
     removed: list[Path] = []
-    for case, (source, worth) in zip(cases, found, strict=True):
+    for case, (source, status) in zip(cases, found, strict=True):
         if source is not None:
             sources[case["id"]] = source
-        if worth == WHOLE and not overwrite:
+        if status == FINISHED and not overwrite:
             finished.append(case)
         else:
             missing.append(case)
-            removed += [prediction_path(folder, case["id"])] if worth == OUTDATED else []
-            removed += [picture_path(folder, case["id"])] if worth != KEPT else []
+            removed += [prediction_path(folder, case["id"])] if status == OUTDATED else []
+            removed += [picture_path(folder, case["id"])] if status != UNKNOWN else []
     if process_rank() == 0:
         remove_files([*removed, folder / "dice.csv", folder / "dice.json"] if missing else [])
         write_text(folder / SETTINGS, json.dumps({**settings, SOURCES: sources}, indent=2) + "\n")
@@ -123,18 +123,18 @@ def divide_cases(
 def check_settings(
     folder: Path, settings: dict[str, Any], known: dict[str, Any] | None, replaced: Collection[str]
 ) -> None:
-    """Make sure that predictions which stay in a folder were made with the same settings.
+    """Make sure that the predictions that stay in a folder were made with the same settings.
 
     Args:
-        folder: of predictions.
-        settings: of ``prediction_settings``.
-        known: those of what is there; None where they cannot be told.
-        replaced: ids of the cases whose predictions do not stay.
+        folder: folder of predictions.
+        settings: result of ``prediction_settings``.
+        known: settings of the predictions in the folder; None if they cannot be read.
+        replaced: ids of the cases to be predicted again.
     Raises:
-        InputError: naming what differs.
+        InputError: the settings differ; it names the differences.
     """
-    there = {path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}")}
-    if not there - set(replaced):
+    present = {path.name.removesuffix(ENDING) for path in folder.glob(f"[!.]*{ENDING}")}
+    if not present - set(replaced):
         return
     expected = "another folder" if replaced else "--overwrite or another folder"
     if known is None:
@@ -145,32 +145,32 @@ def check_settings(
 
 
 def differing_settings(settings: dict[str, Any], known: dict[str, Any]) -> list[str]:
-    """The names of the settings that are not those of what is there."""
+    """List the names of the settings that differ from the known ones."""
     return [name for name, value in settings.items() if known.get(name) != value]
 
 
 def examine_prediction(folder: Path, case: Case, known: Any, classes: int) -> tuple[dict[str, Any] | None, str]:
-    """What a case's image is now, and what its prediction in a folder is worth: ``WHOLE``, ``OUTDATED`` or ``KEPT``.
+    """Describe a case's image, and determine the status of its prediction: ``FINISHED``, ``OUTDATED`` or ``UNKNOWN``.
 
     Args:
-        folder: of predictions.
-        case: "id" and "image".
-        known: what the image was when the prediction was made with the same settings; None if there was none.
+        folder: folder of predictions.
+        case: case with "id" and "image".
+        known: description of the image that was predicted with the same settings; None if there was none.
         classes: number of classes.
     """
     source = describe_source(case, known)
-    if source is None:  # it may come back, as it was
-        return None, OUTDATED if known is None else KEPT
+    if source is None:  # the image may become readable again, unchanged
+        return None, OUTDATED if known is None else UNKNOWN
     same = isinstance(known, dict) and known.get("digest") == source["digest"]
-    return source, WHOLE if same and is_finished(folder, case, classes) else OUTDATED
+    return source, FINISHED if same and is_finished(folder, case, classes) else OUTDATED
 
 
 def describe_source(case: Case, known: Any = None) -> dict[str, Any] | None:
-    """What a case's image files hold, as a digest, with their sizes and times; None where one cannot be read.
+    """Digest the content of a case's image files, with their sizes and times; None if one cannot be read.
 
     Args:
-        case: its files.
-        known: of an earlier call; files of the same sizes and times are not read again.
+        case: case with its files.
+        known: result of an earlier call; files of the same sizes and times are not read again.
     """
     files = image_files(case)
     try:
@@ -183,29 +183,29 @@ def describe_source(case: Case, known: Any = None) -> dict[str, Any] | None:
 
 
 def is_finished(folder: Path, case: Case, classes: int) -> bool:
-    """Whether a case's label map is there, whole, of its classes, and on its image's grid."""
+    """Check that a case's label map exists, is complete, has only known classes, and is on its image's grid."""
     path = prediction_path(folder, case["id"])
     try:
         prediction, image = open_volume(str(path)), open_volume(image_files(case)[0])
         labels = read_voxels(str(path))
-    except Exception:  # whatever is the matter with either, predicting the case will show or mend it
+    except Exception:  # whatever is wrong with either file, predicting the case will report or repair it
         return False
     same_grid = prediction.shape == image.shape[:3] and np.array_equal(prediction.affine, image.affine)
     return bool(same_grid and labels.dtype == np.uint8 and labels.max() < classes)
 
 
 def read_prediction(folder: Path, case: Case) -> dict[str, Any]:
-    """A finished case with its label map as "pred"."""
+    """Read the label map of a finished case, and return the case with it as "pred"."""
     return {**case, "pred": read_voxels(str(prediction_path(folder, case["id"])))}
 
 
 def remove_files(paths: Iterable[Path]) -> None:
-    """Remove what is there of an output folder's files."""
+    """Remove files of an output folder, if they exist."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # no file is there
+            if error.errno != errno.ENAMETOOLONG:  # with that error no such file exists
                 raise InputError(f"--output: {path} cannot be removed ({error.strerror}), expected a file") from error
 
 

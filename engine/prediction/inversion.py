@@ -1,8 +1,8 @@
-"""From logits on the network's grid to a label map on the image's own, in little memory.
+"""Inversion of logits on the network's grid to a label map on the image's native grid, in little memory.
 
-The label of a native voxel is the class whose probability, interpolated trilinearly, is the largest: what MONAI's
-inverse of the pipeline followed by an argmax gives. Where the two grids have the same axes (as they have unless the
-image's affine is sheared) an interpolation is a product with a matrix for each axis, done here in small blocks.
+The label of a native voxel is the class with the largest trilinearly interpolated probability, as MONAI's inverse of
+the pipeline followed by an argmax gives. If the two grids have the same axes (they do unless the image's affine is
+sheared), interpolation is a product with one matrix per axis, computed here in small blocks.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
-PIPELINE = ["Orientation", "SpatialResample", "CropForeground"]  # what the blocks' geometry is made for
-BLOCK = 48  # voxels along each side: one class fits a core's cache, and the matrices stay small
-MAX_SKEW = 0.01  # voxels of the network's grid, over the volume's extent; rounded affines stay below it
+PIPELINE = ["Orientation", "SpatialResample", "CropForeground"]  # operations that interpolation in blocks supports
+BLOCK = 48  # voxels per side: one class fits into a core's cache, and the matrices stay small
+MAX_SKEW = 0.01  # voxels of the network's grid over the extent of the volume; rounding of affines stays below it
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of the network's grid, and the native voxels along it that lie in the foreground crop.
+    """Axis of the network's grid, with the native voxels along it that are in the foreground crop.
 
     Args:
-        native: number of the native axis that runs along it, either way.
-        voxels: indices of these voxels, one after the other.
-        places: where they lie, in voxels of the cropped grid.
+        native: index of the native axis that is parallel to it, in either direction.
+        voxels: consecutive indices of these voxels.
+        places: their coordinates, in voxels of the cropped grid.
     """
 
     native: int
@@ -39,12 +39,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Part:
-    """Native voxels next to each other along an axis, and the grid's voxels that they are interpolated from.
+    """Consecutive native voxels along an axis, and the voxels of the network's grid that they are interpolated from.
 
     Args:
         native: slice of the native axis.
-        grid: slice of the grid's axis.
-        weights: (native voxels, grid voxels).
+        grid: slice of the network grid's axis.
+        weights: interpolation weights (native voxels, grid voxels).
     """
 
     native: slice
@@ -53,15 +53,15 @@ class Part:
 
 
 def to_native_labels(logits: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
-    """The label map of an image on its own grid; voxels outside the foreground crop are background.
+    """Compute the label map of an image on its native grid; voxels outside the foreground crop are background.
 
     Args:
-        logits: on the grid of ``image``.
-        image: that the network has seen, which remembers how it was made.
-        transforms: the pipeline that made it.
+        logits: logits on the grid of ``image``.
+        image: input of the network, with the record of the operations that produced it.
+        transforms: pipeline that produced the image.
     Shape: (classes, D, H, W) -> (X, Y, Z), uint8, on the CPU.
     Raises:
-        FloatingPointError: logits that are not finite.
+        FloatingPointError: the logits are not finite.
     """
     axes = shared_axes(image)
     if axes is None:
@@ -70,11 +70,11 @@ def to_native_labels(logits: Tensor, image: MetaTensor, transforms: Compose) -> 
 
 
 def shared_axes(image: MetaTensor) -> list[Axis] | None:
-    """The axes of the image's grid as the native grid knows them; None where it does not share them.
+    """Match the axes of the image's grid with those of the native grid; None if they are not parallel.
 
-    It does not where the native affine is sheared: stepping along a native axis then moves across another axis of the
-    grid, by more than ``MAX_SKEW`` voxels from one end of the volume to the other. Nor is anything known of pipelines
-    that do other things than orienting, resampling linearly and cropping.
+    They are not if the native affine is sheared: stepping along a native axis then also moves along another axis of the
+    grid, by more than ``MAX_SKEW`` voxels from one end of the volume to the other. None is also returned for pipelines
+    with operations other than orientation, linear resampling and cropping.
     """
     operations = image.applied_operations
     if [operation["class"] for operation in operations] != PIPELINE:
@@ -95,16 +95,16 @@ def shared_axes(image: MetaTensor) -> list[Axis] | None:
     for axis, native in enumerate(natives):
         size = image.shape[axis + 1]
         places = steps[axis, native] * np.arange(shape[native]) + to_grid[axis, 3]
-        places = places.round(6)  # float64's last digits must not tell whether a voxel lies on the edge of the crop
+        places = places.round(6)  # float64 rounding must not decide whether a voxel is on the edge of the crop
         (voxels,) = np.nonzero((places > -1) & (places < size))
-        # Between the crop and the zeros around it all the classes fade alike, and where the crop ends with the grid
-        # that it was cut from, the last half voxel takes the border's value: the border decides.
+        # Between the crop and the zeros around it all classes fade equally, and if the crop ends with the grid that it
+        # was cut from, the last half voxel has the border's value: in both cases the border voxel decides.
         axes.append(Axis(int(native), voxels, places[voxels].clip(0, size - 1)))
     return axes
 
 
 def split_axis(axis: Axis, device: torch.device) -> list[Part]:
-    """The parts of an axis, of ``BLOCK`` voxels at most of the grid that is finer along it."""
+    """Split an axis into parts of at most ``BLOCK`` voxels of the grid that is finer along it."""
     span = np.ptp(axis.places) if len(axis.places) > 1 else 0
     length = max(1, int(BLOCK * min(1, len(axis.places) / (span + 1))))
     parts = []
@@ -123,20 +123,20 @@ def split_axis(axis: Axis, device: torch.device) -> list[Part]:
 
 
 def interpolate_blocks(logits: Tensor, axes: Sequence[Axis], shape: Sequence[int]) -> Tensor:
-    """Labels on the native grid, block by block.
+    """Compute labels on the native grid, block by block.
 
-    Only classes that can win in a block are interpolated there: the probabilities of a voxel add up to one, and so do
-    interpolated ones, so that the winner has its share of at least one over the number of classes somewhere around.
+    Only classes that can win in a block are interpolated in it: the probabilities of a voxel sum to one, and so do
+    interpolated ones, so the winner has a probability of at least 1 / classes in one of the block's voxels.
 
     Args:
-        logits: on the cropped grid.
-        axes: of the grid.
-        shape: of the native grid.
+        logits: logits on the cropped grid.
+        axes: axes of that grid.
+        shape: shape of the native grid.
     Shape: (classes, D, H, W) -> (X, Y, Z), uint8, on the logits' device.
     """
     labels = torch.zeros(tuple(shape), dtype=torch.uint8, device=logits.device)
     turned = labels.permute([axis.native for axis in axes])
-    least = 0.999 / len(logits)  # a sum of rounded numbers need not be one
+    least = 0.999 / len(logits)  # rounded probabilities need not sum to one
     for x, y, z in product(*(split_axis(axis, logits.device) for axis in axes)):
         probabilities = logits[:, x.grid, y.grid, z.grid].softmax(dim=0)
         (classes,) = (probabilities.amax(dim=(1, 2, 3)) >= least).nonzero(as_tuple=True)
@@ -148,12 +148,12 @@ def interpolate_blocks(logits: Tensor, axes: Sequence[Axis], shape: Sequence[int
         # (classes, d, h, w) -> (classes, d, h, Z) -> (classes, d, Y, Z) -> (classes, X, Y, Z)
         interpolated = y.weights @ (probabilities[classes] @ z.weights.T)
         interpolated = (x.weights @ interpolated.flatten(2)).unflatten(2, interpolated.shape[2:])
-        block[:] = classes[interpolated.max(dim=0).indices]  # of equal ones the first
+        block[:] = classes[interpolated.max(dim=0).indices]  # the first of equal ones
     return labels
 
 
 def compare_classes(logits: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
-    """Labels by MONAI's inverse of the pipeline, for any geometry: one class at a time is taken back and compared.
+    """Compute labels by MONAI's inverse of the pipeline, for any geometry, comparing one class after the other.
 
     Args, Shape, Raises: as ``to_native_labels``.
     """
@@ -172,13 +172,13 @@ def compare_classes(logits: Tensor, image: MetaTensor, transforms: Compose) -> T
 
 
 def to_native(volume: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
-    """A volume on the image's grid (D, H, W), taken back through its pipeline to the native grid (X, Y, Z)."""
-    operations = deepcopy(image.applied_operations)  # going back uses them up
+    """Invert the pipeline for a volume on the image's grid, (D, H, W) -> (X, Y, Z) on the native grid."""
+    operations = deepcopy(image.applied_operations)  # the inverse removes them
     placed = MetaTensor(volume[None].cpu(), meta=image.meta, applied_operations=operations)
     return transforms.inverse({"image": placed})["image"][0].as_subclass(Tensor)
 
 
 def require_finite_logits(finite: bool) -> None:
-    """Raise FloatingPointError unless the network's output was finite."""
+    """Raise FloatingPointError if the network's output is not finite."""
     if not finite:
-        raise FloatingPointError("found logits that are not finite, expected numbers")
+        raise FloatingPointError("found logits that are not finite, expected finite ones")

@@ -1,4 +1,4 @@
-"""From logits to a label map on the image's own grid, and from that to a file."""
+"""Post-transforms: from logits to a label map on the image's native grid, and from that to a file."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from engine.runtime.memory import return_freed_memory
 
 
 class InvertToLabelsd(Transform):
-    """Logits "pred" on the grid of "image" -> label map "pred" on the grid that "image" was read from.
+    """Convert logits "pred" on the grid of "image" to a label map "pred" on the native grid of the image's file.
 
-    The dictionary itself is updated, which lets the logits go.
+    The dictionary is updated in place, so that the memory of the logits is freed.
 
     Args:
-        transforms: the pipeline that made "image".
+        transforms: pipeline that produced "image".
     Shape: pred (classes, D, H, W) -> (X, Y, Z), uint8.
     Raises:
-        InputError: logits that are not finite.
+        InputError: the logits are not finite.
     """
 
     def __init__(self, transforms: Compose) -> None:
@@ -34,7 +34,7 @@ class InvertToLabelsd(Transform):
         except FloatingPointError as error:
             raise InputError(f"{data['id']}: {error}; --amp off computes in float32") from error
         data["pred"] = labels.numpy()
-        return_freed_memory()  # the logits' gigabytes, before the next case's are needed
+        return_freed_memory()  # gigabytes of logits, before the next case needs as much
         return data
 
 
@@ -42,7 +42,7 @@ class SaveLabelsd(Transform):
     """Write the label map "pred" as <id>_seg.nii.gz, with the affine and header of the image it was predicted from.
 
     Args:
-        output: folder to write to.
+        output: folder of predictions.
     """
 
     def __init__(self, output: Path) -> None:

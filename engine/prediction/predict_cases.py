@@ -1,4 +1,4 @@
-"""Case by case from loading to the Dice table: what fails is that case's failure, and the run goes on."""
+"""Prediction case by case, from loading to the Dice table; a case that fails does not stop the run."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -29,18 +29,18 @@ from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_
 from engine.runtime.memory import return_freed_memory
 from networks.base import SegmentationNetwork
 
-Sample = dict[str, Any]  # a case on its way: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
+Sample = dict[str, Any]  # a case in progress: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What takes the place of a case that failed on its way.
+    """Placeholder for a case that failed.
 
     Args:
-        case: its id.
-        reason: one line.
+        case: id of the case.
+        reason: cause, in one line.
     """
 
     case: str
@@ -49,12 +49,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """Outcome of one case.
 
     Args:
-        case: its id.
-        dice: of each foreground class, None where it could not be scored or has no label.
-        failures: a line for each step that failed.
+        case: id of the case.
+        dice: Dice of each foreground class; None if the case could not be scored or has no label.
+        failures: one line for each step that failed.
     """
 
     case: str
@@ -63,14 +63,14 @@ class Outcome:
 
 
 class CasesToPredict(Dataset[Sample | Failure]):
-    """Preprocessed cases; a case that cannot be loaded is replaced by its failure.
+    """Dataset of preprocessed cases; a case that cannot be loaded is replaced by its failure.
 
-    An exception would not do: raised in a loading process it ends the loading.
+    It raises no exception, since one in a loading process would end all loading.
 
     Args:
-        cases: to load.
-        transforms: the pipeline.
-        description: channels and spacing that the headers have to agree with.
+        cases: cases to load.
+        transforms: preprocessing pipeline.
+        description: channels and spacing that the headers must match.
     """
 
     def __init__(self, cases: Sequence[Case], transforms: Compose, description: DatasetDescription) -> None:
@@ -91,11 +91,11 @@ class CasesToPredict(Dataset[Sample | Failure]):
 
 @dataclass(frozen=True)
 class Review:
-    """Scores predictions of cases that have a label, and draws them.
+    """Review of predictions: score the cases that have a label, and draw pictures.
 
     Args:
-        folder: of predictions and pictures.
-        description: of the dataset.
+        folder: folder of predictions and pictures.
+        description: description of the dataset.
         with_pictures: whether to draw the cases that have no picture yet.
     """
 
@@ -104,10 +104,10 @@ class Review:
     with_pictures: bool
 
     def __call__(self, sample: Sample | Failure) -> Outcome:
-        """The outcome of a predicted case with the label map "pred", or of one that failed on its way.
+        """Determine the outcome of a predicted case with the label map "pred", or of a case that failed.
 
         Raises:
-            DiskError: the picture cannot be written.
+            DiskError: a picture cannot be written.
         """
         if isinstance(sample, Failure):
             return Outcome(sample.case, None, (sample.reason,))
@@ -120,7 +120,7 @@ class Review:
         return Outcome(sample["id"], dice, tuple(failures))
 
     def _score(self, sample: Any) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | tuple[None, None]:
-        """The label map of a case and the Dice of each foreground class; None and None for a case without a label."""
+        """Return a case's label map and the Dice of each foreground class; None and None for a case without a label."""
         if "label" not in sample:
             return None, None
         label = read_checked_label(sample, self.description)
@@ -143,12 +143,12 @@ def predict_cases(
     """Predict, write and review cases; a case that fails does not stop the others.
 
     Args:
-        cases: of this process.
-        transforms: from a case's files to the network's input.
-        post_transforms: from logits to a label map on the image's own grid, and from that to a file.
-        network: in evaluation mode, on its device.
-        window: how it slides.
-        review: of each predicted case.
+        cases: cases of this process.
+        transforms: pipeline from a case's files to the network's input.
+        post_transforms: transform from logits to a label map on the image's native grid, and one that writes it.
+        network: network in evaluation mode, on its device.
+        window: sliding window.
+        review: scoring and drawing of each predicted case.
         num_workers: processes that load cases.
     Raises:
         DiskError: the output cannot be written.
@@ -157,11 +157,11 @@ def predict_cases(
     outcomes: list[Outcome] = []
 
     def infer(sample: Sample) -> Any:
-        # Inverted here, not beside the next case's network: one case's logits at a time are gigabytes enough.
+        # Inverted here, not in the thread: logits take gigabytes, so only one case may hold them at a time.
         return invert({**sample, "pred": predict_logits(network, sample["image"], window)})
 
     def finish(sample: Sample | Failure) -> None:
-        # A folder that cannot be written to is no fault of the case, and would fail all the others.
+        # A folder that cannot be written to is no fault of the case, and all other cases would fail too.
         outcomes.append(review(attempt(save, sample, fatal=(DiskError,))))
 
     loader = case_loader(CasesToPredict(cases, transforms, review.description), num_workers)
@@ -171,14 +171,14 @@ def predict_cases(
 
 
 def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:
-    """Do ``work`` on each item, while a thread finishes the item before.
+    """Run ``work`` on each item while a thread runs ``finish`` on the previous one.
 
-    One item at most waits for its finish, so that memory stays bounded; an error in a finish surfaces here.
+    At most one item waits for ``finish``, so that memory stays bounded; an error in ``finish`` is raised here.
 
     Args:
-        items: taken one at a time.
-        work: of the calling thread.
-        finish: called with what ``work`` returned, one item after the other.
+        items: iterable, consumed one item at a time.
+        work: function that runs in the calling thread.
+        finish: function that runs in the thread, on one result of ``work`` after the other.
     """
     with ThreadPoolExecutor(1) as thread:
         pending: Future[object] | None = None
@@ -187,13 +187,13 @@ def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish:
             if pending is not None:
                 pending.result()
             pending = thread.submit(finish, result)
-            del item, result  # the thread alone decides how long they live
+            del item, result  # so that only the thread keeps them alive
         if pending is not None:
             pending.result()
 
 
 def review_finished(cases: Sequence[Case], review: Review) -> list[Outcome]:
-    """Review cases of this process whose predictions are in the folder already."""
+    """Review the cases of this process that were predicted by an earlier run."""
     bar = tqdm(cases, "scoring", leave=False, disable=process_rank() != 0 or not cases)
     read = partial(read_prediction, review.folder)
     return [review(attempt(read, case)) for case in bar]
@@ -202,12 +202,12 @@ def review_finished(cases: Sequence[Case], review: Review) -> list[Outcome]:
 def attempt(
     step: Callable[[Any], Result], case: Case | Sample | Failure, fatal: tuple[type[Exception], ...] = ()
 ) -> Result | Failure:
-    """Do a step with a case; where it fails, or an earlier one has, return the failure.
+    """Run one step on a case; if it fails, or an earlier step has failed, return the failure.
 
     Args:
-        step: of one case.
-        case: with "id"; or its failure, which is handed on.
-        fatal: exceptions that are no fault of the case, and are raised.
+        step: function of one case.
+        case: case with "id", or its failure, which is returned unchanged.
+        fatal: exceptions that are not caused by the case, and are raised.
     """
     if isinstance(case, Failure):
         return case
@@ -215,16 +215,16 @@ def attempt(
         return step(case)
     except fatal:
         raise
-    except Exception as error:  # of hundreds of cases none's surprise may end the run
+    except Exception as error:  # no error of a single case may end a run over hundreds
         failure = Failure(case["id"], describe_error(case["id"], error))
-    # What the step held is free only now that its exception is forgotten.
+    # The memory that the step used is free only here, after its exception is released.
     return_freed_memory()
     torch.cuda.empty_cache()
     return failure
 
 
 def describe_error(case: str, error: BaseException) -> str:
-    """One line about a case that failed; an ``InputError`` says itself which file it means."""
+    """Describe the failure of a case in one line; an ``InputError`` already names the file."""
     out_of_memory = is_out_of_memory(error)
     while error.__cause__ is not None and not isinstance(error, InputError):  # MONAI wraps its transforms' errors
         error = error.__cause__
@@ -238,14 +238,14 @@ def describe_error(case: str, error: BaseException) -> str:
 
 
 def report(outcomes: Sequence[Outcome], folder: Path, description: DatasetDescription) -> None:
-    """Print and write the Dice of all the cases that have one, tell how many predictions there are, and what failed.
+    """Print and write the Dice of all cases that have one, and report the number of predictions and the failures.
 
     Args:
-        outcomes: of all the cases, in the order of the table; the same in every process.
-        folder: of predictions.
-        description: of the dataset.
+        outcomes: outcomes of all cases, in the order of the table; the same in every process.
+        folder: folder of predictions.
+        description: description of the dataset.
     Raises:
-        CasesFailed: a line for everything that failed.
+        CasesFailed: cases failed; one line per failure.
     """
     table = DiceTable(description.classes[1:])
     for outcome in outcomes:
@@ -254,7 +254,7 @@ def report(outcomes: Sequence[Outcome], folder: Path, description: DatasetDescri
     if process_rank() == 0 and table.cases:
         table.write(folder)
         print(table.as_text())
-    there = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes)
-    print(f"{there} predictions in {folder}")
+    present = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes)
+    print(f"{present} predictions in {folder}")
     if failures := [line for outcome in outcomes for line in outcome.failures]:
         raise CasesFailed("\n".join(failures))

@@ -1,4 +1,4 @@
-"""Logits of a volume by sliding window."""
+"""Sliding-window inference over a volume."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from networks.base import SegmentationNetwork
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a sliding window goes over a volume.
+    """Sliding window over a volume.
 
     Args:
         roi_size: (D, H, W) of the window, voxels.
-        sw_batch_size: windows a forward on a GPU; a CPU takes them one by one.
-        overlap: share of a window that the next one repeats, from 0 to below 1.
-        device: the network's.
-        autocast: makes the context that the network runs in.
+        sw_batch_size: windows per forward pass on a GPU; on a CPU it is always one.
+        overlap: overlap of neighbouring windows as a share of the window, from 0 to below 1.
+        device: device of the network.
+        autocast: factory of the autocast context that the network runs in.
     """
 
     roi_size: Sequence[int]
@@ -31,15 +31,15 @@ class SlidingWindow:
 
 
 def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingWindow) -> Tensor:
-    """Logits of one volume by sliding window, the mean of the windows that cover a voxel.
+    """Predict the logits of one volume by sliding window, averaged over the windows that cover a voxel.
 
     Args:
-        network: in evaluation mode.
-        image: preprocessed, on any device; where it is smaller than the window each channel is padded with its
+        network: network in evaluation mode.
+        image: preprocessed volume on any device; if it is smaller than the window, each channel is padded with its
             minimum, as training crops are.
         window: size, overlap, device and precision.
-    Shape: (channels, D, H, W) -> (classes, D, H, W), float32, on the network's device or, where they would crowd it,
-        on the CPU.
+    Shape: (channels, D, H, W) -> (classes, D, H, W), float32, on the network's device or, if they would take too much
+        of its memory, on the CPU.
     """
 
     def predictor(windows: Tensor) -> Tensor:
@@ -47,37 +47,38 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingW
             return network(windows + minimum).float()
 
     volume = image[None].as_subclass(Tensor).to(window.device)
-    minimum = volume.amin(dim=(2, 3, 4), keepdim=True)  # one a channel, which is what padding with 0 then stands for
+    # Per channel. It is subtracted for MONAI, which pads with 0, and added again in each window.
+    minimum = volume.amin(dim=(2, 3, 4), keepdim=True)
     sides = [max(pair) for pair in zip(window.roi_size, image.shape[1:], strict=True)]
     place = choose_accumulator(network.out_chans, sides, window.device, free_memory(window.device))
-    # A CPU gains nothing from several windows at once, whose activations are gigabytes.
-    windows_a_forward = 1 if window.device.type == "cpu" else window.sw_batch_size
+    # On a CPU several windows at once are no faster, and their activations take gigabytes.
+    windows_per_forward = 1 if window.device.type == "cpu" else window.sw_batch_size
     with torch.inference_mode():
         shifted = volume - minimum
         logits = sliding_window_inference(
-            shifted, window.roi_size, windows_a_forward, predictor, window.overlap, device=place
+            shifted, window.roi_size, windows_per_forward, predictor, window.overlap, device=place
         )
-        assert isinstance(logits, Tensor)  # one output, no dictionary of them
+        assert isinstance(logits, Tensor)  # a single output, not a dictionary of outputs
         return logits[0]
 
 
 def choose_accumulator(classes: int, sides: Sequence[int], device: torch.device, free: float) -> torch.device:
-    """Where the windows' logits are added up: on the device if that takes at most half of its free memory.
+    """Choose the device that accumulates the logits: the network's, if that takes at most half of its free memory.
 
     The network's activations need the other half.
 
     Args:
-        classes: of the logits; one more volume counts the windows.
-        sides: (D, H, W), voxels.
-        device: the network's.
-        free: its memory, bytes.
+        classes: number of classes; one additional volume counts the windows.
+        sides: (D, H, W) of the volume, voxels.
+        device: device of the network.
+        free: free memory of that device, bytes.
     """
     needed = 4 * (classes + 1) * math.prod(sides)
     return device if needed <= free / 2 else torch.device("cpu")
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a GPU has left, PyTorch's own reserve included; a CPU has nowhere to put things instead: infinite."""
+    """Return a GPU's free memory in bytes, PyTorch's unused reserve included; infinite for a CPU, the only fallback."""
     if device.type != "cuda":
         return math.inf
     free, _ = torch.cuda.mem_get_info(device)

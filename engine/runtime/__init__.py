@@ -1,1 +1,1 @@
-"""What every command needs: flags, errors, files, devices, processes, memory, requests to stop."""
+"""Services that every command needs: flags, errors, files, devices, processes, memory, requests to stop."""

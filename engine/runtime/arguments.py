@@ -1,4 +1,4 @@
-"""Types of command-line values, each with the message for a value it cannot take."""
+"""Types of command-line values, each with an error message for an invalid value."""
 
 import argparse
 import ast
@@ -14,7 +14,7 @@ AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 
 
 def number(kind: type, low: float, high: float = float("inf"), *, open_high: bool = False) -> Callable[[str], float]:
-    """A value of ``kind`` (int or float) between ``low`` and ``high``, ``high`` itself excluded with ``open_high``."""
+    """Make a converter to ``kind`` (int or float) that accepts ``low`` to ``high``; ``open_high`` excludes ``high``."""
     bounds = f"from {low:g}" + ("" if high == float("inf") else f" to {'below ' if open_high else ''}{high:g}")
     expected = f"{'a whole number' if kind is int else 'a number'} {bounds}"
 
@@ -32,7 +32,7 @@ def number(kind: type, low: float, high: float = float("inf"), *, open_high: boo
 
 
 def positive(text: str) -> float:
-    """A number above zero."""
+    """Convert text to a finite number above zero."""
     value = number(float, 0)(text)
     if value == 0 or value == float("inf"):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
@@ -40,7 +40,7 @@ def positive(text: str) -> float:
 
 
 def hours(text: str) -> float:
-    """A span of time above zero, at most a year."""
+    """Convert text to a time span in hours, above zero and at most a year."""
     value = positive(text)
     if value > HOURS_OF_A_YEAR:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected at most {HOURS_OF_A_YEAR} hours")
@@ -48,7 +48,7 @@ def hours(text: str) -> float:
 
 
 def odd(text: str) -> int:
-    """An odd whole number: the side of a kernel, voxels."""
+    """Convert text to an odd whole number: the side of a kernel, in voxels."""
     value = int(number(int, 1)(text))
     if value % 2 == 0:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected an odd number")
@@ -56,14 +56,14 @@ def odd(text: str) -> int:
 
 
 def boolean(text: str) -> bool:
-    """True or False, spelt out."""
+    """Convert the text True or False, in any case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
     return text.lower() == "true"
 
 
 class NetworkArguments(argparse.Action):
-    """Collects NAME=VALUE words into a dictionary; values are Python literals (2, 0.5, true, 2,2,2) or text."""
+    """Collect NAME=VALUE words into a dictionary; values are Python literals (2, 0.5, true, 2,2,2) or text."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, words: Any, *_: Any) -> None:
         arguments: dict[str, Any] = {}
@@ -85,16 +85,16 @@ def _parse_value(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
-    # JSON's values alone, so that they are the same when they come back from a checkpoint or a settings file.
+    # Only values that JSON has, so that they are unchanged when read back from a checkpoint or a settings file.
     return json.loads(json.dumps(value)) if isinstance(value, int | float | str | tuple | list) else text
 
 
 def add_network_arguments(group: argparse._ArgumentGroup, suffix: str = "") -> None:
-    """Add the flags that reach the network's constructor, alike in every command.
+    """Add the flags that are passed on to the network's constructor, the same in every command.
 
     Args:
-        group: to add them to.
-        suffix: of their help.
+        group: argument group that receives the flags.
+        suffix: text appended to the help of each flag.
     """
     group.add_argument(
         "--feat_size",
@@ -113,11 +113,31 @@ def add_network_arguments(group: argparse._ArgumentGroup, suffix: str = "") -> N
     )
 
 
+def add_execution_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of device, precision and sliding windows, the same in every command."""
+    group.add_argument("--gpu", default="0", metavar="DEVICE", help="number of a CUDA device, or cpu")
+    group.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="precision of autocast")
+    group.add_argument(
+        "--overlap",
+        type=number(float, 0, 1, open_high=True),
+        default=0.5,
+        metavar="SHARE",
+        help="overlap of neighbouring sliding windows",
+    )
+    group.add_argument(
+        "--sw_batch_size",
+        type=number(int, 1),
+        default=4,
+        metavar="N",
+        help="sliding windows per forward pass on a GPU",
+    )
+
+
 def network_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the network's constructor that were given as flags.
+    """Collect the arguments of the network's constructor that were given as flags.
 
     Raises:
-        InputError: one was given twice.
+        InputError: an argument was given twice.
     """
     named = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
     others = args.network_args or {}

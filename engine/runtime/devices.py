@@ -1,4 +1,4 @@
-"""The device a run is on, and the precision of its autocast."""
+"""Device, autocast precision and memory layout of a run."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,16 +15,18 @@ from networks.layers import ChannelsLastInstanceNorm3d
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 SMALLEST_BF16_SIDE = 3
 Layout = Literal["plain", "channels_last", "channels_last_kernels"]
-# On GPUs the plain layout, until benchmarks.gpu has compared them.
+# GPUs use the plain layout until benchmarks.gpu has compared the two.
 LAYOUTS: dict[str, Layout] = {"cpu": "channels_last", "cuda": "plain"}
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(gpu: str) -> torch.device:
-    """The device of ``--gpu``: "cpu", or a CUDA device's number. Without CUDA the CPU, said in one line.
+    """Choose the device of ``--gpu``: "cpu", or the number of a CUDA device.
+
+    Without CUDA the CPU is used, and one printed line reports it.
 
     Raises:
-        InputError: neither, or a number that this machine does not have.
+        InputError: the value is neither of these, or no CUDA device of this machine has that number.
     """
     if gpu == "cpu":
         return torch.device("cpu")
@@ -41,19 +43,19 @@ def choose_device(gpu: str) -> torch.device:
 def choose_precision(
     amp: str, device: torch.device, roi_size: Sequence[int], input_sizes: InputSizes
 ) -> torch.dtype | None:
-    """The autocast type of ``--amp``, None for float32.
+    """Choose the autocast precision for ``--amp``; None is float32.
 
-    "auto" takes bf16 where it pays: on GPUs that compute in it (others take fp16) and on CPUs with AMX; two cores with
-    AVX-512 bf16 alone trained no faster than in float32.
+    "auto" selects bf16 where it is faster: on GPUs with native bf16 (other GPUs get fp16) and on CPUs with AMX. Two
+    cores that have only AVX-512 bf16 trained no faster than in float32.
 
     Args:
         amp: one of ``engine.runtime.arguments.AMP_CHOICES``.
-        device: to compute on.
+        device: the device that computes.
         roi_size: (D, H, W) of the crops, voxels.
-        input_sizes: the network's; their divisors tell its coarsest grid.
+        input_sizes: input sizes of the network; their divisors give its coarsest grid.
     Raises:
         InputError: bf16 on a CPU with a coarsest grid of fewer than 3 voxels along an axis, where oneDNN (3.12) returns
-            wrong gradients, infinite ones among them.
+            wrong gradients, some of them infinite.
     """
     divisors = input_sizes.divisors
     coarsest = (side // divisor for side, divisor in zip(roi_size, divisors, strict=True))
@@ -69,20 +71,20 @@ def choose_precision(
 
 
 def to_device(network: Network, device: torch.device, layout: Layout | None = None) -> Network:
-    """Move a network to its device, in the layout that its 3D convolutions are fastest in.
+    """Move a network to its device, in the memory layout in which its 3D convolutions are fastest.
 
     Args:
-        network: changed in place, and returned.
-        device: to move to.
-        layout: of kernels and activations, by default the device's (``LAYOUTS``). PyTorch's instance normalisation
-            answers in the plain layout; "channels_last" replaces it by one that does not, "channels_last_kernels"
-            leaves it.
+        network: network to move, changed in place and returned.
+        device: target device.
+        layout: memory layout of kernels and activations; by default that of the device in ``LAYOUTS``. The output of
+            PyTorch's instance normalisation always has the plain layout; "channels_last" replaces it by one that keeps
+            the layout of its input, "channels_last_kernels" does not replace it.
     """
     network.to(device)
     layout = layout or LAYOUTS.get(device.type, "plain")
     if layout != "plain":
         for tensor in itertools.chain(network.parameters(), network.buffers()):
-            if tensor.dim() == 5:  # Module.to(memory_format=...) takes 4D tensors for images and fails
+            if tensor.dim() == 5:  # Module.to(memory_format=...) treats 4D tensors as images and fails
                 tensor.data = tensor.data.to(memory_format=torch.channels_last_3d)
     if layout == "channels_last":
         _use_channels_last_norms(network)
@@ -98,7 +100,7 @@ def _use_channels_last_norms(module: nn.Module) -> None:
 
 
 def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
-    """Start to copy numbers (count,) from their device; the function returned waits for them, and for nothing later."""
+    """Start copying numbers (count,) from their device; the returned function waits for this copy only."""
     if values.device.type != "cuda":
         return values.tolist
     copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values.detach(), non_blocking=True)
@@ -113,10 +115,10 @@ def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
 
 
 def amp_name(precision: torch.dtype | None) -> str:
-    """The value of ``--amp`` for an autocast type: bf16, fp16, or off for float32."""
+    """Name the ``--amp`` value of an autocast precision: bf16, fp16, or off for float32."""
     return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
 
 
 def make_autocast(device: torch.device, precision: torch.dtype | None) -> Callable[[], torch.autocast]:
-    """A maker of autocast contexts for this device and precision."""
+    """Make a factory of autocast contexts for this device and precision."""
     return partial(torch.autocast, device.type, dtype=precision, enabled=precision is not None)

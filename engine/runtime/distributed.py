@@ -1,7 +1,7 @@
-"""One run on many devices: torchrun starts a process a device, and these functions say what is whose.
+"""Distributed runs: torchrun starts one process per device, and these functions shard, gather and synchronise work.
 
-Without torchrun there is one process, number 0 of 1, and every function is its trivial case. Nothing is kept here:
-whether there are others is torch.distributed's to know.
+Without torchrun there is a single process of rank 0 and world size 1, and every function is trivial. This module keeps
+no state: torch.distributed knows the process group.
 """
 
 import os
@@ -21,23 +21,23 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.runtime.devices import choose_device, read_later
 from engine.runtime.errors import SECONDS_TO_STOP, InputError
 
-# A process may wait for the others as long as a large dataset takes to be read; where one dies torchrun ends the rest.
+# Long enough to read a large dataset while other processes wait; if one process dies, torchrun ends the rest.
 PATIENCE = timedelta(hours=12)
-OTHER_IS_GONE = ("closed by peer", "reset by peer")  # in gloo's errors; NCCL waits
+OTHER_IS_GONE = ("closed by peer", "reset by peer")  # in errors of gloo; NCCL waits instead
 Item = TypeVar("Item")
 
 
 @contextmanager
 def join_processes(gpu: str) -> Iterator[torch.device]:
-    """Join the other processes of torchrun for the length of a block, and yield the device to work on.
+    """Join torchrun's process group for the duration of a block, and yield the device of this process.
 
-    CUDA devices exchange tensors by NCCL, CPUs by gloo. Only process 0 prints. After an error the group stays: taking
-    it down needs every process, and torchrun ends the others once this one is gone.
+    CUDA devices communicate through NCCL, CPUs through gloo. Only rank 0 prints. After an error the group is not
+    destroyed: that needs every process, and torchrun ends the others once this one has ended.
 
     Args:
-        gpu: of ``--gpu``.
+        gpu: value of ``--gpu``.
     Raises:
-        InputError: no such device, or fewer devices than processes.
+        InputError: the device does not exist, or there are fewer devices than processes.
     """
     if not dist.is_torchelastic_launched():
         yield choose_device(gpu)
@@ -48,7 +48,7 @@ def join_processes(gpu: str) -> Iterator[torch.device]:
         redirect_stdout(nowhere if rank else sys.stdout),
         warnings.catch_warnings(),
     ):
-        # Gradients and weights differ in the strides of axes of length 1, which mean nothing.
+        # Gradients and weights may differ in the strides of axes of length 1, which is harmless.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         try:
             device = _choose_own_device(gpu, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -56,45 +56,45 @@ def join_processes(gpu: str) -> Iterator[torch.device]:
             yield device
             dist.destroy_process_group()
         except Exception as error:
-            # What stops all of them process 0 tells, and what stopped another one that one does.
+            # Rank 0 reports an error that all processes share; any other is reported by the process that raised it.
             if rank > 0 or any(text in str(error) for text in OTHER_IS_GONE):
                 time.sleep(SECONDS_TO_STOP)
             raise
 
 
 def _choose_own_device(gpu: str, local_rank: int, local_processes: int) -> torch.device:
-    """The device of one of this machine's processes."""
+    """Choose the device of one of the processes on this machine."""
     if gpu not in ("0", "cpu"):
-        raise InputError(f"--gpu: found {gpu} under torchrun, expected none (process n takes device n) or cpu")
+        raise InputError(f"--gpu: found {gpu} under torchrun, expected none (process n uses device n) or cpu")
     if gpu == "cpu" or not torch.cuda.is_available():
         return choose_device(gpu)
     if (devices := torch.cuda.device_count()) < local_processes:
-        raise InputError(f"--nproc_per_node: found {local_processes}, expected {devices}, the CUDA devices, or fewer")
+        raise InputError(f"--nproc_per_node: found {local_processes}, expected at most {devices}, one per CUDA device")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)  # NCCL gathers objects on the current device
     return device
 
 
 def process_rank() -> int:
-    """This process's number; 0 reports and writes what there is one of."""
+    """Return the rank of this process; rank 0 prints, and writes the files that exist once per run."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def process_count() -> int:
-    """How many processes work together."""
+    """Return the world size, the number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def shard(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's part of what all have: every ``process_count()``-th, which may be none."""
+    """Return this process's shard of a list that all have: every ``process_count()``-th item, possibly none."""
     return items[process_rank() :: process_count()]
 
 
 def gather(part: Sequence[Item]) -> list[Item]:
-    """The inverse of ``shard``: from each process's results for its part those for the whole, in order, for everybody.
+    """Gather the results of all shards in the original order, in every process; the inverse of ``shard``.
 
     Args:
-        part: objects that can be pickled, small ones: they travel.
+        part: results for this process's shard, small picklable objects, since they are sent to all processes.
     """
     if process_count() == 1:
         return list(part)
@@ -104,12 +104,12 @@ def gather(part: Sequence[Item]) -> list[Item]:
 
 
 def barrier() -> None:
-    """Return when every process has come here: what each made of its part is there for all."""
+    """Wait until every process has called this, so that what each has written is available to all."""
     gather([])
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes. Each process's value is in the sums of all, so their gradients add up as well."""
+    """All-reduced sum. Each process's value enters the sums of all processes, so its gradients are summed as well."""
 
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:
@@ -123,17 +123,17 @@ class _Sum(torch.autograd.Function):
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor that every process has one of; differentiable, without waiting for a CUDA device."""
+    """Average a tensor over the processes; differentiable, and without a host sync on CUDA devices."""
     return value if process_count() == 1 else _Sum.apply(value) / process_count()
 
 
 class AnyProcess:
-    """Whether any process says yes, told to all of them at the same call.
+    """Logical "or" of a flag over all processes; all of them receive the answer at the same call.
 
-    Alone at once; together one call later, so that nobody waits for a device.
+    A single process receives it at once, several processes one call later, so that none waits for a device.
 
     Args:
-        device: what the processes exchange tensors of.
+        device: device of the tensors that the processes exchange.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -141,7 +141,7 @@ class AnyProcess:
         self.answer: Callable[[], list[float]] = lambda: [0.0]
 
     def __call__(self, yes: bool) -> bool:
-        """The answer; every process has to call this as often as the others."""
+        """Return the answer; every process has to call this equally often."""
         if process_count() == 1:
             return yes
         (share,) = self.answer()
@@ -150,23 +150,23 @@ class AnyProcess:
 
 
 def parallelise(network: nn.Module) -> nn.Module:
-    """The network for training forwards, whose backward averages the gradients over the processes.
+    """Wrap a network for the forward passes of training; its backward averages gradients over the processes.
 
-    Everything else (saving, evaluation) takes the bare network, which shares its parameters. Buffers differ between
-    processes until ``share_buffers``: no training forward reads them.
+    Everything else (saving, evaluation) uses the bare network, which shares the parameters. Buffers differ between
+    processes until ``share_buffers``: no forward pass in training mode reads them.
     """
     if process_count() == 1:
         return network
     parallel = DistributedDataParallel(network)
-    parallel.broadcast_buffers = False  # PyTorch 2.13 has another argument for it; the attribute is in every version
+    parallel.broadcast_buffers = False  # the argument has another name from PyTorch 2.13 on, the attribute does not
     return parallel
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give every process the buffers of process 0: without ``synchronise_batch_norm`` running statistics are its own.
+    """Broadcast the buffers of rank 0: without ``synchronise_batch_norm`` each process has its own running statistics.
 
-    To be called before evaluating or saving, so that all evaluate the network that is saved, and a resumed run, which
-    reads the same buffers everywhere, takes the course of one that was not interrupted.
+    Call it before evaluating or saving. Then all processes evaluate the network that is saved, and a resumed run, which
+    loads the same buffers in every process, continues exactly as an uninterrupted one.
     """
     if process_count() > 1:
         for buffer in network.buffers():
@@ -174,7 +174,7 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Have every batch normalisation follow the batches of all the processes together; parameters and keys stay."""
+    """Make every batch normalisation use the batches of all processes; parameters and state-dict keys do not change."""
     if process_count() == 1:
         return
     if next(network.parameters()).is_cuda:
@@ -186,9 +186,10 @@ def synchronise_batch_norm(network: nn.Module) -> None:
 
 
 class SyncBatchNorm3d(nn.BatchNorm3d):
-    """Batch normalisation over the batches of all the processes, for CPUs: torch.nn.SyncBatchNorm refuses them.
+    """Batch normalisation over the batches of all processes, for CPUs, which torch.nn.SyncBatchNorm does not support.
 
-    The batches have to be of one shape. Evaluation mode is BatchNorm3d's. Computes in the precision of its parameters.
+    The batches of all processes must have the same shape. Evaluation mode is that of BatchNorm3d. Computes in the
+    precision of its parameters.
 
     Shape: (N, C, D, H, W) -> (N, C, D, H, W).
     """
@@ -201,7 +202,7 @@ class SyncBatchNorm3d(nn.BatchNorm3d):
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         values = x.to(self.weight.dtype)
-        # One after the other: a difference of mean squares would cancel.
+        # Mean first, variance second: the difference of the mean square and the squared mean would lose precision.
         mean = mean_over_processes(values.mean((0, 2, 3, 4), keepdim=True))
         centred = values - mean
         variance = mean_over_processes(centred.square().mean((0, 2, 3, 4), keepdim=True))

@@ -1,4 +1,4 @@
-"""How a script ends: exit statuses, and user mistakes in a line each, never a traceback."""
+"""Exit statuses of the scripts, and user mistakes as one line each, never a traceback."""
 
 import argparse
 import errno
@@ -13,77 +13,99 @@ from typing import Any, NoReturn
 
 USER_ERROR = 2
 SOME_CASES_FAILED = 1
-STOPPED = 75  # sysexits.h calls it EX_TEMPFAIL: to be tried again
-SECONDS_TO_STOP = 15  # more than torchrun takes to end its other processes when one has ended, on a busy machine too
+STOPPED = 75  # EX_TEMPFAIL in sysexits.h: try again later
+SECONDS_TO_STOP = 15  # longer than torchrun needs to end the other processes after one has ended, on a busy machine
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_WRITABLE = (*DISK_IS_FULL, errno.EROFS)  # a disk that fails becomes read-only
-# How PyTorch and its data loader tell that memory was short, in a RuntimeError.
+NOT_WRITABLE = (*DISK_IS_FULL, errno.EROFS)  # a failing disk becomes read-only
+# Texts of the RuntimeErrors by which PyTorch and its data loader report a lack of memory.
 MEMORY_MESSAGES = (
     *("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed", "MemoryError", "ALLOC_FAILED"),
-    *("out of shared memory", "</torch_"),  # the latter in the names of its files
+    "Storage size calculation overflowed",
+    *("out of shared memory", "</torch_"),  # the latter is part of the names of shared-memory files
 )
-FROM_A_LOADER = "Caught InputError in "  # how PyTorch hands on what a process that loads data raised, traceback and all
+FROM_A_LOADER = "Caught InputError in "  # start of the message, with traceback, of an error in a data-loading process
 
 
 class InputError(ValueError):
-    """A mistake in flags, files or folders: one line a problem, naming what was found and what was expected."""
+    """Mistake in flags, files or folders: one line per problem, with what was found and what was expected."""
 
     status = USER_ERROR
 
 
 class DiskError(InputError):
-    """A file cannot be written for want of space or permission: others will not be either."""
+    """Failure to write a file for lack of space or permission, which will affect other files as well."""
 
 
 class CasesFailed(InputError):  # noqa: N818
-    """Some cases could not be predicted, a line each; all the others were."""
+    """Failure of some cases, one line each; all other cases were predicted."""
 
     status = SOME_CASES_FAILED
 
 
 class Stopped(BaseException):
-    """A run was asked to stop, and may go on later. No Exception: nothing on the way may take it for a failure."""
+    """Request to stop a run, which can be resumed. Not an Exception, so that no handler mistakes it for a failure."""
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raise an ``InputError`` with a line a problem, if there are any."""
+    """Raise an ``InputError`` with one line per problem, if there are any."""
     if problems:
         raise InputError("\n".join(problems))
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults of the flags, except None and False, and with the line breaks of long descriptions."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if default is None or default is False or default == argparse.SUPPRESS or "(default" in text:
+            return text
+        words = default if isinstance(default, list | tuple) else [default]
+        shown = " ".join(map(str, words)).replace("%", "%%")
+        return f"{text} (default: {shown})"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake in one line, without the usage text."""
+    """Argument parser that reports a mistake in one line, without the usage text."""
+
+    def __init__(self, prog: str | None = None, *, formatter_class: Any = HelpFormatter, **options: Any) -> None:
+        super().__init__(prog, formatter_class=formatter_class, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's. What holds a NUL character, which only other programs can hand over, names no file."""
+        """Parse as argparse does, and refuse NUL characters: other programs can pass them, no file name has them."""
         if any("\0" in word for word in args or ()):
-            self.error("found a NUL character, expected text without")
+            self.error("found a NUL character, expected text without one")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        if os.environ.get("RANK", "0") != "0":  # process 0 of torchrun's finds the same mistake, and tells it
+        if os.environ.get("RANK", "0") != "0":  # under torchrun, rank 0 finds and reports the same mistake
             time.sleep(SECONDS_TO_STOP)
         self.exit(USER_ERROR, f"{self.prog}: error: {' '.join(message.splitlines())}\n")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory, the machine's or a device's, was too small."""
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
-    if told or isinstance(error, MemoryError):
+    """Check whether an exception means that the machine or a device ran out of memory."""
+    reported = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
+    if reported or isinstance(error, MemoryError):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:
-    """Run a script's ``main`` and return its exit status; user's mistakes become lines on stderr and status 2.
+    """Run a script's ``main`` and return its exit status; user mistakes become lines on stderr and status 2.
 
     Args:
-        main: of the script.
-        args: for it.
-        to_lower: the flags that decide how much memory it needs; a lack of memory is a mistake, too.
+        main: main function of the script.
+        args: its parsed arguments.
+        to_lower: flags that determine how much memory the script needs. If given, running out of memory is a user
+            mistake as well, and its message names them.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # as for stderr: a file name need not be valid text
     try:
         main(args)
         sys.stdout.flush()
@@ -94,7 +116,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         print(*(f"error: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr)
         return mistake.status
     except Stopped as stop:
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, which all stop
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all processes stop, and rank 0 reports it
             print(f"stopped by {stop}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
@@ -106,7 +128,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(f"error: out of memory ({reason}), expected lower {to_lower}", file=sys.stderr)
         return USER_ERROR
-    except OSError as error:  # of writers that are not ours, TensorBoard's for instance
+    except OSError as error:  # from writers of libraries, for instance TensorBoard's
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 128 + signal.SIGPIPE
         if error.errno not in NOT_WRITABLE:
@@ -117,7 +139,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
 
 
 def _nobody_reads() -> bool:
-    """Whether stdout leads to a pipe that was closed, as by ``head``; then nothing that is left is written any more."""
+    """Check whether stdout is a pipe that its reader, such as ``head``, has closed; if so, discard further output."""
     stdout, poll = sys.stdout.fileno(), select.poll()
     poll.register(stdout, 0)
     if not any(state & select.POLLERR for _, state in poll.poll(0)):

@@ -1,4 +1,4 @@
-"""Writing so that a file is whole or not there."""
+"""Atomic writes, so that a file is either complete or absent; file digests and the names of checkpoints."""
 
 import errno
 import hashlib
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from engine.runtime.errors import DiskError, InputError
 
-# What a training run keeps in its folder.
+# Checkpoints in the folder of a training run.
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
 DAMAGED = "damaged_checkpoint.pth"
 DIGEST_BYTES = 8
@@ -22,19 +22,19 @@ PARTIAL = ".part"
 def write_whole(
     path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None, shared: bool = False
 ) -> None:
-    """Write aside, flush to the disk, rename: a kill at any moment leaves the old file or the new one.
+    """Write a temporary file, flush it to the disk and rename it: a kill leaves either the old file or the new one.
 
     Args:
-        path: the file.
-        write: fills an open binary file.
-        keep: another name in the same folder, for the old file to have from then on. A kill in between leaves the old
-            file alone, under this name.
-        shared: whether other processes may be writing the same file. What a kill leaves of it then has a name of its
-            own, where otherwise the next write takes its place.
+        path: the file to write.
+        write: function that fills an open binary file.
+        keep: another name in the same folder, to which the old file is renamed first. A kill between the two renames
+            leaves only the old file, under this name.
+        shared: whether other processes may write the same file at the same time. The temporary file then has a unique
+            name, and stays after a kill; otherwise the next write overwrites it.
     Raises:
-        DiskError: it cannot be written, on a full disk for instance; what was at ``path`` before is still whole,
-            there or, if the last rename failed, at ``keep``.
-        InputError: its name is too long.
+        DiskError: the file cannot be written, for instance on a full disk; an older file is still intact, at ``path``
+            or, if the last rename failed, at ``keep``.
+        InputError: the file's name is too long.
     """
     aside = name_aside(path) if shared else path.with_name(f".{path.name}{PARTIAL}")
     try:
@@ -55,44 +55,44 @@ def write_whole(
         reason = f"cannot be written ({cause.strerror}), expected a disk with space"
         raise DiskError(f"{path}: {reason}; an older file of that name is still whole") from error
     finally:
-        with suppress(OSError):  # a disk that has become read-only keeps it
+        with suppress(OSError):  # impossible on a disk that has become read-only
             aside.unlink()
 
 
 def name_aside(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has, and that nobody reads."""
+    """Make a unique name for a temporary file or folder next to ``path``."""
     return path.with_name(f".{uuid4().hex}{PARTIAL}")
 
 
 def _flush_folder(folder: Path) -> None:
-    """Names are a folder's content: without this a power cut could take back a rename."""
+    """Flush a folder's entries to the disk: without this a power cut could undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems cannot
+        with suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:
-    """Write a text file whole or not at all; names that are no text have their bytes spelt out."""
+    """Write a text file atomically; the bytes of file names that are not valid text are escaped."""
     write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")), shared=shared)
 
 
 def file_state(path: str) -> list[int]:
-    """Size in bytes and modification time in ns of a file: while they stay, so does what it holds."""
+    """Return a file's size in bytes and modification time in ns; while both are unchanged, so is its content."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]
 
 
 def digest_file(path: str) -> str:
-    """A hash of what a file holds; OSError where it cannot be read."""
+    """Hash the content of a file; OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def combine_digests(digests: Iterable[str]) -> str:
-    """One hash of several."""
+    """Combine several hashes into one."""
     whole = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for digest in digests:
         whole.update(bytes.fromhex(digest))
@@ -100,7 +100,7 @@ def combine_digests(digests: Iterable[str]) -> str:
 
 
 def make_output_folder(path: Path) -> None:
-    """Create ``path`` and make sure that files can be written there; InputError naming --output otherwise."""
+    """Create a folder and make sure that it is writable; InputError naming --output otherwise."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -1,4 +1,4 @@
-"""Settings of the process that OpenMP and the C library take once, before work starts."""
+"""Process settings of OpenMP and the C library, made once before work starts, and the release of freed memory."""
 
 import ctypes
 import os
@@ -9,18 +9,19 @@ M_MMAP_MAX = -4
 
 
 def tune_process() -> None:
-    """Let waiting threads leave the cores to others, and freed memory stay with the process (see README, Speed).
+    """Make waiting threads yield their cores, and keep freed memory in the process (see docs/speed.md).
 
-    Call it before PyTorch is imported: OpenMP reads its variable then. One that is set already keeps its value.
+    Call it before PyTorch is imported, which is when OpenMP reads its variable. A value that is already set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Without this every large tensor comes from the kernel page by page, zeroed, and goes back when it is freed.
+    """Stop glibc from returning large tensors to the kernel when they are freed.
 
-    On a CPU that was half of a training step's time. Elsewhere than under glibc nothing changes.
+    Otherwise the kernel supplies each of them page by page, zeroed, which on a CPU was half of a training step's time.
+    With another C library this changes nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -29,7 +30,7 @@ def _keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the kernel what ``tune_process`` made this process keep; between cases, of which none is like another."""
+    """Return to the kernel the memory that ``tune_process`` keeps; for use between cases, which differ in size."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours."""
+"""Requests to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours."""
 
 import multiprocessing
 import os
@@ -15,17 +15,17 @@ from typing import Any, Self
 from engine.runtime.errors import Stopped
 from engine.runtime.files import LAST, PREVIOUS
 
-STDERR = 2  # its number: Python's object has a buffer, which may be in use when a signal comes
+STDERR = 2  # the file descriptor: Python's object has a buffer, which may be in use when a signal arrives
 REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: "--max_hours"}
 
 
 class StopRequests:
-    """Turns the first request to stop into ``Stopped``: at once, or where work must not be cut, when it is asked for.
+    """Context that turns the first request to stop into ``Stopped``: at once, or later while requests are deferred.
 
-    In force from entering to leaving, in the main thread. Further requests change nothing.
+    Use it in the main thread. Further requests are ignored.
 
     Args:
-        max_hours: after which this process asks itself to stop; None for never.
+        max_hours: time after which this process stops itself; None for no limit.
     """
 
     def __init__(self, max_hours: float | None = None) -> None:
@@ -60,7 +60,7 @@ class StopRequests:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Hold requests back in a block, which looks at ``reason`` itself or is followed by ``raise_if_requested``."""
+        """Defer requests during a block, which checks ``reason`` itself or is followed by ``raise_if_requested``."""
         waited, self._waits = self._waits, True
         try:
             yield
@@ -69,10 +69,10 @@ class StopRequests:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """A block, within one that waits, that a request may cut anywhere.
+        """Allow a request to interrupt a block anywhere, within a block that defers requests.
 
         Raises:
-            Stopped: there is a request, or was one before the block began.
+            Stopped: stopping was requested, during the block or before it.
         """
         waited, self._waits = self._waits, False
         try:
@@ -83,10 +83,10 @@ class StopRequests:
 
 
 def resume_command(output: Path) -> str:
-    """The command line that goes on with this process's run; torchrun's own part is not known here.
+    """Compose the command line that resumes this run; the part for torchrun itself is not known here.
 
     Args:
-        output: the run's folder; where it holds no checkpoint yet, the command is that of the start.
+        output: folder of the run; if it holds no checkpoint yet, the command starts the run anew.
     """
     begun = any(os.path.exists(output / name) for name in (LAST, PREVIOUS))
     words = [*sys.argv, *(["--resume"] if begun and "--resume" not in sys.argv else [])]
@@ -96,9 +96,9 @@ def resume_command(output: Path) -> str:
 
 @contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """A block that no request comes into; one that is sent meanwhile comes at its end.
+    """Block the signals of stop requests during a block of code; one sent meanwhile is delivered at its end.
 
-    Processes that are started in the block hold requests until they undo it themselves.
+    Processes that are started in the block inherit the blocked signals until they unblock them themselves.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -111,13 +111,13 @@ def block_stop_signals() -> Iterator[None]:
 
 
 def ignore_stop_signals(_: int = 0) -> None:
-    """For processes that load data: whoever stops a whole group of processes means the one that trains.
+    """Ignore stop requests in a data-loading process: a signal to the process group is meant for the training process.
 
-    Without it they would die in the middle of the step that is to be saved. Their parent alone ends them. To be started
-    where requests are held, since this comes too late for their first moments.
+    Otherwise the loading processes would die during the step after which the run is saved. Only their parent ends them.
+    Start them within ``block_stop_signals``, since this function comes too late for their first moments.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it, and does not report the sender of a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process()
         Thread(target=_end_by, args=(parent.pid if parent else os.getppid(),), daemon=True).start()

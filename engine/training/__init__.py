@@ -1,1 +1,1 @@
-"""What a training run consists of beside the method: state, optimiser, validation, log."""
+"""Components of a training run apart from the method itself: state, optimiser, step, validation, log."""

@@ -1,4 +1,4 @@
-"""The log of a training run: a small interface, TensorBoard behind it, and the monitor that writes each step to it."""
+"""Log of a training run: a small interface, its TensorBoard implementation, and the monitor that logs each step."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from engine.runtime.files import LAST
 from engine.training.state import Progress
 from engine.training.step import StepResult
 
-# Steps that are not finite: the scaler of fp16 may need 16 of them at the start, more do not get better.
+# Consecutive steps that are not finite: the fp16 scaler may need 16 of them at the start; with more a run is lost.
 SKIPS_IN_A_ROW = 20
 
 
 class Log(Protocol):
-    """What a training run needs of a logger; a context manager that closes it."""
+    """Interface of a logger for training runs; a context manager that closes it."""
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Log numbers by name."""
@@ -41,8 +41,8 @@ class TensorBoardLog:
     """TensorBoard event files.
 
     Args:
-        folder: to write to.
-        first_step: what an earlier run has logged from this step on is void.
+        folder: folder to write to.
+        first_step: entries of an earlier run from this step on are discarded.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -66,7 +66,7 @@ class TensorBoardLog:
 
 
 class NoLog:
-    """Logs nothing, in the processes beside process 0."""
+    """Log that discards everything, for all processes but rank 0."""
 
     def scalars(self, values: dict[str, float], step: int) -> None: ...
 
@@ -81,14 +81,14 @@ class NoLog:
 
 
 class StepMonitor:
-    """Logs loss, learning rate, seconds of waiting and computing, and ends a run whose steps are not finite.
+    """Monitor that logs loss, learning rate and times of each step, and ends a run whose steps are not finite.
 
-    A step is logged when the next one is under way, so that the device never waits for its loss to be read.
+    A step is logged while the next one is running, so that the device never waits for its loss to be read.
 
     Args:
-        log: to write to.
-        progress: of the run. The numbers of its last iteration are logged again where an evaluation is pending, since a
-            log can be voided by whole steps only (``Progress.first_logged``).
+        log: log to write to.
+        progress: progress of the run. If an evaluation is pending, the numbers of the last iteration are logged again,
+            since entries of a log can be discarded only by whole steps (``Progress.first_logged``).
     """
 
     def __init__(self, log: Log, progress: Progress) -> None:
@@ -102,10 +102,10 @@ class StepMonitor:
 
         Args:
             iteration: counted from 1.
-            step: its result.
+            step: result of this step.
             rate: learning rate.
-            started: time (``time.perf_counter``) when the batch was there.
-            waited: seconds spent on waiting for the batch.
+            started: time (``time.perf_counter``) at which the batch was ready.
+            waited: seconds spent waiting for the batch.
         Returns: what was logged, as text.
         Raises:
             InputError: ``SKIPS_IN_A_ROW`` steps in a row were not finite.
@@ -138,9 +138,9 @@ class StepMonitor:
         tqdm.write(f"warning: loss or gradients not finite at iteration {iteration}, {progress.skipped} steps skipped")
         if progress.skipped_in_a_row == SKIPS_IN_A_ROW:
             raise InputError(
-                f"--lr: found {SKIPS_IN_A_ROW} iterations in a row, up to {iteration}, whose loss or gradients are not "
-                f"finite, expected fewer; {LAST} holds the last good weights: start from them with a lower --lr or "
-                "with --amp off"
+                f"--lr: found {SKIPS_IN_A_ROW} iterations in a row, up to {iteration}, with loss or gradients that are "
+                f"not finite, expected fewer; {LAST} holds the last good weights: start from them with a lower --lr "
+                "or with --amp off"
             )
 
     def _write(self, iteration: int) -> None:

@@ -1,4 +1,4 @@
-"""Optimisers, and the learning-rate schedule."""
+"""Optimisers and the learning-rate schedule."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from engine.training.rep_optimizer import scale_updates
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """The learning rate of each iteration: constant, or a linear warm-up followed by half a cosine down to 0.
+    """Learning rate of each iteration: constant, or a linear warm-up followed by half a cosine down to 0.
 
     Args:
         kind: "warmup_cosine" or "constant".
-        peak: highest rate.
+        peak: highest learning rate.
         warmup_iter: iterations before the peak.
         max_iter: iterations in all.
     """
@@ -29,7 +29,7 @@ class LearningRateSchedule:
     max_iter: int
 
     def __call__(self, iteration: int) -> float:
-        """The rate of an iteration, counted from 0."""
+        """Return the learning rate of an iteration, counted from 0."""
         if self.kind == "constant":
             return self.peak
         if iteration < self.warmup_iter:
@@ -39,20 +39,20 @@ class LearningRateSchedule:
 
 
 def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Build the optimiser ``name`` of ``--optim`` over the parameters that are trained.
+    """Build the optimiser ``name`` of ``--optim`` for the trainable parameters.
 
     AdamW and Adam have betas (0.9, 0.999) and eps 1e-8, SGD has Nesterov momentum 0.99. All are fused: one kernel
     updates all parameters, and a step can be skipped on the device (``skip_step_where``). For REPOPT the updates of the
     large kernels are scaled.
 
     Raises:
-        InputError: the network needs scaled updates, which this optimiser does not have.
+        InputError: the network needs scaled updates, which this optimiser does not support.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "SGD":
         optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
-        for parameter in parameters:  # PyTorch leaves it unset where a fused optimiser's first step is skipped
+        for parameter in parameters:  # PyTorch leaves it unset if the first step of a fused optimiser is skipped
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     else:
         kind = {"AdamW": AdamW, "Adam": Adam}[name]
@@ -80,9 +80,9 @@ def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:
 
 
 def match_memory_layout(optimizer: Optimizer) -> None:
-    """Give moments the memory layout of their parameters, which fused optimisers take for granted.
+    """Give moments the memory layout of their parameters, which fused optimisers assume.
 
-    A state that was saved on another kind of device may have another layout (``engine.runtime.devices.LAYOUTS``).
+    A state saved on another kind of device may have another layout (``engine.runtime.devices.LAYOUTS``).
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

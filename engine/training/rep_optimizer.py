@@ -1,9 +1,9 @@
-"""RepOptimizer: an optimiser that scales the updates of some parameters by constant masks, as parallel branches would.
+"""RepOptimizer: scale the updates of some parameters by constant masks, in place of parallel branches.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023. For SGD the gradient is
-multiplied by aL^2 + aS^2, and the course is exactly that of two branches, momentum and weight decay included. For AdamW
-gradient and update are multiplied by aL + aS: the first cancels but for eps, the second does not apply to the decay;
-the course is that of two branches as eps and weight decay go to zero.
+multiplied by aL^2 + aS^2, and training is exactly equivalent to two branches, momentum and weight decay included. For
+AdamW gradient and update are multiplied by aL + aS: the first factor cancels except for eps, the second does not apply
+to the weight decay; training is equivalent to two branches in the limit of zero eps and weight decay.
 """
 
 import torch
@@ -14,15 +14,15 @@ from networks.RepOptimizer import repopt_block
 
 
 def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
-    """Let an optimiser scale its updates of every ``repopt_block``'s kernel in ``network``; others stay as they are.
+    """Make an optimiser scale its updates of the kernel of every ``repopt_block`` in ``network``, and of no others.
 
-    Nothing is added to the optimiser's state; a copy of the optimiser has to be asked again.
+    Nothing is added to the optimiser's state; call this again for a copy of the optimiser.
 
     Args:
         optimizer: SGD or AdamW over the network's parameters.
-        network: on its device.
+        network: network on its device.
     Raises:
-        ValueError: another optimiser, for which no equivalent of the branches is known.
+        ValueError: any other optimiser, for which no equivalent of the branches is known.
     """
     blocks = [block for block in network.modules() if isinstance(block, repopt_block)]
     if not blocks:
@@ -46,16 +46,16 @@ def _scale_gradients(masks: dict[Tensor, Tensor]) -> None:
 
 
 def _copy_kernels(masks: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    """The kernels that the step is going to change."""
+    """Copy the kernels that the step is about to change."""
     return {kernel: kernel.detach().clone() for kernel in masks if kernel.grad is not None}
 
 
 @torch.no_grad()
 def _scale_steps(optimizer: Optimizer, masks: dict[Tensor, Tensor], before: dict[Tensor, Tensor]) -> None:
-    skipped = getattr(optimizer, "found_inf", None)  # tells a fused optimiser, on the device, to change nothing
+    skipped = getattr(optimizer, "found_inf", None)  # device flag that makes a fused optimiser skip its step
     for group in optimizer.param_groups:
         for kernel in before.keys() & set(group["params"]):
-            # The decoupled decay comes first and is not scaled.
+            # The decoupled weight decay is applied first and is not scaled.
             decayed = before[kernel] * (1 - group["lr"] * group["weight_decay"])
             stepped = decayed + masks[kernel] * (kernel - decayed)
             kernel.copy_(stepped if skipped is None else torch.where(skipped.bool(), before[kernel], stepped))

@@ -1,4 +1,4 @@
-"""The state of a training run: how far it is, what is saved of it, and how it is resumed."""
+"""State of a training run: progress, checkpoints and resuming."""
 
 import argparse
 import math
@@ -31,16 +31,16 @@ NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cas
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Args:
         iteration: iterations done.
-        awaits_evaluation: whether the evaluation after the last of them has yet to be done.
+        awaits_evaluation: whether the evaluation after the last iteration is still to be done.
         best_dice: mean Dice of the best evaluation.
         best_iteration: iteration of the best evaluation.
         skipped: steps that changed nothing because loss or gradients were not finite.
-        skipped_in_a_row: how many of them were the last ones.
-        scalars: what was logged of the last iteration.
+        skipped_in_a_row: number of such steps without interruption up to the last iteration.
+        scalars: numbers logged for the last iteration.
     """
 
     iteration: int = 0
@@ -53,14 +53,14 @@ class Progress:
 
     @property
     def first_logged(self) -> int:
-        """The step from which on a resumed run logs, and what the run before it logged is void.
+        """First step that a resumed run logs; entries of the previous run from this step on are discarded.
 
-        With an evaluation pending that is the last iteration: the evaluation may have been logged, but was not saved.
+        If an evaluation is pending it is the last iteration: the evaluation may have been logged, but was not saved.
         """
         return self.iteration + (not self.awaits_evaluation)
 
     def check(self) -> None:
-        """Raise TypeError or ValueError where a value, read from a file, has another type or is out of range."""
+        """Raise TypeError or ValueError if a value, read from a file, has the wrong type or is out of range."""
         counts = (self.iteration, self.best_iteration, self.skipped, self.skipped_in_a_row)
         if min(map(operator.index, counts)) < 0:
             raise ValueError(f"counts: found {counts}, expected numbers from 0")
@@ -74,11 +74,11 @@ class TrainingState(Learner):
     Random state is not part of it: every draw is a function of the seed and the iteration (``engine.data.loading``).
 
     Args:
-        args: of main_train.
-        config: of the network.
-        description: of the dataset.
+        args: arguments of main_train.
+        config: configuration of the network.
+        description: description of the dataset.
         cases: ids of the training cases, in order.
-        device: to train on.
+        device: device to train on.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class TrainingState(Learner):
 
     @property
     def iteration(self) -> int:
-        """Iterations done."""
+        """Number of iterations done."""
         return self.progress.iteration
 
     def save(self, folder: Path) -> None:
-        """Write everything that ``restore`` needs; the previous checkpoint stays beside it."""
+        """Write everything that ``restore`` needs; the previous checkpoint is kept as ``PREVIOUS``."""
         save_checkpoint(
             folder / LAST,
             {
@@ -123,9 +123,9 @@ class TrainingState(Learner):
         )
 
     def keep_best(self, dice: float, folder: Path) -> None:
-        """Write the weights, and what it takes to predict with them, if the mean Dice is the best so far.
+        """Write the weights, and all that prediction with them needs, if the mean Dice is the best so far.
 
-        NaN never is; the first evaluation is kept until there is a Dice.
+        NaN is never the best; the weights of the first evaluation are kept until there is a Dice.
         """
         progress = self.progress
         better = dice > progress.best_dice
@@ -135,7 +135,7 @@ class TrainingState(Learner):
             save_checkpoint(folder / BEST, {**self._identity(), "best_dice": progress.best_dice})
 
     def check_weights(self) -> None:
-        """Raise InputError where a weight is not finite: a finite step may be too large for it."""
+        """Raise InputError if a weight is not finite: a finite step may overflow it."""
         weights = [value for value in self.network.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in weights]).all():
             raise InputError(
@@ -155,12 +155,12 @@ class TrainingState(Learner):
         """Resume the run saved in ``folder``.
 
         Raises:
-            InputError: there is none, or it is another run.
+            InputError: there is no such run, or it does not match this one.
         """
         flag, path = "--resume", folder / LAST
         content = load_last_good(folder, flag)
         if not set(content) >= NEEDED_TO_RESUME:
-            raise InputError(f"{flag}: {path} holds no whole training state, expected a last_checkpoint.pth")
+            raise InputError(f"{flag}: {path} holds no complete training state, expected a last_checkpoint.pth")
         try:
             self._check_same_run(content)
             load_weights(self.network, content, f"{flag}: {path}", strict=True)
@@ -172,22 +172,22 @@ class TrainingState(Learner):
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RuntimeError) as error:
-            raise InputError(f"{flag}: {path} is no training state of this version, expected one") from error
+            raise InputError(f"{flag}: {path} holds no training state of this version, expected one") from error
 
     def _check_same_run(self, content: dict[str, Any]) -> None:
         for name in MUST_MATCH:
-            if (saved := content["args"].get(name)) != self.args[name]:  # a flag may be younger than the checkpoint
+            if (saved := content["args"].get(name)) != self.args[name]:  # older checkpoints may lack a flag
                 raise InputError(f"--{name}: found {self.args[name]}, expected {saved} as in the run to resume")
         found, saved = (
             processes * arguments["batch_size"]
             for processes, arguments in ((process_count(), self.args), (content["processes"], content["args"]))
         )
-        if found != saved:  # several processes share the batch of one
+        if found != saved:  # the processes share one batch
             raise InputError(
                 f"--batch_size: found {found} in all processes together, expected {saved} as in the run to resume"
             )
         if not self.args["sync_batchnorm"] and process_count() != content["processes"]:
-            expected = f"{content['processes']} as in the run to resume, whose batches are normalised each by itself"
+            expected = f"{content['processes']} as in the run to resume, where each process normalises its own batches"
             raise InputError(f"--nproc_per_node: found {process_count()} processes, expected {expected}")
         if content["precision"] != str(self.precision):
             saved = next((name for name, dtype in PRECISIONS.items() if str(dtype) == content["precision"]), "another")

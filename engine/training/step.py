@@ -1,4 +1,4 @@
-"""A network with what trains it, and one training step, which changes nothing where it is not finite."""
+"""Learner (network, optimiser, autocast, scaler) and one training step, which is skipped if it is not finite."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes, D, H, W), 
 
 
 class Learner:
-    """A network with what trains it: optimiser, autocast and gradient scaler.
+    """Network with its optimiser, autocast and gradient scaler.
 
     Args:
-        network: on its device. It is what is saved, validated and drawn; ``forward`` is how training calls it.
-        optimizer: of its parameters.
-        precision: of autocast, None for float32.
+        network: network on its device, as it is saved, validated and drawn. Training calls it through ``forward``.
+        optimizer: optimiser of its parameters.
+        precision: autocast precision, None for float32.
         compiled: whether ``forward`` is compiled.
     """
 
@@ -35,16 +35,16 @@ class Learner:
         forward = parallelise(network)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compiled else forward
         self.autocast = make_autocast(self.device, precision)
-        # Passes values through unscaled unless gradients are in danger of underflow.
+        # Scales only in fp16, where gradients may underflow.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of a step, on the device.
+    """Result of a step, on the device.
 
     Args:
-        loss: mean over the processes.
+        loss: mean loss over the processes.
         skipped: whether the step changed nothing, because the loss or a gradient was not finite.
     """
 
@@ -55,14 +55,14 @@ class StepResult:
 def train_step(learner: Learner, criterion: Criterion, image: Tensor, label: Tensor, rate: float) -> StepResult:
     """Take one optimiser step, without waiting for the device.
 
-    A loss or gradients that are not finite change nothing: neither weights nor moments nor the running statistics of
+    If the loss or a gradient is not finite, nothing changes: neither weights nor moments nor the running statistics of
     normalisations.
 
     Args:
-        learner: the network and what trains it.
-        criterion: the loss.
+        learner: network with its optimiser.
+        criterion: loss function.
         image: crops (N, channels, D, H, W).
-        label: their labels (N, 1, D, H, W).
+        label: labels of the crops (N, 1, D, H, W).
         rate: learning rate.
     """
     statistics = running_statistics(learner.network)
@@ -83,20 +83,20 @@ def train_step(learner: Learner, criterion: Criterion, image: Tensor, label: Ten
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
-    """The buffers of batch normalisations, which a batch that is not finite would spoil."""
+    """Return the buffers of batch normalisations, which a batch that is not finite would corrupt."""
     norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def gradient_norm(network: nn.Module) -> Tensor:
-    """The norm of all gradients together: finite only if each of them is; from 1e19 on it is infinite too.
+    """Compute the norm of all gradients together: finite only if every gradient is, and infinite from 1e19 on.
 
-    Ten times faster on a CPU than the largest absolute value.
+    On a CPU this is ten times faster than the largest absolute value.
     """
     return get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
 
 
 def restore_where(bad: Tensor, values: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    """Give tensors the values they had before if ``bad`` (one boolean) is true, without a host sync."""
+    """Restore the previous values of tensors if ``bad`` (one boolean) is true, without a host sync."""
     for value, old in zip(values, before, strict=True):
         value.copy_(torch.where(bad, old, value))

@@ -30,12 +30,12 @@ def validate(
     The network is left in training mode.
 
     Args:
-        network: bare, in any mode.
-        dataset: this process's part of the cases (``engine.runtime.distributed.shard``); process 0 has at least one.
-        description: of the dataset.
-        window: how it slides.
+        network: bare network, in any mode.
+        dataset: this process's shard of the cases (``engine.runtime.distributed.shard``); rank 0 has at least one.
+        description: description of the dataset.
+        window: sliding window.
         num_workers: processes that load data.
-    Returns: a table of all cases, the same in all processes; pictures by name in process 0, none in the others.
+    Returns: a table of all cases, the same in all processes; pictures by name in rank 0, none in the others.
     """
     rows: list[tuple[str, NDArray[np.float64]]] = []
     figures: dict[str, Figure] = {}
@@ -54,9 +54,9 @@ def validate(
     if first and (masks := learned_masks(network)):
         figures["mask M, central slice"] = mask_slices(masks)
     network.train()
-    return_freed_memory()  # of the volumes; training has other sizes
+    return_freed_memory()  # that of the volumes: training allocates other sizes
     table = DiceTable(description.classes[1:])
     for name, dice in gather(rows):
-        assert name not in table.cases  # each case is one process's
+        assert name not in table.cases  # each case belongs to one process
         table.add(name, dice)
     return table, figures

@@ -1,1 +1,1 @@
-"""Checkpoints, and weights into networks."""
+"""Checkpoints, and loading of weights into networks."""

@@ -22,7 +22,7 @@ from engine.runtime.files import DAMAGED, LAST, PREVIOUS, write_whole
 from networks import build_network
 from networks.base import SegmentationNetwork
 
-# Numbers only, which nnU-Net keeps beside its weights; by the name they had in NumPy 1 and by the one they have now.
+# NumPy numbers, which nnU-Net stores next to its weights; under their names in NumPy 1 and in NumPy 2.
 MAKE_SCALAR = np.float64().__reduce__()[0]
 NUMPY_SCALARS: list[Any] = [
     *((MAKE_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
@@ -32,13 +32,13 @@ NUMPY_SCALARS: list[Any] = [
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What it takes to build the network of a checkpoint again; stored in it as a plain dictionary under "config".
+    """Configuration from which a checkpoint's network is rebuilt, stored in it as a plain dictionary under "config".
 
     Args:
         network: key of ``NETWORKS``.
         in_chans: input channels.
         out_chans: classes, background included.
-        roi_size: (D, H, W) of the crops it was trained on, voxels.
+        roi_size: (D, H, W) of the training crops, voxels.
         overrides: further arguments of ``build_network``.
     """
 
@@ -56,18 +56,18 @@ class NetworkConfig:
         roi_size: Sequence[int] | None,
         overrides: dict[str, Any],
     ) -> Self:
-        """The config of a network for a dataset; of ``REP3D`` and crops of 96^3 where these are None."""
+        """Create the configuration of a network for a dataset; by default of ``REP3D`` and crops of 96^3."""
         sizes = len(description.channels), len(description.classes)
         return cls(network or "REP3D", *sizes, tuple(roi_size or (96, 96, 96)), overrides)
 
     def build(self, deploy: bool = False, source: str | None = None) -> SegmentationNetwork:
-        """The network, randomly initialised.
+        """Build the network, randomly initialised.
 
         Args:
-            deploy: the folded form.
-            source: where the arguments come from, for messages; by default the flags.
+            deploy: whether to build the folded form.
+            source: origin of the arguments, for messages; by default the flags.
         Raises:
-            InputError: the arguments do not make a network, or one that does not fit in memory.
+            InputError: the arguments are invalid for the network, or it does not fit in memory.
         """
         if source is None:
             others = self.overrides.keys() - {"feat_size", "kernel_size"}
@@ -84,17 +84,17 @@ class NetworkConfig:
             raise InputError(f"{source}: the network does not fit in memory, expected a smaller one") from error
 
     def to_plain(self) -> dict[str, Any]:
-        """A dictionary of plain values."""
+        """Convert to a dictionary of plain values."""
         return {**asdict(self), "roi_size": list(self.roi_size)}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], keep: Path | None = None) -> None:
-    """Write a checkpoint whole or not at all; of many processes the first writes.
+    """Write a checkpoint atomically; only rank 0 writes.
 
     Args:
-        path: the file.
+        path: file to write.
         content: tensors and plain values.
-        keep: the name that an older checkpoint at ``path`` gets.
+        keep: path to which an older checkpoint at ``path`` is renamed.
     """
     if process_rank() == 0:
         write_whole(path, lambda file: torch.save(content, file), keep)
@@ -104,14 +104,14 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     """Read a checkpoint without running any code from it.
 
     Args:
-        path: the file.
-        flag: the flag that named it, for messages.
+        path: file to read.
+        flag: flag that named the file, for messages.
     Raises:
-        InputError: no such file, damaged, or one that needs pickle code execution.
+        InputError: the file does not exist, is damaged, or needs pickle code execution.
     """
     try:
         _check_sums(path)
-        with warnings.catch_warnings(action="ignore"), safe_globals(NUMPY_SCALARS):  # warned of old pickle protocols
+        with warnings.catch_warnings(action="ignore"), safe_globals(NUMPY_SCALARS):  # warns of old pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -119,7 +119,7 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected a checkpoint") from error
-    except Exception as error:  # a damaged archive fails in any way
+    except Exception as error:  # a damaged archive may raise any error
         if is_out_of_memory(error):
             raise
         raise InputError(f"{flag}: {path} is damaged, expected a whole checkpoint") from error
@@ -129,10 +129,10 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare the CRC-32 of everything in a checkpoint's archive, which PyTorch writes but does not look at.
+    """Verify the CRC-32 of every file in a checkpoint's archive, which PyTorch writes but does not check.
 
     Raises:
-        BadZipFile: they differ. Checkpoints of before PyTorch 1.6 are no archives and have none.
+        BadZipFile: a checksum differs. Checkpoints from before PyTorch 1.6 are no archives and have no checksums.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -142,32 +142,33 @@ def _check_sums(path: Path) -> None:
 
 
 def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
-    """The training state of a run: the last checkpoint, or where it is damaged the one before, said in a line.
+    """Load the training state of a run: the last checkpoint or, if it is damaged, the previous one.
 
-    In that case the damaged file is renamed to ``DAMAGED`` and the one before takes its place.
+    In the latter case the damaged file is renamed to ``DAMAGED``, the previous one takes its place, and a printed line
+    reports it.
 
     Args:
-        folder: the run's.
-        flag: for messages.
+        folder: folder of the run.
+        flag: flag to name in messages.
     Raises:
-        InputError: see ``load_checkpoint``; neither is whole, or there is none.
+        InputError: see ``load_checkpoint``; both are damaged, or there is none.
     """
     last, previous = folder / LAST, folder / PREVIOUS
     found = None
     try:
         content = load_checkpoint(last, flag)
     except InputError as error:
-        cause = error.__cause__  # a file that cannot be reached now may be whole; one on a bad sector is not
+        cause = error.__cause__  # a file that is out of reach for now may be intact; one on a bad sector is not
         lost = not isinstance(cause, OSError) or cause.errno in (errno.ENOENT, errno.EIO)
         if not lost or not previous.exists():
             raise
         found = str(error)
-    told = [text for text in gather([found]) if text is not None]
-    if not told:
+    failures = [text for text in gather([found]) if text is not None]
+    if not failures:
         return content
-    content = load_checkpoint(previous, flag)  # all of the processes do, if one has to
-    print(f"{told[0]}; going on from {previous}, iteration {content.get('iteration')}")
-    barrier()  # each has read what is now renamed
+    content = load_checkpoint(previous, flag)  # in all processes, if one has to
+    print(f"{failures[0]}; going on from {previous}, iteration {content.get('iteration')}")
+    barrier()  # every process has read the file before it is renamed
     if process_rank() == 0:
         if last.exists():
             os.replace(last, folder / DAMAGED)
@@ -176,16 +177,16 @@ def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
 
 
 def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkConfig, DatasetDescription] | None:
-    """What network a checkpoint holds and what it was trained for; None for a bare state dict."""
+    """Return the network configuration and dataset description of a checkpoint; None for a bare state dict."""
     if "config" not in content:
         return None
     try:
         config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
-        dict(**config.overrides)  # a TypeError unless it holds arguments by name
+        dict(**config.overrides)  # a TypeError unless all keys are names
         if not isinstance(config.network, str):
             raise TypeError(config.network)
         for number in (config.in_chans, config.out_chans, *config.roi_size):
-            operator.index(number)  # a TypeError unless it is whole
+            operator.index(number)  # a TypeError unless it is an integer
         return config, DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The network of a checkpoint, ready to predict."""
+"""Load the network of a checkpoint for prediction."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,19 +21,19 @@ def load_network(
     roi_size: Sequence[int] | None,
     overrides: dict[str, Any],
 ) -> tuple[SegmentationNetwork, tuple[int, ...], DatasetDescription]:
-    """The deployed network of a checkpoint or state dict, with its weights, in evaluation mode.
+    """Load the network of a checkpoint or state dict in its deployed form, with weights, in evaluation mode.
 
-    What is None is what the checkpoint says; for a state dict, which says nothing, it is the default.
+    Arguments that are None are read from the checkpoint; a state dict holds no settings, so they have their defaults.
 
     Args:
-        path: the file of ``--trained_weights``.
-        description: of the dataset; a state dict needs one.
+        path: file of ``--trained_weights``.
+        description: description of the dataset; required for a state dict.
         network: key of ``NETWORKS``.
         roi_size: (D, H, W) of the window, voxels.
         overrides: arguments of the network's constructor.
     Returns: the network, its window (D, H, W), and the description of the dataset that it predicts.
     Raises:
-        InputError: the file holds no weights, or the rest does not fit it.
+        InputError: the file holds no weights, or they do not fit the other arguments.
     """
     content = load_checkpoint(path, FLAG)
     saved = config_of(content, path, FLAG)
@@ -43,7 +43,7 @@ def load_network(
         config = NetworkConfig.for_dataset(description, network, roi_size, overrides)
     else:
         raise InputError(f"--dataset: found none, expected one because {path} is a bare state dict")
-    built = config.build(deploy=True, source=f"{FLAG}: {path}" if saved else None)
+    built = config.build(deploy=True, source=None if saved is None or overrides else f"{FLAG}: {path}")
     load_weights(built, content, f"{FLAG}: {path}", strict=True)
     window = tuple(roi_size or config.roi_size)
     try:
@@ -61,7 +61,7 @@ def _adapt(
     overrides: dict[str, Any],
     path: Path,
 ) -> tuple[NetworkConfig, DatasetDescription]:
-    """A checkpoint's config and description with what the flags change; strict loading refuses what does not fit."""
+    """Apply the flags to a checkpoint's config and description; strict loading refuses later what does not fit."""
     if description is not None:
         found = len(description.channels), len(description.classes)
         if found != (config.in_chans, config.out_chans):
@@ -69,6 +69,6 @@ def _adapt(
                 f"--dataset: found {found[0]} channels and {found[1]} classes, expected {config.in_chans} and "
                 f"{config.out_chans} as in {path}"
             )
-    if network not in (None, config.network):  # the arguments in the checkpoint are those of the other network
+    if network not in (None, config.network):  # the checkpoint's arguments are for another network
         config = replace(config, network=network, overrides={})
     return replace(config, overrides={**config.overrides, **overrides}), description or saved

@@ -1,4 +1,4 @@
-"""Weights into a network: from other people's files, and across class and channel counts."""
+"""Load weights into a network: from files of other projects, and across class and channel counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from engine.runtime.errors import InputError
 from networks.base import SegmentationNetwork
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
-WRAPPERS = ("model", "state_dict", "network_weights")  # where main_train, most others, and nnU-Net keep the weights
+WRAPPERS = ("model", "state_dict", "network_weights")  # keys that main_train, most projects and nnU-Net use
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and wrapping modules
 LEAST_MATCH = 0.9
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a file and of a network.
+    """Report on the tensors of a file and of a network.
 
     Args:
-        loaded: tensors that the network took over.
-        skipped: names of the file's tensors that it did not.
-        missing: names of the network's tensors that keep their initial values and were expected in the file.
-        changes: what had to be changed, a sentence each.
+        loaded: number of tensors that were loaded into the network.
+        skipped: names of tensors in the file that were not loaded.
+        missing: names of the network's tensors that were expected in the file and keep their initial values.
+        changes: changes made to the file's weights, one phrase each.
     """
 
     loaded: int
@@ -45,19 +45,20 @@ def load_weights(
 ) -> LoadReport:
     """Load the weights of a checkpoint, or a bare state dict, into a network.
 
-    Wrapping dictionaries (``WRAPPERS``) and the prefixes of wrapped networks (``PREFIXES``) are taken off. Parameters
-    that are officially unused may be missing, and tensors under a network's ``ignored_prefixes`` are skipped.
+    Wrapping dictionaries (``WRAPPERS``) and the prefixes of wrapped networks (``PREFIXES``) are removed. Parameters
+    that the network declares unused may be missing, and tensors under its ``ignored_prefixes`` are skipped.
 
     Args:
-        network: receives the weights.
-        content: what ``load_checkpoint`` returned.
-        source: where it came from, for messages.
-        strict: every other tensor has to fit. Otherwise, for fine-tuning, the head is skipped where it has another
-            number of classes, the stem's kernels are averaged over their input channels and repeated where it has
-            another number of channels, and single tensors may be missing or left over.
+        network: network that receives the weights.
+        content: result of ``load_checkpoint``.
+        source: origin of the content, for messages.
+        strict: whether all other tensors must fit. If not, as for fine-tuning, the head is skipped if the number of
+            classes differs, the stem's kernels are averaged over their input channels and repeated if the number of
+            channels differs, and single tensors may be missing or left over.
     Raises:
-        InputError: no weights; less than ``LEAST_MATCH`` of the network's tensors among them; a tensor of another shape
-            outside stem and head; with ``strict`` any that does not fit. The network may be half loaded by then.
+        InputError: there are no weights; less than ``LEAST_MATCH`` of the network's tensors are among them; a tensor
+            outside stem and head has another shape; with ``strict``, any tensor does not fit. The network may be
+            partly loaded by then.
     """
     weights = _take_off_prefixes(weights_of(content, source), network)
     _fill_aliases(network, weights)
@@ -80,7 +81,7 @@ def load_weights(
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The weights of a checkpoint or of a bare state dict; InputError where there are none."""
+    """Return the weights of a checkpoint or a bare state dict; InputError if there are none."""
     if (weights := _find_weights(content)) is None:
         names = ", ".join(WRAPPERS)
         raise InputError(f"{source} holds no weights, expected them under one of {names} or as a bare state dict")
@@ -97,7 +98,7 @@ def _find_weights(content: object) -> dict[str, Tensor] | None:
 
 
 def _fill_aliases(network: SegmentationNetwork, weights: dict[str, Tensor]) -> None:
-    """A module that hangs in two places has two names, of which a file may hold one."""
+    """Add the missing names of shared modules: a module used in two places has two names, a file may hold only one."""
     names: dict[int, list[str]] = {}
     for name, value in network.state_dict(keep_vars=True).items():
         names.setdefault(id(value), []).append(name)
@@ -107,7 +108,7 @@ def _fill_aliases(network: SegmentationNetwork, weights: dict[str, Tensor]) -> N
 
 
 def _take_off_prefixes(weights: dict[str, Tensor], network: SegmentationNetwork) -> dict[str, Tensor]:
-    """Take prefixes off as long as that lets the network know more of the names; its own may begin with one of them."""
+    """Remove prefixes, up to the most matches with the network's names, which may begin with one themselves."""
     own = network.state_dict().keys()
     best = weights
     while prefix := next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in weights)), None):
@@ -117,7 +118,7 @@ def _take_off_prefixes(weights: dict[str, Tensor], network: SegmentationNetwork)
 
 
 def _check_match(network: SegmentationNetwork, weights: dict[str, Tensor], source: str) -> None:
-    # Masks are folded or unfolded while loading, so their tensors say nothing.
+    # Masks are folded or unfolded during loading, so their tensors do not count.
     own = [key for key in network.state_dict() if ".lrbm." not in key and not key.startswith(network.unused_prefixes)]
     if sum(key in weights for key in own) < LEAST_MATCH * len(own):
         raise InputError(
@@ -126,19 +127,19 @@ def _check_match(network: SegmentationNetwork, weights: dict[str, Tensor], sourc
 
 
 def _fold_other_masks(network: SegmentationNetwork, weights: dict[str, Tensor], changes: list[str]) -> set[str]:
-    """Where file and network differ in their masks, start from the kernels that convolved; the masks' names."""
+    """Fold the file's masks into their kernels where the network has other masks; return the names of those masks."""
     before = set(weights)
     blocks = {name: block for name, block in network.named_modules() if isinstance(block, MaskedKernelBlock)}
     others = [name for name, block in blocks.items() if block.has_other_mask(weights, f"{name}.")]
     for name in others:
         blocks[name].fold_stored_mask(weights, f"{name}.")
     if others:
-        changes.append(f"other masks, {len(others)} of them folded into their kernels")
+        changes.append(f"other masks, {len(others)} of them folded into the kernels")
     return before - weights.keys()
 
 
 def _fit_shapes(network: SegmentationNetwork, weights: dict[str, Tensor], changes: list[str]) -> dict[str, Tensor]:
-    """Average and repeat the stem, leave out the head, where the network has other channels or classes."""
+    """Average and repeat the stem and leave out the head if the network has other channels or classes."""
     own = network.state_dict()
     differing = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
     fitted = dict(weights)
@@ -147,16 +148,16 @@ def _fit_shapes(network: SegmentationNetwork, weights: dict[str, Tensor], change
             del fitted[key]
         elif key.startswith(network.stem_prefixes) and _differs_in_channels(weights[key], own[key], network.in_chans):
             fitted[key] = _average_and_repeat(weights[key], own[key].shape[1], network.in_chans)
-            changes.append(f"other channels, {key} averaged and repeated")
+            changes.append(f"other number of channels, {key} averaged and repeated")
     heads = [(weights[key], own[key]) for key in differing if key.startswith(network.head_prefixes)]
     if heads and (classes := _other_class_count(heads, network.out_chans)):
         fitted = {key: value for key, value in fitted.items() if not key.startswith(network.head_prefixes)}
-        changes.append(f"other classes, the head starts anew: found {classes}, expected {network.out_chans}")
+        changes.append(f"other number of classes, head not loaded: found {classes}, expected {network.out_chans}")
     return fitted
 
 
 def _other_class_count(heads: list[tuple[Tensor, Tensor]], out_chans: int) -> int | None:
-    """How many classes the first tensors of pairs are for; None where pairs differ in something else as well."""
+    """Return the class count of the first tensors of all pairs; None if the pairs differ in anything else."""
     pairs = {
         pair for found, expected in heads for pair in zip_longest(found.shape, expected.shape) if pair[0] != pair[1]
     }
@@ -165,13 +166,13 @@ def _other_class_count(heads: list[tuple[Tensor, Tensor]], out_chans: int) -> in
 
 
 def _differs_in_channels(weight: Tensor, expected: Tensor, in_chans: int) -> bool:
-    """Whether two kernels (out, k * channels, ...) differ in the number of channels alone."""
+    """Check whether two kernels (out, k * channels, ...) differ only in the number of channels."""
     sides = [(*tensor.shape[:1], *tensor.shape[2:]) for tensor in (weight, expected)]
     return sides[0] == sides[1] and weight.dim() > 1 and weight.shape[1] % (expected.shape[1] // in_chans) == 0
 
 
 def _average_and_repeat(weight: Tensor, width: int, in_chans: int) -> Tensor:
-    """(out, k * c, ...) -> (out, k * in_chans, ...), where dimension 1 holds, channels fastest, k values of a patch."""
+    """Average and repeat channels, (out, k * c, ...) -> (out, k * in_chans, ...); k patch values, channels fastest."""
     per_channel = width // in_chans
     patch = weight.unflatten(1, (per_channel, -1))
     return patch.mean(2, keepdim=True).expand(-1, -1, in_chans, *patch.shape[3:]).flatten(1, 2)
@@ -183,6 +184,6 @@ def _describe(network: SegmentationNetwork, weights: dict[str, Tensor]) -> str:
     resized = [key for key in shared if own[key].shape != weights[key].shape]
     example = f", such as {resized[0]} {tuple(weights[resized[0]].shape)}" if resized else ""
     return (
-        f"found {len(weights)} tensors, {len(shared)} of them known and {len(resized)} of other shape{example}, "
+        f"found {len(weights)} tensors, {len(shared)} of them known and {len(resized)} of another shape{example}, "
         f"{len(own) - len(shared)} missing; expected the {len(own)} of this architecture and class count"
     )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train for a few iterations on one real, thin, anisotropic CT with the amos pipeline, predict it, and compare grids.
-# It shows that the pipeline runs and where predictions lie; the same case trains and validates, so never accuracy.
+# It shows that the pipeline runs and that the prediction is on the grid of the image. The same case is used for training
+# and validation, so the Dice is no measure of accuracy.
 # Usage: bash experiments/ct_spleen/run.sh <dataset folder> <output folder>
 set -euo pipefail
 root=${1:-../shared/data/ct_spleen}

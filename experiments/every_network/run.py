@@ -1,9 +1,9 @@
-"""Train every network for a few iterations on MSD hippocampus with main_train.py, predict with test_seg.py.
+"""Train every network for a few iterations on MSD hippocampus with main_train.py, and predict with test_seg.py.
 
     python -m experiments.every_network.run --root ../shared/data/msd_hippocampus --output runs/every_network
 
-Shows that each name runs under the same two commands; a few iterations say nothing about its accuracy. A network goes
-through both scripts as published, at full width. Writes results.json and prints the table of README.md.
+Shows that each network runs under the same two commands, as published and at full width; a few iterations are no
+measure of its accuracy. Writes results.json and prints the table of README.md.
 """
 
 import argparse
@@ -23,29 +23,30 @@ from networks import NETWORKS
 
 DESCRIPTION = Path(__file__).parents[1] / "hippocampus" / "dataset.json"
 CASES = {"Tr": 24, "Val": 4}
-# Sides that every network takes; 1 mm voxels.
+# A crop size that suits every network; 1 mm voxels.
 ROI_SIZE = (32, 64, 32)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = OneLineParser("every_network", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="the dataset folder")
-    parser.add_argument("--output", required=True, help="folder for runs and predictions")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="names (all)")
-    parser.add_argument("--max_iter", type=number(int, 1), default=20, help="iterations")
-    parser.add_argument("--gpu", default="cpu", help="CUDA device number, or cpu")
+    parser.add_argument("--root", metavar="DIR", required=True, help="dataset folder")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for runs and predictions")
+    names = f"some of {', '.join(NETWORKS)} (default: all)"
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names)
+    parser.add_argument("--max_iter", type=number(int, 1), default=20, metavar="N", help="training iterations")
+    parser.add_argument("--gpu", default="cpu", metavar="DEVICE", help="number of a CUDA device, or cpu")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """One network after the other; a failure is a row of its own."""
+    """Try one network after the other; a failure is recorded in its row."""
     output = Path(args.output)
     make_output_folder(output)
     data = output / "data"
     choose_cases(Path(args.root), data)
     results = output / "results.json"
-    rows = json.loads(results.read_text()) if results.exists() else {}  # other networks' rows stay
+    rows = json.loads(results.read_text()) if results.exists() else {}  # rows of other networks are kept
     for name in tqdm(args.networks):
         rows[name] = try_network(name, data, output / name, args)
         write_text(results, json.dumps(rows, indent=2) + "\n")
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def choose_cases(root: Path, data: Path) -> None:
-    """Copy the first cases of each part."""
+    """Copy the first training and validation cases."""
     for part, count in CASES.items():
         for kind in ("images", "labels"):
             files = sorted((root / f"{kind}{part}").glob("*.nii.gz"))[:count]
@@ -71,7 +72,7 @@ def choose_cases(root: Path, data: Path) -> None:
 
 
 def try_network(name: str, data: Path, folder: Path, args: argparse.Namespace) -> dict[str, float | str]:
-    """Seconds of both commands and mean Dice, or the last line of what failed."""
+    """Measure the seconds of both commands and the mean Dice; a failure is the last line of its error."""
     common = ["--root", str(data), "--gpu", args.gpu]
     sides = [str(side) for side in ROI_SIZE]
     train = [
@@ -82,7 +83,7 @@ def try_network(name: str, data: Path, folder: Path, args: argparse.Namespace) -
     weights = str(folder / "run" / "best_metric_model.pth")
     predict = ["test_seg.py", *common, "--output", str(folder / "predictions"), "--trained_weights", weights]
     row: dict[str, float | str] = {}
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run
     for column, command in (("train_s", train), ("predict_s", predict)):
         started = time.perf_counter()
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True)

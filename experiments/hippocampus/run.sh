@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a small REP3D on MSD hippocampus on two CPU cores, predict the validation cases, draw curve and masks.
+# Train a small REP3D on MSD hippocampus on two CPU cores, predict the validation cases, plot curves and masks.
 # Usage: bash experiments/hippocampus/run.sh <dataset folder> <output folder>
 set -euo pipefail
 root=${1:-../shared/data/msd_hippocampus}

@@ -1,4 +1,4 @@
-"""Whether two training runs ended alike: weights, optimiser, scores, and every step of their logs."""
+"""Comparison of two finished training runs: weights, optimiser, scores, and every step of their logs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from engine.runtime.files import BEST, LAST
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between the output folders of two finished runs; seconds are each run's own.
+    """List the differences between the output folders of two finished runs, except for measured seconds.
 
     Args:
-        one, other: ``--output`` of main_train.py.
+        one, other: output folders of main_train.py.
     """
     return [*_checkpoint_differences(one, other), *_log_differences(one, other)]
 
@@ -37,7 +37,7 @@ def _without_seconds(progress: dict[str, Any]) -> dict[str, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Plain values and tensors, nested; tensors bit for bit, and NaN equals NaN."""
+    """Compare nested plain values and tensors, bit for bit; NaN equals NaN."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -48,7 +48,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _log_differences(one: Path, other: Path) -> Iterator[str]:
-    everything = {"scalars": 0, "images": 0}  # 0 is no limit; beyond one it would draw a sample
+    everything = {"scalars": 0, "images": 0}  # 0: no limit; with a limit, TensorBoard samples
     logs = [EventAccumulator(str(folder / "tensorboard"), everything).Reload() for folder in (one, other)]
     for kind, read in (("scalars", "Scalars"), ("images", "Images")):
         names = [set(log.Tags()[kind]) for log in logs]

@@ -1,11 +1,11 @@
-"""Kill a small training run again and again, resume it each time, and compare its end with an undisturbed run's.
+"""Kill a small training run repeatedly, resume it each time, and compare its end with that of an undisturbed run.
 
     python -m experiments.reliability.soak
 
-Real processes and real signals, at random moments: SIGKILL at any time, SIGKILL while a file is written, SIGTERM and
-Ctrl-C to the whole group of processes; after some of them the last checkpoint is damaged as well. Weights, moments and
-scores have to be equal bit for bit, and TensorBoard has to have every step once. Writes soak.json; exit status 1 where
-anything differs.
+Real processes and real signals, at random moments: SIGKILL at any time, SIGKILL while a checkpoint is being written,
+SIGTERM and Ctrl-C to the whole process group. After some of the stops the last checkpoint is damaged as well. Weights,
+optimiser state and scores must be equal bit for bit, and TensorBoard must contain every step exactly once. Writes
+soak.json; the exit status is 1 if anything differs.
 """
 
 import argparse
@@ -34,18 +34,18 @@ from tools.make_phantoms import make_dataset
 ROOT = Path(__file__).parents[2]
 LOG = "output.txt"
 RESULT = Path(__file__).with_name("soak.json")
-# bf16 autocast, two processes that load data, random crops and augmentation, warm-up and cosine, eight evaluations.
+# bf16 autocast, two data-loading processes, random crops and augmentation, warm-up and cosine, eight evaluations.
 RECIPE = (
     *("--network", "REP3D", "--feat_size", "8", "8", "8", "8", "--kernel_size", "5", "--roi_size", "48", "48", "48"),
     *("--amp", "bf16", "--num_workers", "2", "--cache_rate", "0.5", "--lr", "0.004", "--gpu", "cpu", "--overlap", "0"),
     *("--max_iter", "40", "--eval_step", "5"),
 )
-# How a run is stopped, and how often: its share of all.
+# Ways to stop a run, with their shares of all stops.
 WAYS = {"SIGKILL": 0.4, "SIGKILL while writing": 0.3, "SIGTERM": 0.2, "Ctrl-C": 0.1}
-DAMAGED = 0.2  # share of the stops after which the last checkpoint is damaged, where there is one before it
-EARLIER = 0.6  # share of an undisturbed run's time in which most stops hit before the end
-PATIENCE_S = 600  # a process that takes longer hangs
-# What the output of a process says last, and what it was doing then.
+DAMAGED = 0.2  # share of the stops after which the last checkpoint is damaged, if there is a previous one
+EARLIER = 0.6  # share of an undisturbed run's duration, within which most stops come before the end
+PATIENCE_S = 600  # a process that takes longer is taken to hang
+# The last phrase in the output of a process, and its phase at that moment.
 PHASES = {
     "checking cases": "checking the data",
     "Loading dataset": "caching",
@@ -57,14 +57,15 @@ PHASES = {
 
 @dataclass
 class Tally:
-    """What happened so far.
+    """Counts of the events so far.
 
     Args:
-        stops: how often a run was stopped, by way.
-        phases: what it was doing, as far as its output tells.
-        statuses: exit statuses of runs that were asked to stop.
-        fallbacks: checkpoints found damaged or missing, and the one before taken.
-        ends: runs that came to their end after being stopped, and what differed then.
+        stops: stops by way of stopping.
+        phases: stops by phase of the run, as far as its output shows it.
+        statuses: exit statuses of the runs that were asked to stop.
+        fallbacks: resumed runs that fell back on the previous checkpoint.
+        damaged: checkpoints that were damaged on purpose.
+        ends: runs that ended by themselves after being stopped, with their differences.
     """
 
     stops: Counter[str] = field(default_factory=Counter)
@@ -76,23 +77,23 @@ class Tally:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = OneLineParser("soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=number(int, 1), default=40, help="how often a run is stopped, at least")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the moments")
-    parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
+    parser.add_argument("--kills", type=number(int, 1), default=40, metavar="N", help="least number of stops")
+    parser.add_argument("--seed", type=number(int, 0), default=0, metavar="N", help="random seed of the moments")
+    parser.add_argument("--result", type=Path, default=RESULT, metavar="FILE", help="JSON file to write")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """One run undisturbed, then others until enough were stopped, each to its end."""
+    """Train once undisturbed, then disturb further runs to their ends until there were enough stops."""
     rng, tally, began = random.Random(args.seed), Tally(), time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_dataset(folder / "data", train=3, val=2, seed=0, scale=3)
         started = time.monotonic()
         status, _ = finish(start(folder, folder / "undisturbed"), folder)
-        assert status == 0, "the undisturbed run has to end well"
+        assert status == 0, "the undisturbed run failed"
         longest = time.monotonic() - started
         while sum(tally.stops.values()) < args.kills:
             output = folder / f"run {len(tally.ends)}"
@@ -118,7 +119,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def disturb(folder: Path, output: Path, kills: int, longest: float, rng: random.Random, tally: Tally) -> None:
-    """Start a run, stop and resume it until it ends by itself."""
+    """Start a run, then stop and resume it until it ends by itself."""
     while True:
         process = start(folder, output)
         way = rng.choices(list(WAYS), list(WAYS.values()))[0]
@@ -127,11 +128,11 @@ def disturb(folder: Path, output: Path, kills: int, longest: float, rng: random.
         status, text = finish(process, folder)
         tally.fallbacks += "going on from" in text
         phase = phase_of(text)
-        # Before Python has got as far as to hear requests, and after it has heard the last, it tells them its own way.
+        # Before the signal handlers are installed and after they are removed, Python ends with a traceback of its own.
         assert "Traceback" not in text or status == -signal.SIGKILL or phase in ("starting", "ending"), text
         if status == 0:
             return
-        assert stopped, f"status {status} without a reason: {text}"
+        assert stopped, f"status {status}, though nothing stopped the run: {text}"
         tally.stops[way] += 1
         tally.phases[phase] += 1
         if way in ("SIGTERM", "Ctrl-C"):
@@ -144,7 +145,7 @@ def disturb(folder: Path, output: Path, kills: int, longest: float, rng: random.
 
 
 def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    """A training process, and those it starts, as a group of their own; they write to a log in ``folder``."""
+    """Start a training process in a process group of its own; its output goes to a log in ``folder``."""
     begun = (output / LAST).exists() or (output / PREVIOUS).exists()
     data = ("--root", folder / "data", "--dataset", ROOT / "experiments" / "demo" / "dataset.json", "--output", output)
     words = [sys.executable, "main_train.py", *map(str, data), *RECIPE, *(["--resume"] if begun else [])]
@@ -153,29 +154,29 @@ def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> tuple[int, str]:
-    """Exit status, and everything that was said."""
+    """Wait for the end of a process; return its exit status and its whole output."""
     status = process.wait(timeout=PATIENCE_S)
     return status, (folder / LOG).read_text(errors="replace")
 
 
 def stop(process: subprocess.Popen[bytes], way: str, output: Path, rng: random.Random, longest: float) -> bool:
-    """Stop a process in some way at some moment; whether it was still there."""
+    """Stop a process in the given way at a random moment; return whether it was still running."""
     if way == "SIGKILL while writing":
         hit = wait_for_writing(process, output, rng.randint(1, 6))
     else:
-        hit = sleep_beside(process, rng.uniform(0, EARLIER * longest))
+        hit = sleep_while_running(process, rng.uniform(0, EARLIER * longest))
     if not hit:
         return False
     number = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(way, signal.SIGKILL)
     if number == signal.SIGKILL:
-        process.kill()  # it alone: those that load data have to find out
+        process.kill()  # this process only: its data-loading processes have to notice by themselves
     else:
         os.killpg(process.pid, number)
     return True
 
 
-def sleep_beside(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait so long, or for the end of the process; whether it is still there."""
+def sleep_while_running(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for some seconds or for the end of the process; return whether it is still running."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -184,11 +185,11 @@ def sleep_beside(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def wait_for_writing(process: subprocess.Popen[bytes], output: Path, times: int) -> bool:
-    """Wait until a checkpoint is being written for the so-manieth time; whether the process is still there."""
-    asides = [output / f".{name}.part" for name in (LAST, BEST)]
+    """Wait until a checkpoint is being written for the ``times``-th time; return whether the process still runs."""
+    unfinished = [output / f".{name}.part" for name in (LAST, BEST)]
     seen = False
     while process.poll() is None:
-        writing = any(aside.exists() for aside in asides)
+        writing = any(path.exists() for path in unfinished)
         times -= writing and not seen
         if not times:
             return True
@@ -198,13 +199,13 @@ def wait_for_writing(process: subprocess.Popen[bytes], output: Path, times: int)
 
 
 def phase_of(text: str) -> str:
-    """What a process was doing when it ended, as far as its output tells."""
+    """Name the phase in which a process ended, as far as its output shows it."""
     shown = re.findall("|".join(PHASES), text)
     return PHASES[shown[-1]] if shown else "starting"
 
 
 def damage(path: Path, rng: random.Random) -> None:
-    """Cut a file, or turn over one of its bits."""
+    """Truncate a file, or flip one of its bits."""
     content = bytearray(path.read_bytes())
     place = rng.randrange(len(content))
     if rng.random() < 0.5:

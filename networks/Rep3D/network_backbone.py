@@ -11,7 +11,7 @@ from .rep3d_encoder import MaskMode, rep3d_block
 
 
 class REP3D(LargeKernelUNet):
-    """Segmentation network: four stages of ``rep3d_block`` in the shape of ``LargeKernelUNet``.
+    """Segmentation network: a ``LargeKernelUNet`` with four stages of ``rep3d_block``.
 
     65.98 M parameters with the learned mask and 65.83 M with the fixed one, for one channel and 16 classes.
 
@@ -26,13 +26,13 @@ class REP3D(LargeKernelUNet):
         beta: decay distance of the prior, voxels.
         generator_depth: convolutions in the mask's generator.
         generator_ks: odd side of their kernels, voxels.
-        per_channel: one mask a channel instead of one a block.
+        per_channel: learn one mask per channel instead of one per block.
         norm_name: MONAI normalisation of skips and decoder.
-        res_block: residual skip and decoder blocks.
-        deploy: build without generators, for folded weights; training checkpoints load too and are folded.
+        res_block: build skip and decoder blocks as residual ones.
+        deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
     encoder_name = "rep3d"

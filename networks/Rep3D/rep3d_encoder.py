@@ -1,8 +1,9 @@
-"""What the Rep3D encoder is made of: distance prior, receptive bias (LRBM), re-parameterised block.
+"""Parts of the Rep3D encoder: distance prior, receptive bias (LRBM), re-parameterised block.
 
 Source: Lee et al., "Spatially-Adaptive Gradient Re-parameterization for 3D Large Kernel Optimization", ICML 2026.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -20,19 +21,19 @@ MASK_MODES: tuple[MaskMode, ...] = ("learned", "fixed", "none")
 
 
 def compute_distance_prior(ks: int, beta: float = 1.0) -> Tensor:
-    """Reciprocal distance decay P[k] = beta / (||k - c||_2 + beta): 1 at the kernel's centre c, least in its corners.
+    """Compute the prior P[k] = beta / (||k - c||_2 + beta): 1 at the kernel's centre c, smallest in its corners.
 
     Args:
         ks: odd side of the kernel, voxels.
         beta: distance at which the prior has fallen to one half, voxels.
     Shape: returns (ks, ks, ks), float32.
     Raises:
-        ValueError: ``ks`` is not odd and positive, or ``beta`` is not positive.
+        ValueError: ``ks`` is not odd and positive, or ``beta`` is not positive and finite.
     """
     if ks < 1 or ks % 2 == 0:
         raise ValueError(f"ks: found {ks}, expected an odd positive number")
-    if beta <= 0:
-        raise ValueError(f"beta: found {beta}, expected a positive number")
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta: found {beta}, expected a finite positive number")
     offsets = torch.arange(ks, dtype=torch.float32) - ks // 2
     grid = torch.stack(torch.meshgrid(offsets, offsets, offsets, indexing="ij"))
     return beta / (grid.norm(dim=0) + beta)
@@ -41,21 +42,21 @@ def compute_distance_prior(ks: int, beta: float = 1.0) -> Tensor:
 class LRBM(nn.Module):
     """Low-rank receptive bias: the mask M = P + f(P) that multiplies a depthwise kernel, P being the distance prior.
 
-    f is a chain of ``depth`` convolutions with LayerNorm and sigmoid between them. Its last convolution starts at zero,
-    so that training starts at the prior. The paper's form is one map for all the channels of a block, normalised over
-    the whole map; ``per_channel`` repeats the prior and learns one map a channel, normalised over the channels.
+    f is a chain of ``depth`` convolutions with LayerNorm and sigmoid between them. Its last convolution is initialised
+    with zeros, so that training starts at the prior. The paper uses one map for all channels of a block, normalised
+    over the whole map; ``per_channel`` repeats the prior and learns one map per channel, normalised over channels.
 
     Args:
-        channels: channels of the kernel to be masked.
+        channels: channels of the masked kernel.
         ks: odd side of that kernel, voxels.
-        learned: False leaves f out, M = P.
+        learned: add f; without it, M = P.
         beta: decay distance of the prior, voxels.
         depth: convolutions in f.
         generator_ks: odd side of their kernels, voxels.
-        per_channel: one map a channel instead of one a block.
+        per_channel: learn one map per channel instead of one per block.
     Shape: () -> (1, 1, ks, ks, ks), or (channels, 1, ks, ks, ks) with ``per_channel``.
     Raises:
-        ValueError: an even or non-positive side, ``depth`` below 1, ``beta`` not positive.
+        ValueError: an even or non-positive side, ``depth`` below 1, ``beta`` not positive and finite.
     """
 
     prior: Tensor
@@ -73,7 +74,7 @@ class LRBM(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth: found {depth}, expected at least 1")
-        # In the state_dict, so that a checkpoint tells whether its kernels are still to be multiplied by a mask.
+        # Part of the state_dict, so that a checkpoint shows whether its kernels are still to be multiplied by a mask.
         self.register_buffer("prior", compute_distance_prior(ks, beta))
         self.maps = channels if per_channel else 1
         self.generator = self._make_generator(ks, depth, generator_ks, per_channel) if learned else None
@@ -82,7 +83,7 @@ class LRBM(nn.Module):
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             norm = ChannelLayerNorm(self.maps, eps=1e-5) if per_channel else nn.LayerNorm((ks, ks, ks))
-            # Normalising over the whole map would undo a bias.
+            # Without a bias if the next layer normalises over the whole map, which would cancel it.
             layers += [LargeKernelConv3d(self.maps, generator_ks, bias=per_channel), norm, nn.Sigmoid()]
         last = LargeKernelConv3d(self.maps, generator_ks)
         for parameter in last.parameters():
@@ -93,27 +94,28 @@ class LRBM(nn.Module):
         prior = self.prior.expand(1, self.maps, -1, -1, -1)
         if self.generator is None:
             return prior.transpose(0, 1)
-        # The mask scales every weight, so it is computed in the parameters' precision whatever the autocast.
+        # The mask scales every weight, so it is computed in the parameters' precision even under autocast.
         with torch.autocast(self.prior.device.type, enabled=False):
             return (prior + self.generator(prior)).transpose(0, 1)  # (1, maps, ...) -> (maps, 1, ...)
 
 
 class MaskedKernelBlock(FoldableBlock):
-    """A depthwise large-kernel convolution whose kernel is W * M; what surrounds it is the subclass's.
+    """Depthwise large-kernel convolution with the kernel W * M; subclasses add the rest of the block.
 
-    W * M is formed in every forward from the parameters: both receive gradients and neither is changed. Deployed, the
-    stored kernel is the product and there is no mask. A deployed block also loads a training checkpoint, and folds it;
-    a training block also loads a folded kernel, and divides it by its mask, so that the convolution stays the same.
+    W * M is computed in every forward from the parameters: both receive gradients and neither is changed. In the
+    deployed form the stored kernel is the product and there is no mask. A deployed block also loads and folds training
+    checkpoints; a training block also loads folded kernels and divides them by its mask, so that the convolution stays
+    the same.
 
     Args:
         dim: channels.
         ks: odd side of the kernel, voxels.
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
         deploy: build the folded form.
-        bias: learn an offset a channel.
+        bias: learn one offset per channel.
         lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
     Raises:
-        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
+        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
     """
 
     def __init__(self, dim: int, ks: int, mask: MaskMode, deploy: bool, bias: bool, **lrbm_options: Any) -> None:
@@ -127,25 +129,25 @@ class MaskedKernelBlock(FoldableBlock):
         self.register_load_state_dict_pre_hook(_fold_or_unfold_while_loading)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The depthwise convolution, (N, dim, D, H, W) -> (N, dim, D, H, W)."""
+        """Apply the depthwise convolution, (N, dim, D, H, W) -> (N, dim, D, H, W)."""
         kernel = self.get_equivalent_kernel()
-        if kernel is self.dwconv.weight:  # the layer itself may know its spectrum
+        if kernel is self.dwconv.weight:  # the layer may have cached its spectrum
             return self.dwconv(x)
         return large_kernel_conv3d(x, kernel, self.dwconv.bias)
 
     def get_equivalent_kernel(self) -> Tensor:
-        """The kernel that convolves, W * M, shape (dim, 1, ks, ks, ks); differentiable, changes nothing."""
+        """Compute the effective kernel W * M, shape (dim, 1, ks, ks, ks); differentiable, changes nothing."""
         return self.dwconv.weight if self.lrbm is None else self.dwconv.weight * self.lrbm()
 
     @torch.no_grad()
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
-        """Fold the mask into the kernel and drop the generator; a second call finds nothing left to fold.
+        """Fold the mask into the kernel and drop the generator; a second call changes nothing.
 
         Args:
-            fuse_norm: fold a batch normalisation after the convolution as well, into the kernel and its bias. The fused
-                block exists in memory only: its state_dict has no normalisation and loads into no newly built network.
+            fuse_norm: fold the batch normalisation after the convolution as well, into the kernel and its bias. This
+                form is for use in memory only: no newly built network loads its state_dict.
         Raises:
-            RuntimeError: ``fuse_norm`` in training mode, where the normalisation still follows the batch.
+            RuntimeError: ``fuse_norm`` in training mode, in which the normalisation depends on the batch.
         """
         if fuse_norm and self.training:
             raise RuntimeError("fuse_norm needs evaluation mode: call .eval() first")
@@ -156,11 +158,11 @@ class MaskedKernelBlock(FoldableBlock):
         return self
 
     def fold_norm(self) -> None:
-        """Fold the normalisation into the convolution, where it is one that can be folded."""
+        """Fold the normalisation into the convolution, if it can be folded."""
 
     @torch.no_grad()
     def fold_stored_mask(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Multiply this block's kernel in a state_dict by the mask stored with it, whose keys are taken out."""
+        """Multiply this block's kernel in a state_dict by the mask stored with it, and remove the mask's keys."""
         key, lrbm_prefix = f"{prefix}dwconv.weight", f"{prefix}lrbm."
         names = [name for name in state_dict if name.startswith(lrbm_prefix)]
         if not names or key not in state_dict:
@@ -171,7 +173,7 @@ class MaskedKernelBlock(FoldableBlock):
         state_dict[key] = state_dict[key] * lrbm()
 
     def has_other_mask(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
-        """Whether a state_dict stores this block's kernel with a mask of another kind than the block's."""
+        """Return True if a state_dict stores this block's kernel with another kind of mask than the block's."""
         return _stored_mask(state_dict, prefix) not in ("none", self.mask)
 
 
@@ -183,11 +185,11 @@ class rep3d_block(MaskedKernelBlock):
         ks: odd side of the kernel, voxels.
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
         deploy: build the folded form.
-        bias: learn an offset a channel, as RepUX-Net does.
+        bias: learn one offset per channel, as RepUX-Net does.
         lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
+        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
     """
 
     def __init__(
@@ -208,7 +210,7 @@ class rep3d_block(MaskedKernelBlock):
 
     def fold_norm(self) -> None:
         norm = self.norm
-        if not isinstance(norm, _BatchNorm):  # fused already; SyncBatchNorm is one too
+        if not isinstance(norm, _BatchNorm):  # already fused; _BatchNorm includes SyncBatchNorm
             return
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -222,7 +224,7 @@ class rep3d_block(MaskedKernelBlock):
 def _fold_or_unfold_while_loading(
     block: MaskedKernelBlock, state_dict: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Turn a kernel stored with this block's kind of mask, or without any, into the form of the block."""
+    """Convert a kernel stored with this block's kind of mask, or without a mask, to the form of the block."""
     key = f"{prefix}dwconv.weight"
     if key not in state_dict or state_dict[key].shape != block.dwconv.weight.shape:
         return
@@ -235,7 +237,7 @@ def _fold_or_unfold_while_loading(
 
 
 def _stored_mask(state_dict: Mapping[str, Tensor], prefix: str) -> MaskMode:
-    """What mask a state_dict holds beside a kernel."""
+    """Return the kind of mask that a state_dict stores next to a kernel."""
     names = [name for name in state_dict if name.startswith(f"{prefix}lrbm.")]
     if not names:
         return "none"

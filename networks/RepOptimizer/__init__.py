@@ -1,4 +1,4 @@
-"""CSLA, constant-scale linear addition, and the plain block that a RepOptimizer trains as if it were one."""
+"""CSLA (constant-scale linear addition), and the plain block that a RepOptimizer trains equivalently."""
 
 from .csla_block import csla_block, repopt_block
 from .network_backbone import REPOPT

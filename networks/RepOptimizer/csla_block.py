@@ -1,13 +1,14 @@
-"""Two large-kernel blocks that train alike: two branches under any optimiser, one kernel under a RepOptimizer.
+"""Two equivalent large-kernel blocks: two branches with any optimiser, one kernel with a RepOptimizer.
 
-CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). A step of SGD then moves W by its
-gradient times aL^2 + aS^2 [on the small kernel's window], a step of Adam by its update times aL + aS [there]: the
-centre learns faster. A single kernel whose updates are scaled in this way (``engine.training.rep_optimizer``) takes the
-same course.
+CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). A step of SGD then changes W by its
+gradient times aL^2, plus aS^2 within the small kernel's window; a step of Adam by its update times aL, plus aS within
+the window. The centre learns faster. A single kernel whose updates are scaled in this way
+(``engine.training.rep_optimizer``) is trained identically.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, here in three dimensions.
 """
 
+import math
 from typing import Any, Self
 
 import torch
@@ -25,11 +26,11 @@ class csla_block(rep3d_block):
         dim: channels.
         ks: odd side of the large kernel, voxels.
         small_ks: odd side of the small kernel, voxels; at most ``ks``.
-        large_scale, small_scale: the constants aL and aS.
-        deploy: build the folded form, a plain block; it loads training checkpoints, too.
+        large_scale, small_scale: constants aL and aS.
+        deploy: build the folded form, a plain block; it loads training checkpoints as well.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: an even side, a small kernel larger than the large one, a scale that is not positive.
+        ValueError: an even side, a small kernel larger than the large one, a scale that is not positive and finite.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class csla_block(rep3d_block):
         self.register_load_state_dict_pre_hook(_fold_branches_while_loading)
 
     def get_equivalent_kernel(self) -> Tensor:
-        """The kernel that convolves, aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
+        """Compute the effective kernel aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
         return self.dwconv.weight if self.small is None else self.add_branches(self.dwconv.weight, self.small.weight)
 
     def add_branches(self, large: Tensor, small: Tensor) -> Tensor:
-        """aL ``large`` + pad(aS ``small``)."""
+        """Compute aL ``large`` + pad(aS ``small``)."""
         return self.large_scale * large + F.pad(self.small_scale * small, (self.margin,) * 6)
 
     @torch.no_grad()
@@ -64,13 +65,13 @@ class csla_block(rep3d_block):
 
 
 class repopt_block(rep3d_block):
-    """A plain ``rep3d_block`` that starts from the kernel of a ``csla_block`` and knows how to scale its updates.
+    """Plain ``rep3d_block``, initialised like a ``csla_block``, that provides the scales of its updates.
 
     Args:
         dim: channels.
         ks: odd side of the kernel, voxels.
-        small_ks: odd side of the small kernel of the two-branch block that it stands for, voxels.
-        large_scale, small_scale: that block's constants aL and aS.
+        small_ks: odd side of the small kernel of the equivalent ``csla_block``, voxels.
+        large_scale, small_scale: constants aL and aS of that block.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
         ValueError: as ``csla_block``.
@@ -85,7 +86,7 @@ class repopt_block(rep3d_block):
             self.dwconv.weight.copy_(csla_block(dim, ks, small_ks, large_scale, small_scale).get_equivalent_kernel())
 
     def update_mask(self, power: int) -> Tensor:
-        """aL^power everywhere plus aS^power on the small kernel's window, shape (ks, ks, ks).
+        """Compute aL^power plus, within the small kernel's window, aS^power; shape (ks, ks, ks).
 
         Args:
             power: 2 for the gradient under SGD, 1 for the update under Adam.
@@ -95,7 +96,7 @@ class repopt_block(rep3d_block):
 
 
 def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before a deployed block loads a training checkpoint, add the branches up."""
+    """Add up the branches of a training checkpoint before a deployed block loads it."""
     large, small = f"{prefix}dwconv.weight", f"{prefix}small.weight"
     if block.small is None and large in state_dict and small in state_dict:
         state_dict[large] = block.add_branches(state_dict[large], state_dict.pop(small))
@@ -105,5 +106,5 @@ def _check_branches(ks: int, small_ks: int, large_scale: float, small_scale: flo
     if small_ks > ks:
         raise ValueError(f"small_ks: found {small_ks}, expected at most ks, {ks}")
     for name, scale in (("large_scale", large_scale), ("small_scale", small_scale)):
-        if not scale > 0:  # NaN neither
-            raise ValueError(f"{name}: found {scale}, expected a positive number")
+        if not 0 < scale < math.inf:  # NaN fails the comparison as well
+            raise ValueError(f"{name}: found {scale}, expected a finite positive number")

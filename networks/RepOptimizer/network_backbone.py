@@ -1,7 +1,7 @@
-"""REPOPT: the plain large-kernel network under constant-scale gradient re-parameterisation.
+"""REPOPT: plain large-kernel network trained with constant-scale gradient re-parameterisation.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, applied to the plain
-encoder of Rep3D as in its ablation.
+encoder of Rep3D as in the ablation of the Rep3D paper.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from .csla_block import csla_block, repopt_block
 
 
 class REPOPT(LargeKernelUNet):
-    """Rep3D's network without mask; the updates of its large kernels are scaled by constants instead.
+    """Rep3D's network without masks; the updates of its large kernels are scaled by constants instead.
 
-    65.83 M parameters, those of the plain network and with its state_dict keys. The updates are scaled by
-    ``engine.training.optimizer.make_optimizer``; an optimiser made otherwise trains the plain network.
+    65.83 M parameters; parameters and state_dict keys are those of the plain network. Optimisers from
+    ``engine.training.optimizer.make_optimizer`` scale the updates; any other optimiser trains the plain network.
 
     Args:
         in_chans: input channels.
@@ -26,14 +26,14 @@ class REPOPT(LargeKernelUNet):
         ks: odd side of the depthwise kernels, voxels.
         small_ks: odd side of the window that learns faster, voxels.
         large_scale, small_scale: constants of the large and of the small kernel.
-        branches: build the small kernels too (CSLA) and train with any optimiser, to the same effect.
+        branches: build the small kernels as well (CSLA), which has the same effect with any optimiser.
         hidden_size: channels of the bottleneck; by default twice the last stage's (768 in the paper).
         norm_name: MONAI normalisation of skips and decoder.
-        res_block: residual skip and decoder blocks.
-        deploy: build without the small kernels, where there are ``branches``.
+        res_block: build skip and decoder blocks as residual ones.
+        deploy: build without the small kernels of ``branches``.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
     encoder_name = "rep3d"

@@ -1,10 +1,10 @@
-"""REPUXNET: RepUX-Net with its prior as a functional product.
+"""REPUXNET: RepUX-Net with the prior applied in the forward.
 
 Source: Lee et al., "Scaling Up 3D Kernels with Bayesian Frequency Re-parameterization for Medical Image Segmentation",
-MICCAI 2023. The published code multiplies the stored kernel by the prior again at every forward of training and hides
-the kernel from the optimiser; here W * P is formed in the forward, and W is trained. The deployed form has the
-published state_dict keys, and its stored kernel is used as it is, as the published test script does; while training
-each block stores its prior as well, by which the two forms are told apart.
+MICCAI 2023. The published code multiplies the stored kernel by the prior again in every forward of training and hides
+the kernel from the optimiser; here W * P is computed in the forward, and W is trained. The deployed form has the
+published state_dict keys and uses its stored kernel unchanged, as the published test script does. The training form
+additionally stores each block's prior, which distinguishes the two forms.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ class REPUXNET(LargeKernelUNet):
         alpha: distance at which the prior alpha / (distance + alpha) has fallen to one half, voxels.
         hidden_size: channels of the bottleneck; by default twice the last stage's (768 in the paper).
         norm_name: MONAI normalisation of skips and decoder.
-        res_block: residual skip and decoder blocks.
-        deploy: build without priors, for folded and for published weights; training checkpoints load too, folded.
+        res_block: build skip and decoder blocks as residual ones.
+        deploy: build without priors, for folded and published weights; training checkpoints load as well, folded.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
     encoder_name = "repuxnet_3d"

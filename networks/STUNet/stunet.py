@@ -1,4 +1,4 @@
-"""STU-Net: plain residual U-Net, scaled in depth and width.
+"""STU-Net: plain residual U-Net, scalable in depth and width.
 
 Source: Huang et al., "STU-Net: Scalable and Transferable Medical Image Segmentation Models Empowered by Large-Scale
 Supervised Pre-training", arXiv:2304.06716.
@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         in_chans: input channels.
         out_chans: output channels.
         stride: (D, H, W) stride of the first convolution and of the shortcut.
-        project: a 1^3 convolution as shortcut instead of the identity.
+        project: use a 1^3 convolution as shortcut instead of the identity.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D / stride[0], H / stride[1], W / stride[2]).
     """
 
@@ -45,8 +45,7 @@ class ResidualBlock(nn.Module):
 class Upsample(nn.Module):
     """1^3 convolution to the skip's width, then nearest interpolation.
 
-    The specification has them the other way round; they commute, and in this order the convolution runs over fewer
-    voxels.
+    The specification interpolates first; the two commute, and in this order the convolution runs over fewer voxels.
 
     Args:
         in_chans: input channels.
@@ -65,25 +64,24 @@ class Upsample(nn.Module):
 
 
 class STUNet(SegmentationNetwork):
-    """Segmentation network: six residual stages, five up-sampling stages, a 1^3 head on each of the latter.
+    """Segmentation network: six residual stages, five up-sampling stages, a 1^3 head.
 
-    14.55 M parameters by default, with 14 classes; ``networks.NETWORKS`` holds the arguments of all published sizes.
+    14.55 M parameters by default, with 14 classes; ``networks.NETWORKS`` has the arguments of all published sizes. The
+    heads of the four coarser stages, which serve deep supervision in the official code, are kept for its checkpoints;
+    they are unused and frozen.
 
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
         feat_size: channels of the six stages, finest first.
-        depths: residual blocks in each of the six stages, finest first, or in all; a decoder stage has as many as the
-            encoder stage of its resolution.
+        depths: residual blocks of the six stages, finest first, or one number for all; a decoder stage has as many as
+            the encoder stage at its resolution.
         strides: (D, H, W) strides between the six stages, finest first, as in nnU-Net's plan.
-        deep_supervision: in training mode return the logits of every decoder stage, as a list. Without it the heads
-            of the coarser stages are frozen.
-    Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); with ``deep_supervision`` and in training mode five
-        of them, finest first, the next ones smaller by ``strides[0]``, then ``strides[1]``, and so on. D, H and W are
-        divisible by the product of their strides, and at least one of them is not that product itself.
+    Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H and W are divisible by the product of their
+        strides, and at least one of them is larger than it.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
-    Source: arXiv:2304.06716; specs/baselines.md, section B6.
+        ValueError: an invalid argument, or an input with other channels or sides.
+    Source: Huang et al., "STU-Net", arXiv:2304.06716.
     """
 
     stem_prefixes = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
@@ -96,7 +94,6 @@ class STUNet(SegmentationNetwork):
         feat_size: Sequence[int] = (16, 32, 64, 128, 256, 256),
         depths: Sequence[int] | int = 1,
         strides: Sequence[Sequence[int]] = ((2, 2, 2),) * 5,
-        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         depths = (depths,) * 6 if isinstance(depths, int) else depths
@@ -105,7 +102,6 @@ class STUNet(SegmentationNetwork):
         depth, height, width = (math.prod(steps) for steps in zip(*strides, strict=True))
         # The coarsest instance normalisation needs more than one voxel.
         self.input_sizes = InputSizes(depth if depth == height == width else (depth, height, width), least_coarse=2)
-        self.deep_supervision = deep_supervision
 
         widths = itertools.pairwise((in_chans, *feat_size))
         self.conv_blocks_context = nn.ModuleList(
@@ -122,25 +118,18 @@ class STUNet(SegmentationNetwork):
         )
         self.seg_outputs = nn.ModuleList(nn.Conv3d(dim, out_chans, kernel_size=1) for dim in feat_size[-2::-1])
         self.apply(_init_convolution)
-        if not deep_supervision:
-            self.unused_prefixes = tuple(f"seg_outputs.{i}." for i in range(len(self.seg_outputs) - 1))
+        self.unused_prefixes = tuple(f"seg_outputs.{i}." for i in range(len(self.seg_outputs) - 1))
         self.freeze_unused()
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         skips = []
         for stage in self.conv_blocks_context:
             x = stage(x)
             skips.append(x)
         skips.pop()
-        supervised = self.deep_supervision and self.training
-        logits: list[Tensor] = []
-        for upsample, stage, head in zip(
-            self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, strict=True
-        ):
+        for upsample, stage in zip(self.upsample_layers, self.conv_blocks_localization, strict=True):
             x = stage(torch.cat((upsample(x), skips.pop()), dim=1))
-            if supervised or not skips:
-                logits.insert(0, head(x))
-        return logits if supervised else logits[0]
+        return self.seg_outputs[-1](x)
 
 
 def _check_arguments(
@@ -153,7 +142,7 @@ def _check_arguments(
 
 
 def _make_stage(in_chans: int, out_chans: int, depth: int, stride: Sequence[int] = (1, 1, 1)) -> nn.Sequential:
-    """``depth`` residual blocks; the first changes the channels and the resolution."""
+    """Build ``depth`` residual blocks, the first of which changes the channels and the resolution."""
     first = ResidualBlock(in_chans, out_chans, stride, project=True)
     return nn.Sequential(first, *(ResidualBlock(out_chans, out_chans) for _ in range(depth - 1)))
 

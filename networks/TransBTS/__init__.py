@@ -1,4 +1,4 @@
-"""TransBTS: a convolutional encoder and decoder with a transformer over the coarsest grid between them."""
+"""TransBTS: convolutional encoder and decoder with a transformer over the coarsest grid between them."""
 
 from .transbts import TransBTS
 

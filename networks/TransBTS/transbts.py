@@ -1,7 +1,7 @@
 """TransBTS: residual encoder, transformer over every voxel of the grid at 1/8, decoder with concatenated skips.
 
 Source: Wang et al., "TransBTS: Multimodal Brain Tumor Segmentation Using Transformer", MICCAI 2021. Written from a
-description in prose; the modules carry the official names, so that official weights load.
+description in prose; the modules have the official names, so that official weights load.
 """
 
 import math
@@ -20,19 +20,19 @@ BLOCKS = (1, 2, 2, 4)  # residual blocks in each of the encoder's levels
 
 
 class Residual(nn.Sequential):
-    """Modules one after the other, and their input added to their output."""
+    """Sequence of modules with a residual connection around it."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input + super().forward(input)
 
 
 def conv3(in_chans: int, out_chans: int, stride: int = 1) -> nn.Conv3d:
-    """Convolution with a 3^3 kernel that keeps the size, or halves it with stride 2."""
+    """Build a convolution with a 3^3 kernel that keeps the size, or halves it with stride 2."""
     return nn.Conv3d(in_chans, out_chans, kernel_size=3, stride=stride, padding=1)
 
 
 def norm_relu_conv_twice(channels: int) -> OrderedDict[str, nn.Module]:
-    """Layers of an encoder block; group normalisation, whatever the official names say."""
+    """Build the layers of an encoder block; the official names "bn" are of group normalisations."""
     return OrderedDict(
         bn1=nn.GroupNorm(GROUPS, channels),
         relu1=nn.ReLU(),
@@ -44,7 +44,7 @@ def norm_relu_conv_twice(channels: int) -> OrderedDict[str, nn.Module]:
 
 
 def conv_norm_relu_twice(in_chans: int, out_chans: int) -> OrderedDict[str, nn.Module]:
-    """Layers of a decoder block."""
+    """Build the layers of a decoder block."""
     return OrderedDict(
         conv1=conv3(in_chans, out_chans),
         bn1=nn.BatchNorm3d(out_chans),
@@ -61,15 +61,15 @@ class Encoder(nn.Module):
     Args:
         in_chans: input channels.
         widths: channels of the levels.
-        stem_dropout: share of the stem's channels that are dropped in training.
+        stem_dropout: rate at which whole channels of the stem are dropped in training.
     Shape: (N, in_chans, D, H, W) -> (N, widths[3], D / 8, H / 8, W / 8), and
         [(N, widths[i], D / 2^i, H / 2^i, W / 2^i) for i = 0, 1, 2].
     """
 
     def __init__(self, in_chans: int, widths: Sequence[int], stem_dropout: float) -> None:
         super().__init__()
-        # The official stem drops channels in evaluation too, so that no prediction can be repeated. Here a module does
-        # it, in training only.
+        # The official stem drops channels in evaluation too, which makes predictions unrepeatable. A dropout module
+        # does so in training only.
         self.InitConv = nn.Sequential(OrderedDict(conv=conv3(in_chans, widths[0]), dropout=nn.Dropout3d(stem_dropout)))
         for level, (width, blocks) in enumerate(zip(widths, BLOCKS, strict=True), start=1):
             if level > 1:
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
 
 class PositionEncoding(nn.Module):
-    """Adds a learned vector to each token, zero at first.
+    """Learned vector added to each token, initialised with zeros.
 
     Shape: (N, tokens, dim) -> (N, tokens, dim).
     """
@@ -103,7 +103,7 @@ class PositionEncoding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with several heads; dropout on the attention weights and on the output.
+    """Multi-head self-attention with dropout on the attention weights and on the output.
 
     Shape: (N, tokens, dim) -> (N, tokens, dim).
     """
@@ -123,9 +123,7 @@ class SelfAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers of attention and of a perceptron, each after a layer normalisation and added to its input.
-
-    There is no normalisation at the end.
+    """Pre-norm residual layers of attention and perceptron, without a normalisation at the end.
 
     Shape: (N, tokens, dim) -> (N, tokens, dim).
     """
@@ -134,7 +132,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.net = nn.Sequential()
         for _ in range(num_layers):
-            # Parity: an extra dropout after the attention, which has one on its output already.
+            # Parity: the official code has an extra dropout after the attention, which already ends with one.
             attention = OrderedDict(
                 norm=nn.LayerNorm(dim), fn=SelfAttention(dim, num_heads, dropout), dropout=nn.Dropout(dropout)
             )
@@ -148,7 +146,7 @@ class Transformer(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Halves the channels, doubles the sides, and mixes the result with a skip.
+    """Up-sampling that halves the channels, doubles the sides, and mixes the result with a skip.
 
     Shape: (N, 2 * width, D, H, W), (N, width, 2 * D, 2 * H, 2 * W) -> (N, width, 2 * D, 2 * H, 2 * W).
     """
@@ -167,29 +165,29 @@ class TransBTS(SegmentationNetwork):
     """Segmentation network: convolutional encoder, transformer over the grid at 1/8, convolutional decoder.
 
     31.58 M parameters for one channel, 16 classes and 96^3 voxels, 0.07 M of them unused. The official code ends with a
-    softmax; this one does not.
+    softmax; here the output is logits.
 
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        roi_size: sides (D, H, W) of the inputs, voxels; each position of the coarse grid has an embedding of its own.
+        roi_size: (D, H, W) of the inputs, voxels; each position of the coarse grid has its own embedding.
         base_channels: channels at full resolution; they double at 1/2, 1/4 and 1/8.
         embed_dim: length of a token.
         num_heads: attention heads.
         num_layers: transformer layers.
         mlp_dim: hidden width of their perceptrons.
-        dropout: rate on embedded tokens, attention weights, and outputs of attention and perceptron.
+        dropout: dropout rate of embedded tokens, attention weights, and outputs of attention and perceptron.
         stem_dropout: rate at which whole channels are dropped after the first convolution.
-        official_keys: hold the two modules that the official network has and does not use, for checkpoints and counts.
+        official_keys: build the two unused modules of the official network, for its checkpoints and parameter counts.
     Shape: (N, in_chans, *roi_size) -> logits (N, out_chans, *roi_size); sides divisible by 8, not all equal to 8.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
     # The unused linear_encoding has 8 * base_channels columns for each input channel.
     stem_prefixes = ("Unet.InitConv.conv.weight", "linear_encoding.weight")
     head_prefixes = ("endconv.",)
-    # A linear map in place of conv_x, and a normalisation after the transformer that the decoder takes no notice of.
+    # The official network has but does not use a linear map instead of conv_x, and a norm after the transformer.
     unused_prefixes = ("linear_encoding.", "pre_head_ln.")
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The encoder of UNesT: three levels of transformer layers, each attending within non-overlapping blocks of voxels.
+"""Encoder of UNesT: three levels of transformer layers with attention within non-overlapping blocks of voxels.
 
 Source: Zhang et al., "Nested Hierarchical Transformer", AAAI 2022 (NesT); in 3D Yu et al., "UNesT", Medical Image
-Analysis 2023. Names, shapes and numbers are those of the official code.
+Analysis 2023. Names, shapes and numbers are from the official code.
 """
 
 from collections import OrderedDict
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..layers import ChannelLayerNorm
 
-PATCH = 4  # voxels, side and stride of the embedding
-BLOCKS = (4, 2, 1)  # along each axis, level by level: a block keeps its size in tokens, so it doubles in voxels
+PATCH = 4  # side and stride of the embedding, voxels
+BLOCKS = (4, 2, 1)  # blocks along each axis, by level: a block keeps its size in tokens, so it doubles in voxels
 
 
 class BlockAttention(nn.Module):
@@ -36,11 +36,11 @@ class BlockAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Fused attention kernels take four dimensions, so the blocks join the batch.
+        # Fused attention kernels accept four dimensions, so blocks are merged into the batch.
         split = "n blocks tokens (three heads c) -> three (n blocks) heads tokens c"
         query, key, value = rearrange(self.qkv(x), split, three=3, heads=self.num_heads)
         attended = F.scaled_dot_product_attention(query, key, value)
-        # Parity: heads are split head-major but merged with the head fastest. Official weights rely on it.
+        # Parity: heads are split head-major but merged with the head as the fastest axis, as official weights expect.
         return self.proj(rearrange(attended, "(n blocks) heads tokens c -> n blocks tokens (c heads)", n=len(x)))
 
 
@@ -68,13 +68,13 @@ class TransformerLayer(nn.Module):
 
 
 class NestLevel(nn.Module):
-    """Down-sampling (all levels but the first), then transformer layers on the map cut into a grid of blocks.
+    """Down-sampling (not in the first level), then transformer layers on the map, divided into a grid of blocks.
 
     Args:
-        in_dim: channels of the incoming map, None in the first level, which takes it as it is.
+        in_dim: channels of the input; None in the first level, which has no down-sampling.
         dim: channels of the level.
         num_heads: heads, a divisor of ``dim``.
-        drop_paths: one layer for each of these stochastic depth rates.
+        drop_paths: rate of stochastic depth of each layer.
         blocks: blocks along each axis.
         edges: sides (D, H, W) of a block, tokens.
     Shape: (N, in_dim, D, H, W) -> (N, dim, D / 2, H / 2, W / 2), or the same size in the first level.
@@ -109,17 +109,17 @@ class NestLevel(nn.Module):
 
 
 class NestEncoder(nn.Module):
-    """Patch embedding and three levels at 1/4, 1/8 and 1/16 of the input's resolution, of 4^3, 2^3 and one block.
+    """Patch embedding and three levels at 1/4, 1/8 and 1/16 of the input's resolution, with 4^3, 2^3 and 1 blocks.
 
     Args:
         in_chans: input channels.
-        roi_size: sides (D, H, W) of the input, voxels; each divisible by 16.
-        embed_dim: channels a level.
-        depths: transformer layers a level.
-        num_heads: heads a level, divisors of ``embed_dim``.
-        drop_path_rate: stochastic depth of the last layer, from 0 in the first in equal steps.
-    Shape: (N, in_chans, *roi_size) -> four maps, the embedding and the levels' outputs, of embed_dim[0], then
-        embed_dim[i] channels; and the last of them normalised.
+        roi_size: (D, H, W) of the input, voxels; each side divisible by 16.
+        embed_dim: channels per level.
+        depths: transformer layers per level.
+        num_heads: heads per level, divisors of ``embed_dim``.
+        drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0 in the first.
+    Shape: (N, in_chans, *roi_size) -> [embedding with embed_dim[0] channels, outputs of the levels with embed_dim[i]
+        channels], and the last of them normalised.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class NestEncoder(nn.Module):
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Truncated normal of std 0.02 for weights and position embeddings, zero biases."""
+    """Initialise weights and position embeddings by a truncated normal with std 0.02, biases with zeros."""
     if isinstance(module, nn.Linear | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         assert module.bias is not None

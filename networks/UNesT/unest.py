@@ -1,4 +1,4 @@
-"""UNesT: the nested transformer encoder in a U-shape, with MONAI's UNETR blocks as skips and decoder."""
+"""UNesT: nested transformer encoder in a U-shape, with MONAI's UNETR blocks as skips and decoder."""
 
 import itertools
 from collections import OrderedDict
@@ -18,24 +18,25 @@ from .nest import NestEncoder
 class UNesT(SegmentationNetwork):
     """Segmentation network: nested transformer of three levels, convolutional skips, five up-sampling blocks.
 
-    The defaults are UNesT-B: 87.20 M parameters for one channel and 16 classes. The position embeddings tie it to the
-    size of its inputs.
+    The defaults are UNesT-B: 87.20 M parameters for one channel and 16 classes. Position embeddings tie the network to
+    one input size.
 
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        roi_size: the sides (D, H, W) of its inputs, voxels.
-        feature_size: the decoder's two finest maps have 2 and 4 times as many channels, the others ``embed_dim``.
+        roi_size: (D, H, W) of the inputs, voxels.
+        feature_size: half the channels of the decoder's finest map and a quarter of the next one's; the others have
+            ``embed_dim``.
         embed_dim: channels of the three levels.
-        depths: transformer layers a level.
-        num_heads: attention heads a level, divisors of ``embed_dim``.
-        drop_path_rate: stochastic depth of the last layer, from 0 in the first in equal steps.
+        depths: transformer layers per level.
+        num_heads: attention heads per level, divisors of ``embed_dim``.
+        drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0 in the first.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); (D, H, W) equal to ``roi_size``, whose sides are
         divisible by 32, not all equal to 32.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     Source: Yu et al., "UNesT: Local Spatial Representation Learning with Hierarchical Transformer for Efficient Medical
-        Segmentation", Medical Image Analysis 2023; keys, shapes and numbers of its official code (MASILab/UNesT
+        Segmentation", Medical Image Analysis 2023; keys, shapes and numbers from its official code (MASILab/UNesT
         75386be).
     """
 
@@ -61,7 +62,7 @@ class UNesT(SegmentationNetwork):
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: found {drop_path_rate}, expected a number from 0 to below 1")
         self.in_chans, self.out_chans = in_chans, out_chans
-        # Five halvings, the last of them followed by an instance normalisation, which needs more than one voxel.
+        # An instance normalisation follows the last of five halvings, and needs more than one voxel.
         self.input_sizes = InputSizes(32, least_coarse=2, built_for=tuple(roi_size))
         self.nestViT = NestEncoder(in_chans, roi_size, embed_dim, depths, num_heads, drop_path_rate)
 
@@ -91,7 +92,7 @@ class UNesT(SegmentationNetwork):
 
 
 def _make_upsampling(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Transposed convolutions, the first doubling the resolution; the second, of 1^3, is there for parity."""
+    """Build a transposed convolution that doubles the resolution and, for parity, one of 1^3."""
     options: dict[str, Any] = {"conv_only": True, "is_transposed": True}
     doubling = get_conv_layer(3, in_channels, out_channels, 2, 2, **options)
     mixing = get_conv_layer(3, out_channels, out_channels, 1, 1, **options)

@@ -1,4 +1,4 @@
-"""UXNET: 3D UX-Net, with its kernel of 7^3 or a larger one, plain or with Rep3D's mask.
+"""UXNET: 3D UX-Net with 7^3 or larger kernels, plain or with Rep3D's mask.
 
 Source: Lee et al., "3D UX-Net: A Large Kernel Volumetric ConvNet Modernizing Hierarchical Transformer for Medical Image
 Segmentation", ICLR 2023. State_dict keys are those of the published code.
@@ -13,7 +13,7 @@ from .uxnet_block import ux_block
 
 
 class UXNET(LargeKernelUNet):
-    """Segmentation network: four stages of ``ux_block`` in the shape of ``LargeKernelUNet``.
+    """Segmentation network: a ``LargeKernelUNet`` with four stages of ``ux_block``.
 
     53.01 M parameters with 7^3 kernels, 65.85 M with 21^3, 66.00 M with 21^3 and the LRBM (1 channel, 16 classes).
 
@@ -26,11 +26,11 @@ class UXNET(LargeKernelUNet):
         hidden_size: channels of the bottleneck; by default twice the last stage's (768 in the paper).
         mask: "none" as published, "learned" (LRBM) or "fixed" (the prior alone).
         norm_name: MONAI normalisation of skips and decoder.
-        res_block: residual skip and decoder blocks.
-        deploy: build without generators, for folded weights; training checkpoints load too and are folded.
+        res_block: build skip and decoder blocks as residual ones.
+        deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
     encoder_name = "uxnet_3d"

@@ -1,4 +1,4 @@
-"""The block of 3D UX-Net, on a kernel that may carry Rep3D's mask.
+"""Block of 3D UX-Net, whose kernel may have Rep3D's mask.
 
 Source: Lee et al., "3D UX-Net", ICLR 2023, and the block of its published code, which is simpler than its figure.
 """
@@ -22,12 +22,12 @@ class ux_block(MaskedKernelBlock):
     Args:
         dim: channels.
         ks: odd side of the kernel, voxels.
-        mask: "none" as published, or a mode of the mask that multiplies the kernel ("learned" is the LRBM).
+        mask: "none" as published, "learned" (LRBM) or "fixed" (the prior alone).
         deploy: build the folded form.
         lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution refuses.
+        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ux_block(MaskedKernelBlock):
     ) -> None:
         super().__init__(dim, ks, mask, deploy, bias=True, **lrbm_options)
         self.norm = ChannelLayerNorm(dim)
-        # "Pointwise" only in name: the published code groups these convolutions by channel.
+        # Pointwise only in name: the published code groups these convolutions by channel.
         self.pwconv1 = nn.Conv3d(dim, EXPANSION * dim, kernel_size=1, groups=dim)
         self.pwconv2 = nn.Conv3d(EXPANSION * dim, dim, kernel_size=1, groups=dim)
         self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE))

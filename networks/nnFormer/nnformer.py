@@ -1,7 +1,7 @@
-"""nnFormer: encoder and decoder of shifted-window transformers between convolutions.
+"""nnFormer: shifted-window transformer encoder and decoder with convolutional embedding, down- and up-sampling.
 
 Source: Zhou et al., "nnFormer: Volumetric Medical Image Segmentation via a 3D Transformer", IEEE TIP 2023; state_dict
-and numerics are those of the official code's "synapse" variant in the copy that 3D UX-Net (ICLR 2023) ran at 96^3.
+and numerics are those of the official code's "synapse" variant, in the copy that 3D UX-Net (ICLR 2023) ran at 96^3.
 """
 
 import itertools
@@ -16,11 +16,11 @@ from ..base import InputSizes, SegmentationNetwork, check_all_positive, check_po
 from ..layers import ChannelLayerNorm
 from .window_attention import Grid, WindowBlock, triple
 
-EPS = 1e-5  # of the layer normalisations here, as in the blocks, where it is PyTorch's default
+EPS = 1e-5  # of the layer normalisations; PyTorch's default, which the blocks use
 
 
 class _Stage(NamedTuple):
-    """What encoder and decoder share at one resolution."""
+    """Settings that encoder and decoder share at one resolution."""
 
     grid: Grid
     dim: int
@@ -29,7 +29,7 @@ class _Stage(NamedTuple):
     window: int
 
     def make_blocks(self, drop_paths: Sequence[float], cross_first: bool = False) -> nn.Sequential:
-        """One block for each rate of stochastic depth; every second has shifted windows."""
+        """Build one block per rate of stochastic depth; every second one has shifted windows."""
         return nn.Sequential(
             *(
                 WindowBlock(self.grid, self.dim, self.heads, self.window, i % 2 == 1, cross_first and i == 0, rate)
@@ -39,14 +39,14 @@ class _Stage(NamedTuple):
 
 
 def _drop_path_rates(stages: Sequence[_Stage], last: float) -> list[list[float]]:
-    """Rates of stochastic depth for each stage's blocks, rising linearly from 0 at the first block to the last."""
+    """Compute rates of stochastic depth for each stage's blocks, rising linearly from 0 to ``last``."""
     rates = iter(np.linspace(0, last, sum(stage.depth for stage in stages)).tolist())
     return [list(itertools.islice(rates, stage.depth)) for stage in stages]
 
 
 def _make_patch_embedding(in_chans: int, dim: int, patch_size: Grid) -> nn.Sequential:
-    """(N, in_chans, D, H, W) -> (N, dim, D / patch_size[0], H / patch_size[1], W / patch_size[2])."""
-    # A side of 4 is reached in two strides of 2, a side of 2 in the first stage alone.
+    """Build (N, in_chans, D, H, W) -> (N, dim, D / patch_size[0], H / patch_size[1], W / patch_size[2])."""
+    # A side of 4 is divided into two strides of 2; a side of 2 is the stride of the first convolution.
     first = triple(min(side, 2) for side in patch_size)
     second = triple(side // stride for side, stride in zip(patch_size, first, strict=True))
 
@@ -88,7 +88,7 @@ class _EncoderLayer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """(N, in_chans, D, H, W) -> a normalised map for each stage, finest first."""
+    """Encoder: (N, in_chans, D, H, W) -> a normalised map for each stage, finest first."""
 
     def __init__(self, in_chans: int, patch_size: Grid, stages: Sequence[_Stage], drop_path_rate: float) -> None:
         super().__init__()
@@ -127,55 +127,52 @@ class _DecoderLayer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The encoder's maps -> a map for each stage but the deepest, finest first."""
+    """Decoder: the encoder's maps -> the finest decoded map."""
 
     def __init__(self, stages: Sequence[_Stage], drop_path_rate: float) -> None:
         super().__init__()
-        upwards = stages[::-1]  # in the order they run: stochastic depth grows towards the finest
+        upwards = stages[::-1]  # in execution order: stochastic depth grows towards the finest stage
         layers = [
             _DecoderLayer(stage, rates)
             for stage, rates in zip(upwards, _drop_path_rates(upwards, drop_path_rate), strict=True)
         ]
         self.layers = nn.ModuleList(reversed(layers))  # official keys count from the finest
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
         *skips, x = maps
-        outputs = []
         for layer, skip in zip(reversed(self.layers), reversed(skips), strict=True):
             x = layer(x, skip)
-            outputs.append(x)
-        return outputs[::-1]
+        return x
 
 
 class nnFormer(SegmentationNetwork):
     """Segmentation network: shifted-window transformers in a U-shape, skips merged by cross attention.
 
-    149.33 M parameters for one channel and 16 classes. Parity with the official code, so that its weights keep their
-    meaning: the relative-position index gives different offsets the same entry of the bias table (the factor of the
-    slowest axis is 3 w - 1, a unique index needs (2 w - 1)^2), and most entries are never read.
+    149.33 M parameters for one channel and 16 classes. Parity: as in the official code, whose weights depend on it, the
+    relative-position index maps different offsets to the same entry of the bias table (the factor of the slowest axis
+    is 3 w - 1; a unique index needs (2 w - 1)^2), and most entries are never read.
 
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        roi_size: (D, H, W) of the inputs, voxels; the windows and their masks are laid out for it.
+        roi_size: (D, H, W) of the inputs, voxels; windows and their masks are built for it.
         embed_dim: channels of the first stage, doubled from stage to stage.
         depths: blocks in each of the four stages; the decoder repeats those of the first three.
         num_heads: attention heads in each stage.
-        patch_size: (D, H, W) of the voxels behind a token of the first stage, 1, 2 or 4 each; (4, 4, 4) is the
-            official "tumor" variant.
-        window_sizes: side of each stage's cubic windows, tokens; a window larger than its grid's smallest side shrinks
-            to it and is not shifted.
-        drop_path_rate: stochastic depth of the last block, in the encoder and in the decoder; the first has none.
-        deep_supervision: heads on all three decoder stages. In training mode forward then returns the list of their
-            logits, finest first, at 1, 1/2 and 1/4 of the input's resolution; in evaluation mode the finest alone.
+        patch_size: (D, H, W) of the voxels per token of the first stage, each 1, 2 or 4; (4, 4, 4) is the official
+            "tumor" variant.
+        window_sizes: side of each stage's cubic windows, tokens; a window larger than the smallest side of its grid is
+            reduced to that side and not shifted.
+        drop_path_rate: stochastic depth of the last block of encoder and decoder; rates rise linearly from 0.
     Shape: (N, in_chans, *roi_size) -> logits (N, out_chans, *roi_size); the sides of ``roi_size`` are divisible by
         those of ``patch_size`` times 8.
     Raises:
-        ValueError: an ill argument, or an input with other channels or sides.
+        ValueError: an invalid argument, or an input with other channels or sides.
     """
 
     stem_prefixes = ("model_down.patch_embed.proj1.conv1.weight",)
     head_prefixes = ("final.",)
+    ignored_prefixes = ("final.1.", "final.2.")  # the coarser heads, for deep supervision
 
     def __init__(
         self,
@@ -188,7 +185,6 @@ class nnFormer(SegmentationNetwork):
         patch_size: Sequence[int] = (2, 4, 4),
         window_sizes: Sequence[int] = (4, 4, 8, 4),
         drop_path_rate: float = 0.2,
-        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         check_positive(in_chans=in_chans, out_chans=out_chans)
@@ -205,8 +201,6 @@ class nnFormer(SegmentationNetwork):
 
         patch = triple(patch_size)
         self.in_chans, self.out_chans = in_chans, out_chans
-        self.deep_supervision = deep_supervision
-        self.ignored_prefixes = () if deep_supervision else ("final.1.", "final.2.")
         # Three down-samplings by 2 follow the patch embedding.
         self.input_sizes = InputSizes(triple(8 * side for side in patch), least_coarse=1, built_for=tuple(roi_size))
         stages = [
@@ -215,13 +209,8 @@ class nnFormer(SegmentationNetwork):
         ]
         self.model_down = _Encoder(in_chans, patch, stages, drop_path_rate)
         self.decoder = _Decoder(stages[:-1], drop_path_rate)
-        self.final = nn.ModuleList(
-            nn.Sequential(OrderedDict(up=nn.ConvTranspose3d(dim, out_chans, kernel_size=patch, stride=patch)))
-            for dim in dims[: 3 if deep_supervision else 1]
-        )
+        head = nn.ConvTranspose3d(dims[0], out_chans, kernel_size=patch, stride=patch)
+        self.final = nn.ModuleList([nn.Sequential(OrderedDict(up=head))])
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        maps = self.decoder(self.model_down(x))
-        if self.deep_supervision and self.training:
-            return [head(features) for head, features in zip(self.final, maps, strict=True)]
-        return self.final[0](maps[0])
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final[0](self.decoder(self.model_down(x)))

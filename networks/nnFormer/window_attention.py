@@ -14,47 +14,47 @@ Grid = tuple[int, int, int]
 
 
 def triple(numbers: Iterable[int]) -> Grid:
-    """Three numbers (D, H, W) as a tuple that the type checker knows the length of."""
+    """Convert three numbers (D, H, W) to a tuple of known length, for the type checker."""
     depth, height, width = numbers
     return depth, height, width
 
 
 def _split(x: Tensor, window: int) -> Tensor:
-    """(N, D, H, W, C), sides divisible by ``window`` -> (N, windows, window^3 tokens, C)."""
+    """Divide (N, D, H, W, C), sides divisible by ``window``, into (N, windows, window^3 tokens, C)."""
     return rearrange(x, "n (d i) (h j) (w k) c -> n (d h w) (i j k) c", i=window, j=window, k=window)
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair (query, key) of a window's tokens."""
+    """Compute the row of the bias table for each pair (query, key) of a window's tokens."""
     offsets = torch.as_tensor(np.indices((window,) * 3).reshape(3, -1))
     depth, height, width = offsets[:, :, None] - offsets[:, None, :] + window - 1
-    # Parity: a unique row for each offset would need (2 window - 1)^2 as the first factor. With the official one
-    # different offsets share rows and most of the table is never read, but official weights were trained for it.
+    # Parity: a unique row for each offset would need (2 window - 1)^2 as the first factor. With the official factor,
+    # different offsets share rows and most of the table is never read, but official weights were trained with it.
     return depth * (3 * window - 1) + height * (2 * window - 1) + width
 
 
 def _shift_mask(padded: Grid, window: int, shift: int) -> Tensor:
-    """(windows, 1, tokens, tokens) to add to the attention: no pair of a window may meet across the wrap-around."""
+    """Build the mask (windows, 1, tokens, tokens) that, added to attention, separates tokens joined by the shift."""
     depth, height, width = (np.digitize(np.arange(side), (side - window, side - shift)) for side in padded)
     region = 9 * depth[:, None, None] + 3 * height[:, None] + width
     regions = _split(torch.as_tensor(region)[None, ..., None], window)[0]  # (windows, tokens, 1)
-    # Parity: -100 and not minus infinity.
+    # Parity: -100 instead of minus infinity.
     return -100.0 * (regions != regions.transpose(1, 2)).float()[:, None]
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention within cubic windows, with a bias that depends on the relative position.
 
-    The window shrinks to the grid's smallest side where that is smaller. The grid is padded with zeros at the end of
-    each axis to whole windows; the padding is attended to like any token.
+    A window larger than the grid's smallest side is reduced to that side. The grid is padded with zeros at the end of
+    each axis to whole windows; padding takes part in the attention like any token.
 
     Args:
         grid: (D, H, W) of the tokens.
         dim: channels.
         heads: attention heads.
         window: side of the windows, tokens.
-        shifted: move the windows by half their side, cyclically, unless one spans the grid's smallest side.
-        cross: the queries are the input itself without a projection, keys and values come from ``context``.
+        shifted: shift the windows cyclically by half their side, unless one spans the grid's smallest side.
+        cross: use the input itself, without a projection, as queries, and take keys and values from ``context``.
     Shape: x, and ``context`` if ``cross``: (N, D, H, W, dim) -> (N, D, H, W, dim).
     """
 
@@ -89,7 +89,7 @@ class WindowAttention(nn.Module):
         return self._merge(self.proj(mixed), x.shape[1:4])
 
     def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each (N, windows, tokens, dim)."""
+        """Compute queries, keys and values, each (N, windows, tokens, dim)."""
         windows = self._partition(x)
         if not self.cross:
             return self.qkv(windows).chunk(3, dim=-1)
@@ -97,12 +97,12 @@ class WindowAttention(nn.Module):
         return (windows, *self.kv(self._partition(context)).chunk(2, dim=-1))
 
     def _bias(self) -> Tensor:
-        """(heads, tokens, tokens), or (windows, heads, tokens, tokens) where the windows are shifted."""
+        """Return the bias (heads, tokens, tokens), or (windows, heads, tokens, tokens) if the windows are shifted."""
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         return bias if self.shift_mask is None else bias + self.shift_mask
 
     def _partition(self, x: Tensor) -> Tensor:
-        """(N, D, H, W, C) -> (N, windows, tokens, C)."""
+        """Divide (N, D, H, W, C) into (N, windows, tokens, C)."""
         depth, height, width = self.padding
         x = F.pad(x, (0, 0, 0, width, 0, height, 0, depth))
         if self.shift:
@@ -110,7 +110,7 @@ class WindowAttention(nn.Module):
         return _split(x, self.window)
 
     def _merge(self, windows: Tensor, grid: torch.Size) -> Tensor:
-        """(N, windows, tokens, C) -> (N, D, H, W, C), the inverse of ``_partition``."""
+        """Merge (N, windows, tokens, C) into (N, D, H, W, C), the inverse of ``_partition``."""
         side = self.window
         d, h, w = ((length + pad) // side for length, pad in zip(grid, self.padding, strict=True))
         x = rearrange(windows, "n (d h w) (i j k) c -> n (d i) (h j) (w k) c", d=d, h=h, w=w, i=side, j=side, k=side)
@@ -123,9 +123,9 @@ class WindowBlock(nn.Module):
     """Window attention and MLP, both pre-norm and residual with stochastic depth.
 
     Args:
-        grid, dim, heads, window, shifted, cross: see ``WindowAttention``; with ``cross`` the block takes a skip map,
-            attends to it and adds it to the residual path.
-        drop_path: probability with which training leaves out a branch, by sample.
+        grid, dim, heads, window, shifted, cross: see ``WindowAttention``; with ``cross`` the block attends to a skip
+            map and adds it to the residual path.
+        drop_path: probability with which training skips a branch, per sample.
     Shape: x, and ``skip`` if ``cross``: (N, dim, D, H, W) -> (N, dim, D, H, W).
     """
 

@@ -1,4 +1,4 @@
-"""Ill arguments of a benchmark are refused in a line that names them, before anything is measured."""
+"""Invalid arguments of a benchmark are refused in one line that names them, before anything is measured."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from benchmarks import data_loading, kernel_size, large_kernel_conv, prediction,
         (large_kernel_conv, ["--stages", "3x6"]),
     ],
 )
-def test_benchmark_refuses_ill_arguments(benchmark, command, capsys):
+def test_benchmark_refuses_invalid_arguments(benchmark, command, capsys):
     with pytest.raises(SystemExit) as error:
         benchmark.parse_args(command)
     assert error.value.code == 2

@@ -1,4 +1,4 @@
-"""The candidate convolutions are the direct one: by DFT on a CPU, Triton's kernels by its interpreter."""
+"""The candidate convolutions agree with the direct one: the DFT on a CPU, Triton's kernels in its interpreter."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from conftest import REPOSITORY
 
 from benchmarks.candidates.dft_matmul import dft_matmul, multiply_spectra, traffic
 
-# Samples, channels, grid, kernel's side: odd, even and uneven sides, a kernel beyond the grid, rows beyond one tile.
+# Input shape and kernel size: odd, even and unequal sides, a kernel larger than the grid, more rows than one tile.
 PROBLEMS = [((2, 3, 5, 6, 7), 5), ((1, 2, 4, 3, 6), 11), ((2, 2, 9, 8, 20), 7), ((1, 1, 1, 1, 1), 3)]
 
-# Run where TRITON_INTERPRET is set before Triton is imported: errors of each pass, by problem and type.
+# Runs in a process that sets TRITON_INTERPRET before Triton is imported: errors of each pass, by problem and type.
 INTERPRETED = """
 import json, sys
 import torch
@@ -37,7 +37,7 @@ for first, second, summed in spectra():
         differences.append((ours - theirs).abs().max().item())
 print(json.dumps({"gemm": found, "product": max(differences)}))
 """
-# Compiled for a Hopper GPU, which needs none: whether the kernels' code uses its matrix units.
+# Compiles for a Hopper GPU, without a GPU: does the code of the kernels use matrix units?
 COMPILED = """
 import json
 from triton.backends.compiler import GPUTarget
@@ -71,7 +71,7 @@ def passes(convolve, tensors):
 
 
 def errors(convolve, shape, kernel_size, dtype=torch.float32):
-    """Relative errors of output and gradients, computed from tensors of a type, against float64."""
+    """Compute relative errors of output and gradients against float64, for tensors of a type."""
     torch.manual_seed(0)
     kernel = shape[1], 1, *[kernel_size] * 3
     tensors = [torch.randn(size, dtype=torch.float64) for size in (shape, kernel, shape)]
@@ -81,7 +81,7 @@ def errors(convolve, shape, kernel_size, dtype=torch.float32):
 
 
 def spectra():
-    """Pairs of spectra to multiply, with one sample for all on either side, and whether to add up the products."""
+    """Build pairs of spectra to multiply, some with a single sample for all, and whether to sum over the samples."""
     generator = torch.Generator().manual_seed(0)
     many, other = (torch.randn(3, 2, 4, 6, 2, 5, generator=generator) for _ in range(2))
     return [(many, other, False), (many, other[:1], False), (many[:1], other, False), (many, other, True)]
@@ -94,7 +94,7 @@ def test_dft_is_exact_in_float64(shape, kernel_size):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 3e-3), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize(("shape", "kernel_size"), PROBLEMS)
-def test_dft_in_half_precision_rounds_once_an_axis(shape, kernel_size, dtype, tolerance):
+def test_dft_in_half_precision_rounds_once_per_axis(shape, kernel_size, dtype, tolerance):
     assert max(errors(lambda x, weight: dft_matmul(x, weight, dtype), shape, kernel_size)) < tolerance
 
 
@@ -108,7 +108,7 @@ def test_spectra_are_multiplied_as_complex_numbers():
 
 
 def test_traffic_counts_every_product_of_the_dft():
-    # One axis at a time, with 8 = 4 + 4 // 2 rounded up points, 5 frequencies on the first axis: x and the output.
+    # One axis after the other, with 4 + 4 // 2 points rounded up to 8, and 5 frequencies along the first: x and output.
     transform = 4**3 + 2 * (10 * 16) + 2 * (10 * 8 * 4) + 10 * 8 * 8
     found = traffic((1, 1, 4, 4, 4), 5, 2)
     kernel = 5**3 + 2 * (10 * 25) + 2 * (10 * 8 * 5) + 10 * 8 * 8
@@ -117,17 +117,18 @@ def test_traffic_counts_every_product_of_the_dft():
 
 
 def run_with_triton(code, **environment):
-    pytest.importorskip("triton", reason="needs Triton, which runs on Linux")
+    pytest.importorskip("triton", reason="needs Triton, which is available for Linux")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if "only 0-dimensional arrays can be converted" in done.stderr:
-        pytest.skip("the interpreter of this Triton does not know this NumPy")
+        pytest.skip("the interpreter of this Triton version does not support this NumPy version")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_triton_kernels_are_right():
-    """bf16 is left to the gpu tests: Triton's interpreter multiplies its bits as integers."""
+    """bf16 has gpu tests only: Triton's interpreter multiplies its bits as integers."""
     found = run_with_triton(INTERPRETED, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     for single, half in found["gemm"].values():
         assert max(single) < 1e-6
@@ -135,6 +136,7 @@ def test_triton_kernels_are_right():
     assert found["product"] < 1e-5
 
 
+@pytest.mark.slow
 def test_triton_kernels_compile_for_a_hopper_gpu(tmp_path):
     found = run_with_triton(COMPILED, TRITON_CACHE_DIR=str(tmp_path))
     assert len(found) == 12

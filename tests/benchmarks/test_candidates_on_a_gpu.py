@@ -1,4 +1,4 @@
-"""The candidate convolutions on a GPU, against the direct one in float64 on the CPU."""
+"""The candidate convolutions on a GPU agree with the direct one in float64 on the CPU."""
 
 import pytest
 import torch
@@ -19,6 +19,6 @@ pytestmark = pytest.mark.gpu
 def test_candidate_convolution_agrees_with_the_cpu(candidate, shape, kernel_size, dtype, tolerance, device):
     """float32 products may be TF32."""
     if candidate is implicit_gemm and device.type == "cpu":
-        pytest.skip("Triton has no code for CPUs; test_candidates interprets it")
+        pytest.skip("Triton needs a GPU; test_candidates uses its interpreter")
     found = errors(lambda x, weight: candidate(x.to(device), weight.to(device), dtype).cpu(), shape, kernel_size)
     assert max(found) < tolerance

@@ -1,11 +1,12 @@
-"""The loading benchmark runs, measures every way, and writes what it prints."""
+"""The loading benchmark measures every way of loading, and writes its results."""
 
 import json
 
 import numpy as np
 import pytest
 
-from benchmarks.data_loading import ellipsoid, main, parse_args
+from benchmarks.data_loading import main, parse_args
+from benchmarks.synthetic_ct import ellipsoid
 
 TINY = ["--cases", "2", "--shape", "40", "40", "24", "--roi_size", "8", "8", "8", "--epochs", "2", "--num_workers", "0"]
 

@@ -1,4 +1,4 @@
-"""The benchmark of kernels and crops measures each point once, keeps it, and leaves out what takes too long."""
+"""The benchmark of kernels and crops measures each point once, keeps it, and leaves out points that take too long."""
 
 import json
 
@@ -16,9 +16,9 @@ def row(way, kernel, crop, step_s):
     return {"way": way, "kernel_size": kernel, "crop": crop, "step_s": step_s, "peak_bytes": 1, "reason": None}
 
 
+@pytest.mark.slow
 def test_benchmark_measures_each_point_and_keeps_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(kernel_size, "CROP", 32)
-    monkeypatch.setattr(kernel_size.points, "__defaults__", (32,))
     output = tmp_path / "new" / "result.json"
     results = main(parse_args([*TINY, "--output", str(output)]))
     assert json.loads(output.read_text()) == results
@@ -32,15 +32,15 @@ def test_benchmark_measures_each_point_and_keeps_it(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("content", ["{", "[]", None])
-def test_a_file_that_is_not_its_own_is_one_line(content, tmp_path, capsys):
+def test_a_foreign_output_file_is_one_line(content, tmp_path, capsys):
     path = tmp_path / "results.json"
     path.mkdir() if content is None else path.write_text(content)
     assert_one_line((run(main, parse_args([*TINY, "--output", str(path)])), "", capsys.readouterr().err), path)
     assert content is None or path.read_text() == content
 
 
-def test_points_vary_in_one_thing_at_a_time():
-    found = points((21, 3), (160, 96))
+def test_points_vary_either_kernel_or_crop():
+    found = points((21, 3), (160, 96), 96)
     assert found[:3] == [("here", 3, 96), ("here", 21, 96), ("here", 21, 160)]
     assert [point[0] for point in found] == ["here"] * 3 + ["native"] * 3
 
@@ -61,7 +61,7 @@ def test_a_point_expected_to_take_too_long_is_left_out():
     assert found[1]["reason"] == "left out: about 193 s expected, limit 100 s"
 
 
-def test_the_picture_has_a_panel_for_kernels_and_one_for_crops():
+def test_the_plot_has_a_panel_for_kernels_and_one_for_crops():
     rows = [row("here", 3, 96, 10.0), row("here", 21, 96, 11.0), row("here", 21, 64, 3.0), row("native", 21, 96, 300.0)]
     rows.append({**row("native", 31, 96, None), "reason": "left out"})
     figure = draw([{"device": "a CPU", "batch_size": 1, "rows": rows}])

@@ -1,4 +1,4 @@
-"""The convolution benchmark runs, measures every method, and finds the float32 paths accurate."""
+"""The convolution benchmark measures every method, and finds the float32 paths accurate."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.large_kernel_conv import main, parse_args
 
-OURS = {"fft", "recomputed", "dft", "auto"}
+OURS = {"fft", "auto"}
 
 
 @pytest.mark.parametrize(("options", "methods"), [([], {"native", *OURS}), (["--skip_native"], OURS)])
@@ -22,5 +22,5 @@ def test_benchmark_measures_each_method(options, methods, tmp_path, capsys):
         assert max(row["reference_error"].values()) < 1e-12
         assert all(error < 1e-5 for method in methods for error in row[method]["errors"].values())
         leaves = 4 * row["channels"] * (row["side"] ** 3 + 5**3)
-        assert row["recomputed"]["kept_bytes"] == leaves < row["fft"]["kept_bytes"]
+        assert leaves < row["fft"]["kept_bytes"]
         assert min(row["deployed"].values()) > 0

@@ -1,4 +1,4 @@
-"""A step is measured in this process as in one of its own, and leaves the process as it was."""
+"""Measurements of a step, in this process or in its own, which leave this process unchanged."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_first_of_several_runs_does_not_count(own_process):
 
 
 def test_a_slow_first_run_is_no_measurement(monkeypatch):
-    """It may compile for a minute."""
+    """The first run may compile for a minute."""
     runs = iter([(60.0, 10), (1.0, 10), (1.5, 20), (1.0, 20)])
     monkeypatch.setattr(measure, "timed_step", lambda _: lambda: next(runs))
     assert measure_step(make_step(), 5, limit_s=2) == {
@@ -49,15 +49,15 @@ def test_a_first_run_that_is_long_enough_counts(monkeypatch):
     assert measure_step(make_step(), 5, long_s=5)["steps_s"] == [5.0]
 
 
-@pytest.mark.parametrize("own_process", [False, True])
-def test_a_step_without_memory_says_so(own_process):
+@pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_step_that_does_not_fit_in_memory_has_a_reason(own_process):
     huge = make_step(roi_size=(16 * 2**12,) * 3)  # a petabyte
     found = measure_step(huge, 1, own_process=own_process)
     assert found["reason"].startswith("out of memory")
     assert {found[name] for name in ("step_s", "steps_s", "first_s", "peak_bytes")} == {None}
 
 
-def test_what_is_wrong_with_a_step_is_raised(monkeypatch):
+def test_other_errors_of_a_step_are_raised(monkeypatch):
     def broken(_):
         raise RuntimeError("something else")
 
@@ -82,9 +82,9 @@ def test_a_step_has_the_layout_that_is_asked_for(layout, monkeypatch):
     monkeypatch.setattr(measure, "to_device", lambda *arguments: placed.append(to_device(*arguments)) or placed[-1])
     measure.prepare(make_step(layout=layout))()
     kernels = [parameter for parameter in placed[0].parameters() if parameter.dim() == 5]
-    kernels = [kernel for kernel in kernels if min(kernel.shape[1:3]) > 1]  # the others have one layout
+    kernels = [kernel for kernel in kernels if min(kernel.shape[1:3]) > 1]  # others have the same layout either way
     assert kernels
     for kernel in kernels:
         assert kernel.is_contiguous(memory_format=torch.channels_last_3d) == (layout != "plain")
     own_norms = any(isinstance(module, ChannelsLastInstanceNorm3d) for module in placed[0].modules())
-    assert own_norms == (layout in (None, "channels_last"))  # a CPU's own is channels last
+    assert own_norms == (layout in (None, "channels_last"))  # the default of a CPU is channels last

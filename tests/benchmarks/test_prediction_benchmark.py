@@ -1,10 +1,13 @@
-"""The benchmark of predictions runs, and finds the same label map both ways."""
+"""The benchmark of predictions finds the same label map in both ways."""
 
 import json
+
+import pytest
 
 from benchmarks.prediction import main, parse_args
 
 
+@pytest.mark.slow
 def test_benchmark_compares_the_ways(tmp_path, capsys):
     output = tmp_path / "new" / "result.json"
     small = ["--shape", "64", "64", "24", "--roi_size", "32", "32", "32", "--cases", "2", "--num_workers", "1"]

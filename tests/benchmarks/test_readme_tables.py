@@ -1,4 +1,4 @@
-"""The tables take each card's results, with its name, and say what nobody measured."""
+"""The tables show the results of each card under its name, and mark everything that was not measured."""
 
 import json
 
@@ -28,7 +28,7 @@ STEPS = {
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A folder of results that holds the CPU's and two cards'."""
+    """Folder with the results of the CPU and of two cards."""
     for path in readme.RESULTS.glob("*_cpu.json"):
         (tmp_path / path.name).write_text(path.read_text())
     for folder, card in (("h100", "NVIDIA H100 80GB HBM3"), ("h200", "NVIDIA H200")):

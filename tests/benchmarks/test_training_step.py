@@ -1,4 +1,4 @@
-"""The benchmark of the training step runs each variant as it says, and computes its ratios from what it measured."""
+"""The benchmark of the training step runs each variant as described, and computes its ratios from the measurements."""
 
 import json
 
@@ -19,6 +19,7 @@ def make_step(**options):
     return measure.Step(config, 1, torch.device("cpu"), None, **options)
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured(tmp_path, capsys):
     output = tmp_path / "new" / "result.json"
     results = main(parse_args([*TINY, "--repeats", "1", "--checkpointing", "--published", "--output", str(output)]))
@@ -57,14 +58,14 @@ def test_variants_take_turns_and_warm_ups_do_not_count(monkeypatch, tmp_path):
     assert "published_over_large" not in ratios(results["rows"][:2])
 
 
-def test_published_recipe_uses_no_lever(monkeypatch):
+def test_published_recipe_uses_no_optimisation(monkeypatch):
     built = []
     optimizers = []
     monkeypatch.setattr(
         measure.NetworkConfig, "build", lambda config, build=NetworkConfig.build: _keep(built, build(config))
     )
     monkeypatch.setattr(measure, "AdamW", lambda *args, **kwargs: _keep(optimizers, torch.optim.AdamW(*args, **kwargs)))
-    monkeypatch.setattr(measure, "place", None)
+    monkeypatch.setattr(measure, "to_device", None)
     measure.prepare(make_step(published=True))()
     (network,), (optimizer,) = built, optimizers
     assert not optimizer.defaults["fused"]
@@ -78,7 +79,7 @@ def _keep(things, thing):
 
 
 class _Requests:
-    """A connection that asks for some steps, then ends."""
+    """Connection that requests some steps, then closes."""
 
     def __init__(self, steps):
         self.steps, self.answers = steps, []
@@ -94,7 +95,7 @@ class _Requests:
 
 @pytest.mark.parametrize("published", [True, False])
 def test_only_the_published_recipe_convolves_directly(published, monkeypatch):
-    # The FFT is free, so that only a direct path that is free as well, and comes first, is ever taken.
+    # The FFT costs nothing, so that the direct path is chosen only if it costs nothing as well: ties go to it.
     monkeypatch.setattr(conv_module, "FFT_COST", dict.fromkeys(conv_module.FFT_COST, 0.0))
     costs = dict(conv_module.DIRECT_COST)
     monkeypatch.setattr(conv_module, "DIRECT_COST", costs)
@@ -110,6 +111,7 @@ def test_only_the_published_recipe_convolves_directly(published, monkeypatch):
     assert bool(transforms) != published
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_one_line(capsys, tmp_path):
     output = ["--output", str(tmp_path / "result.json")]
     assert run(main, parse_args([*TINY, *output, "--roi_size", *["8192"] * 3])) == 2

@@ -1,4 +1,4 @@
-"""The experiment that takes every network through both scripts."""
+"""The experiment that runs every network through both scripts."""
 
 import json
 
@@ -20,7 +20,8 @@ def run_experiment(root, output, *names):
     return run(experiment.main, experiment.parse_args(arguments))
 
 
-def test_a_row_a_network(few_cases, tmp_path, capsys):
+@pytest.mark.slow
+def test_each_network_has_a_row(few_cases, tmp_path, capsys):
     assert run_experiment(few_cases, tmp_path / "out", "UNet3D") == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert rows.keys() == {"UNet3D"}

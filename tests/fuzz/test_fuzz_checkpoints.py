@@ -1,4 +1,4 @@
-"""Damaged checkpoints, and whole ones that hold something else: refused in a line, or the one before is taken."""
+"""Damaged checkpoints and valid files with other content are refused in one line, or the previous one is used."""
 
 import shutil
 
@@ -38,7 +38,7 @@ def flip(content, where, byte):
 
 
 def flip_at_the_end(content, where, byte):
-    """In the archive's list of contents, whose bytes no checksum covers."""
+    """Flip bits in the archive's directory, which has no checksum."""
     return flip(content, len(content) - 1 - where % 8000, byte)
 
 
@@ -55,7 +55,7 @@ def twice(content, *_):
 
 
 def zeros(content, where, _):
-    """What a file holds that was never written to the disk."""
+    """Replace the end by zeros, like blocks that were never written to the disk."""
     return cut(content, where, 0).ljust(len(content), b"\0")
 
 
@@ -78,7 +78,7 @@ def damage_bytes(path, damages):
 
 
 def places_in(values, most=3):
-    """Keys that lead to a value within nested dictionaries and lists, not into the tensors' own."""
+    """Draw keys that lead to a value in nested dictionaries and lists, but not into tensors."""
     keys = list(values) if isinstance(values, dict) else list(range(len(values)))[:4]
 
     def deeper(key):
@@ -91,7 +91,7 @@ def places_in(values, most=3):
 
 
 def change_values(path, content, changes):
-    """Write a checkpoint with some values replaced, or taken out where there is none."""
+    """Write a checkpoint with some values replaced, or removed if a change has no value."""
     for place, *value in changes:
         inner = content
         try:
@@ -101,7 +101,7 @@ def change_values(path, content, changes):
                 inner[place[-1]] = value[0]
             else:
                 del inner[place[-1]]
-        except (TypeError, KeyError, IndexError):  # an earlier change took it away
+        except (TypeError, KeyError, IndexError):  # an earlier change removed it
             continue
     torch.save(content, path)
 

@@ -1,4 +1,4 @@
-"""Whatever --dataset's JSON holds, it is refused in a line that names the file, or works."""
+"""Any JSON for --dataset is accepted, or refused in one line that names the file."""
 
 import json
 import operator
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.data.datasets import LARGEST, DatasetDescription
 from engine.runtime.errors import InputError
 
-# Whatever JSON can hold, and Python's reader takes: NaN, Infinity, lone surrogates, 1e400.
+# Everything that Python's JSON reader accepts: NaN, Infinity, lone surrogates, 1e400.
 texts = st.text(max_size=20) | st.sampled_from(["", "\x00", "\ud800", "a\nb", "x" * 300, "a/b", "background", "%s{0}"])
 numbers = st.integers() | st.floats() | st.sampled_from([0, 1, 2, -1, 1e-320, 1e9, 10**400, 0.5, 100])
 plain = st.none() | st.booleans() | numbers | texts
@@ -37,7 +37,7 @@ FIELDS = {
 
 @st.composite
 def changed_descriptions(draw):
-    """The boxes' description with some fields changed, replaced, dropped, added or written twice; as JSON text."""
+    """Draw the description of the boxes with fields changed, replaced, removed, added or duplicated, as JSON text."""
     values = dict(DESCRIPTION)
     for name in draw(st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=3, unique=True)):
         values[name] = draw(FIELDS[name] | FIELDS[name] | anything)
@@ -59,14 +59,14 @@ descriptions = (
 
 
 def read(content, path):
-    """The description, or None where it is refused in one line."""
+    """Read a description; None if it is refused in one line."""
     path.write_bytes(content)
     try:
         return DatasetDescription.read(path)
     except InputError as error:
-        told = str(error)
-    assert str(path) in told
-    assert "\n" not in told
+        message = str(error)
+    assert str(path) in message
+    assert "\n" not in message
     return None
 
 
@@ -83,7 +83,7 @@ def test_a_description_is_refused_or_read(content):
 printable = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=20)
 positive = st.floats(min_value=0, max_value=LARGEST, exclude_min=True, exclude_max=True)
 windows = st.lists(positive | positive.map(operator.neg), min_size=2, max_size=2, unique=True).map(sorted)
-# Of the boxes' 36 x 28 x 18 mm make few voxels, one, or far too many; in between lies what takes long.
+# Spacings that turn the boxes of 36 x 28 x 18 mm into few voxels, one, or far too many; values in between take long.
 sides = st.floats(0.5, 5) | st.floats(40, LARGEST, exclude_max=True) | st.floats(0, 1e-9, exclude_min=True)
 unusual = st.fixed_dictionaries(
     {

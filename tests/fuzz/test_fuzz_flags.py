@@ -1,4 +1,4 @@
-"""Any command line: valid values, invalid ones, and valid ones that do not go together, over strange paths."""
+"""Random command lines: valid values, invalid values, valid values that exclude each other, and strange paths."""
 
 import argparse
 import contextlib
@@ -15,13 +15,13 @@ import test_seg
 from engine.runtime.errors import OneLineParser
 from tools import check_data
 
-# Flags whose numbers are taken at their word: large ones are fine, and take time, memory or processes without end.
+# Flags without an upper limit: large numbers are valid, and take unlimited time, memory or processes.
 SIZES = ("--max_iter", "--crop_sample", "--batch_size", "--num_workers", "--feat_size", "--kernel_size", "--overlap")
-# No value of these: a compiler takes minutes; the whole help says nothing of the rest.
+# Flags that are not drawn: a compiler takes minutes, and the help ends a script before the other flags matter.
 LEFT_OUT = ("--compile", "-h")
 SMALL_NUMBERS = ("-1", "0", "1", "2", "3", "0.5", "1e-9", "nan", "-inf", "x", "", "1_0", " 1", "\uff13", "1e0", "0x1")
 LARGE_NUMBERS = ("7", "1e9", "inf", "4294967295", "18446744073709551616", "1" * 400, "1" * 5000)
-# In the folder that holds a dataset, a run and predictions, seen from the working directory two below it.
+# Paths to a dataset, a run and predictions, relative to the working directory two folders below.
 PATHS = (
     *("../../boxes", "../../boxes/boxes.json", "../../boxes/imagesTr", "../../boxes/imagesVal/box_8.nii.gz"),
     *("../../run", "../../run/best_metric_model.pth", "../../run/args.json", "../../predictions", "new", "new/deep"),
@@ -31,7 +31,7 @@ names = st.text(st.characters(exclude_characters="/"), max_size=20)
 
 
 def flags_of(script):
-    """The flags of a script's parser."""
+    """List the flags of a script's parser."""
     parse = mock.patch.object(OneLineParser, "parse_args", autospec=True, side_effect=InterruptedError)
     with parse as parse_args, contextlib.suppress(InterruptedError):
         script.parse_args([])
@@ -40,7 +40,7 @@ def flags_of(script):
 
 
 def words_of(flag):
-    """Words that a flag may be given: its own, or any."""
+    """Draw words for a flag: suitable ones, and arbitrary ones."""
     name = flag.option_strings[0]
     if flag.choices:
         return st.sampled_from(list(flag.choices)), names
@@ -54,7 +54,7 @@ def words_of(flag):
 
 
 def is_fine(flag, word):
-    """Whether a flag's type takes a word."""
+    """Return whether the type of a flag accepts a word."""
     try:
         flag.type(word)
     except (argparse.ArgumentTypeError, ValueError):
@@ -63,7 +63,7 @@ def is_fine(flag, word):
 
 
 def values_of(flag):
-    """Words that may follow a flag; mostly fine by themselves."""
+    """Draw the words after a flag, most of which are valid by themselves."""
     if flag.nargs == 0:
         return st.just([])
     own, others = words_of(flag)
@@ -73,7 +73,7 @@ def values_of(flag):
 
 
 def command_lines(script, most):
-    """Some of a script's flags, each with values; more often with a right number of them than not."""
+    """Draw some flags of a script with values, mostly in the right number."""
     flag = st.sampled_from(flags_of(script))
     drawn = flag.flatmap(lambda flag: values_of(flag).map(lambda words: [flag.option_strings[0], *words]))
     return st.lists(drawn, min_size=1, max_size=most).map(lambda parts: [word for part in parts for word in part])

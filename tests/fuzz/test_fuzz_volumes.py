@@ -1,4 +1,4 @@
-"""Damaged volumes are told in a line each: by the check, by training, by prediction, which goes on with the others."""
+"""Check, training and prediction report each damaged volume in one line; prediction continues with the others."""
 
 import gzip
 import math
@@ -22,19 +22,19 @@ FORMATS = {
 CODES = (-1, 0, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1536, 1792, 2048, 2304)
 MILLIMETRES = (0, 1, -1, 2, 1e-5, 5e5, 1e9)
 GEOMETRY = ("pixdim", "srow_x", "srow_y", "srow_z", "quatern_b", "sform_code", "qform_code")
-QUICK = 2**18  # voxels; sizes from here to LARGEST_GRID are fine, and take too long here
+QUICK = 2**18  # voxels; larger grids up to LARGEST_GRID are valid, but take too long in a test
 
 
 def field_values(kind):
-    """Values of a header's field: any, and more often those that mean something."""
+    """Draw values of a header field: arbitrary ones, and more often meaningful ones."""
     if kind.kind == "S":
         return from_dtype(kind)
-    telling = MILLIMETRES if kind.kind == "f" else CODES
-    return st.sampled_from(telling).map(lambda value: np.asarray(value).astype(kind)[()]) | from_dtype(kind)
+    meaningful = MILLIMETRES if kind.kind == "f" else CODES
+    return st.sampled_from(meaningful).map(lambda value: np.asarray(value).astype(kind)[()]) | from_dtype(kind)
 
 
 def header_edits(template):
-    """One number or text of a header's fields, and what it becomes."""
+    """Draw one number or text of a header, and its new value."""
     names = [name for name in template.names if name not in ("db_name", "descrip", "aux_file", "intent_name")]
 
     def edit(name):
@@ -46,7 +46,7 @@ def header_edits(template):
 
 @st.composite
 def damaged_headers(draw):
-    """A header's format, edits of fields and bytes, the number of axes, and the file's ending."""
+    """Draw the format of a header, edits of fields and bytes, the number of axes, and the file's ending."""
     form = draw(st.sampled_from(list(FORMATS)))
     edits = draw(st.lists(header_edits(FORMATS[form].template_dtype), max_size=3))
     flips = draw(st.lists(st.tuples(st.integers(0, 539), st.integers(0, 255)), max_size=0 if edits else 3))
@@ -54,7 +54,7 @@ def damaged_headers(draw):
 
 
 def write_damaged(source, target, damage):
-    """Write the volume ``source`` in another format, with the damage, beside ``target`` and in its place."""
+    """Write the volume ``source`` in another format and with the damage, in place of ``target``."""
     form, edits, flips, axes, ending = damage
     original = nib.load(source)
     voxels = np.asarray(original.dataobj)
@@ -75,7 +75,7 @@ def write_damaged(source, target, damage):
 
 
 def assume_quick(path, root):
-    """Leave out what is fine by its header, and too large to be looked at here."""
+    """Discard volumes with a valid header that are too large for a test."""
     description = DatasetDescription.read(root / "boxes.json")
     header = read_header(str(path), 1, description.spacing)
     if not header.problems:
@@ -133,13 +133,13 @@ def flip(path, where, byte):
 
 
 def cut_inside(path, where, _):
-    """A whole gzip file of a volume that is cut off."""
+    """Write a complete gzip file of a truncated volume."""
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[: where % len(content)], 1))
 
 
 def flip_inside(path, where, byte):
-    """A whole gzip file of a volume with a wrong byte, in the header more often than not."""
+    """Write a complete gzip file of a volume with a wrong byte, mostly in the header."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[where % (400 if where % 4 else len(content))] ^= byte
     path.write_bytes(gzip.compress(content, 1))
@@ -170,7 +170,7 @@ def lose_compression(path, *_):
 
 
 def get_strange_name(path, where, _):
-    """A strange id, for the image and its label."""
+    """Give the image and its label a strange id."""
     names = ("\x01", "a\nb", "\udcff", "*[", " ", "ü" * 100, "--gpu", "%s{0}", ".nii", "a_0000")
     part = path.parent.name.removeprefix("images").removeprefix("labels")
     for folder in (f"images{part}", f"labels{part}"):

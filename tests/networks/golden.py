@@ -1,7 +1,7 @@
-"""Weights and inputs drawn by state_dict key, and the official implementations' logits for them (goldens/).
+"""Comparison with logits of the official implementations (goldens/), for weights and inputs drawn by state_dict key.
 
-Each ``goldens/golden_<name>.npz`` is of the official code in float32 on a CPU in evaluation mode and holds ``logits``
-(every fifth voxel along each axis) and ``mean``, population ``std`` and ``shape`` of the whole output;
+Each ``goldens/golden_<name>.npz`` was computed by the official code in float32 on a CPU in evaluation mode. It holds
+``logits`` (every fifth voxel along each axis) and ``mean``, population ``std`` and ``shape`` of the whole output.
 ``state_dict_keys.json`` holds the official constructor arguments, input shape, and keys with their shapes.
 """
 
@@ -14,17 +14,17 @@ import torch
 
 FOLDER = Path(__file__).parent / "goldens"
 OFFICIAL = json.loads((FOLDER / "state_dict_keys.json").read_text())
-# Rms difference over std. Float32 differs from float64 by up to 2.8e-6, so a looser bound would hide defects.
+# Maximum RMS difference / std. Float32 and float64 differ by up to 2.8e-6, so a much looser bound would hide defects.
 TOLERANCE, FFT_TOLERANCE = 5e-6, 1e-5
 
 
 def draw(key, shape):
-    """Standard normal values that depend on the key alone."""
+    """Draw standard normal values that depend only on the key."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
 
 
 def draw_weights(state_dict):
-    """Values for every floating tensor: scaled by fan-in, norms near one, everything else small; integers stay."""
+    """Draw all floating-point tensors: weights scaled by fan-in, norms near one, all else small. Integers stay."""
     return {key: _draw_tensor(key, value) if value.is_floating_point() else value for key, value in state_dict.items()}
 
 
@@ -40,12 +40,12 @@ def _draw_tensor(key, value):
 
 
 def official_shapes(name):
-    """The official state_dict: {key: shape}."""
+    """Return the shapes of the official state_dict by key."""
     return {key: tuple(shape) for key, shape in OFFICIAL[name]["keys"].items()}
 
 
 def assert_reproduces(name, network, tolerance=TOLERANCE):
-    """Same keys and shapes as the official network, and the same logits for weights and input drawn by key."""
+    """Assert the official keys and shapes, and the official logits for weights and input drawn by key."""
     assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == official_shapes(name)
     network.load_state_dict(draw_weights(network.state_dict()))
     with torch.no_grad():

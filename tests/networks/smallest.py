@@ -1,4 +1,4 @@
-"""The smallest input at which nothing of a network is idle, whatever network it is."""
+"""Smallest input at which every parameter of a network gets a gradient, derived from its ``input_sizes``."""
 
 import functools
 
@@ -9,15 +9,15 @@ from networks import build_network
 
 @functools.cache
 def smallest_input(name):
-    """(D, H, W), voxels."""
+    """Return the size (D, H, W), voxels."""
     with torch.device("meta"):
         sizes = build_network(name, 1, 3).input_sizes
     if sizes.least_coarse == 1:
-        # Attention among one token leaves nothing for its queries to learn, and windows may be as narrow as the grid.
+        # Attention among one token gives its queries no gradient, and windows may be as narrow as the grid.
         return tuple(2 * divisor for divisor in sizes.divisors)
     return sizes.smallest
 
 
 def build_smallest(name, in_chans=1, out_chans=3, **arguments):
-    """The network for its smallest input."""
+    """Build the network for its smallest input."""
     return build_network(name, in_chans, out_chans, smallest_input(name), **arguments)

@@ -1,4 +1,4 @@
-"""build_network: names, arguments, and the form that predicts."""
+"""build_network: names, arguments, and the deployed form."""
 
 import sys
 
@@ -83,11 +83,12 @@ def test_csla_folds_into_the_plain_network():
         ("REP3D", {"roi_size": (96, 96, 90)}, "found 96 x 96 x 90"),
         ("REP3D", {"kernel_size": 8}, "found 8, expected an odd"),
         ("REP3D", {"kernel_size": 7, "ks": 7}, "REP3D: found both kernel_size and ks"),
+        ("UNETR", {"proj_type": "linear"}, r"^UNETR: .*'linear'.*Available options are .*'\}\.$"),
         ("UNETR", {"kernel_size": 7}, "UNETR: found argument kernel_size, expected some of dropout_rate, feature_size"),
         ("MedNeXt_S", {"kernel_size": 7}, "kernel_size: found 7, expected 3 or 5"),
         ("REPOPT", {"kernel_size": 3, "small_ks": 5}, "small_ks: found 5, expected at most ks, 3"),
-        ("REPOPT", {"small_scale": 0.0}, "small_scale: found 0.0, expected a positive number"),
-        ("REPOPT", {"large_scale": float("nan")}, "large_scale: found nan, expected a positive number"),
+        ("REPOPT", {"small_scale": 0.0}, "small_scale: found 0.0, expected a finite positive number"),
+        ("REPOPT", {"large_scale": float("nan")}, "large_scale: found nan, expected a finite positive number"),
         ("UNet3D", {"channels": (8, 16)}, r"channels: found \(8, 16\), expected 5 positive numbers"),
         ("UNet3D", {"num_res_units": 0}, "num_res_units: found 0, expected a positive number"),
         ("nnUNet", {"filters": (8, 16)}, r"filters: found \(8, 16\), expected 6 positive numbers"),
@@ -95,10 +96,12 @@ def test_csla_folds_into_the_plain_network():
         ("ResEncUNet", {"n_blocks": ()}, "n_blocks: found 0, expected a positive number"),
         ("SwinUNETR", {"window_size": 0}, "window_size: found 0, expected a positive number"),
         ("SwinUNETR", {"depths": (2, 2)}, r"depths: found \(2, 2\), expected 4 positive numbers"),
+        ("SwinUNETR", {"feature_size": 13}, "feature_size: found 13, expected a multiple of 12"),
+        ("SwinUNETR", {"num_heads": (5, 6, 12, 24)}, r"num_heads: found \(5, .*, expected divisors of .*\(48, 96, 192"),
         ("UNETR", {"hidden_size": 0}, "hidden_size: found 0, expected a positive number"),
     ],
 )
-def test_build_network_refuses_ill_arguments(name, options, message):
+def test_build_network_refuses_invalid_arguments(name, options, message):
     with pytest.raises(ValueError, match=message):
         build_network(name, 1, 3, **options)
 

@@ -1,4 +1,4 @@
-"""Checkpointing changes the memory of a training step, and nothing else."""
+"""Checkpointing reduces the memory of a training step and changes nothing else."""
 
 import copy
 
@@ -23,14 +23,14 @@ def make_network(name):
 
 
 def held_bytes(network, x):
-    """Of the activations that the backward pass of a training forward is to find, and the logits."""
+    """Return the bytes of activations that a forward keeps for its backward pass, and the logits."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     held = {}
 
     def note(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            held[storage.data_ptr()] = storage.nbytes(), tensor  # the tensor, lest the address be taken again
+            held[storage.data_ptr()] = storage.nbytes(), tensor  # the tensor keeps its address in use
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

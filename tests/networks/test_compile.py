@@ -1,4 +1,4 @@
-"""Under torch.compile a network trains as without it; the convolution is a call that the compiler leaves alone."""
+"""torch.compile does not change training; the compiler does not trace the large-kernel convolution."""
 
 import copy
 import logging
@@ -18,7 +18,7 @@ NEEDS_COMPILER = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch):
-    """A compiler that has seen nothing yet; every pass of the convolution by FFT, however small."""
+    """Reset the compiler, and use the FFT path for every convolution, however small."""
     free = {("cpu", "forward"): 1e9, ("cpu", "backward"): 1e9}
     monkeypatch.setattr("networks.large_kernel_conv.DIRECT_COST", free)
     torch._dynamo.reset()
@@ -33,21 +33,21 @@ def outputs_and_gradients(network, forward, x):
 
 
 def assert_trains_alike(network, x, caplog, **options):
-    """Two compiled training passes give the logits and gradients of an eager one, without a warning.
+    """Assert that compiled training passes give the logits and gradients of an eager one, without a warning.
 
-    In float64: normalisations over few voxels make the gradients of a small network an ill-conditioned function.
+    In float64, because normalisations over few voxels make the gradients of a small network ill-conditioned.
     """
     network, x = network.double(), x.double()
     keys = list(network.state_dict())
     twin = copy.deepcopy(network)
     expected = outputs_and_gradients(twin, twin, x)
     compiled = torch.compile(network, **options)
-    for _ in range(2):  # BatchNorm follows the batch in training: the second pass gives the same
+    for _ in range(2):  # in training mode BatchNorm uses the batch's statistics: the second pass gives the same
         found = outputs_and_gradients(network, compiled, x)
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert not [record for record in warnings if record.name != "torch.utils.cpp_extension"]  # which looks for CUDA
+    assert not [record for record in warnings if record.name != "torch.utils.cpp_extension"]  # warns without CUDA
     assert counters["stats"]["unique_graphs"] > 0
-    assert len(counters["graph_break"]) == 1  # of one kind: the convolution
+    assert len(counters["graph_break"]) == 1  # one kind of break: the convolution
     for name, theirs in expected.items():
         torch.testing.assert_close(found[name], theirs, rtol=1e-9, atol=1e-9 * theirs.abs().max().item())
     assert list(network.state_dict()) == keys
@@ -63,6 +63,6 @@ def test_a_compiled_block_trains_as_in_eager_mode(caplog):
 @pytest.mark.filterwarnings("error:.*(Dynamo|nductor):UserWarning")
 def test_a_captured_network_trains_as_in_eager_mode(caplog):
     torch.manual_seed(0)
-    # Widths that differ, as in the full-sized network: a recompilation each, of which dynamo allows eight.
+    # Different widths, as in the full-size network: each causes a recompilation, of which dynamo allows eight.
     network = build_network("REP3D", 1, 2, feat_size=(2, 4, 6, 8), kernel_size=5)
-    assert_trains_alike(network, torch.randn(1, 1, 32, 32, 32), caplog, backend="aot_eager")  # all but the C++
+    assert_trains_alike(network, torch.randn(1, 1, 32, 32, 32), caplog, backend="aot_eager")  # all but C++

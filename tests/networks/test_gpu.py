@@ -1,4 +1,4 @@
-"""The same numbers on a GPU as on a CPU, and the precisions of autocast there."""
+"""Networks compute the same on a GPU as on a CPU, and train under autocast."""
 
 import copy
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 
 def passes(convolve, device, dtype=torch.float32):
-    """Output and both gradients, of the same tensors on any device."""
+    """Compute output and both gradients; the tensors are the same on any device."""
     generator = torch.Generator().manual_seed(0)
     shapes = (2, 3, 9, 12, 20), (3, 1, 7, 7, 7), (2, 3, 9, 12, 20)
     x, weight, grad = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
@@ -39,7 +39,7 @@ def test_convolution_agrees_with_the_cpu(method, device, full_float32):
 
 
 def step(network, roi_size, device, precision):
-    """One step of AdamW, scaled as fp16 needs it; whether the loss and every gradient were finite."""
+    """Take one step of AdamW, with loss scaling for fp16; return True if the loss and all gradients are finite."""
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16, init_scale=1024)
     x = torch.randn(2, network.in_chans, *roi_size, device=device)
@@ -80,16 +80,16 @@ def logits_and_gradients(network, x):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("STUNet_L", "STUNet_H")])
 def test_every_network_agrees_with_the_cpu(name, device, full_float32):
-    """In evaluation mode: dropout draws differ between devices, and batch statistics of few voxels magnify rounding.
+    """In evaluation mode, because dropout differs between devices and batch statistics of few voxels magnify rounding.
 
-    STUNet_L and STUNet_H, which are STUNet_B with more channels, would take up to 25 GB of the host's memory.
+    STUNet_L and STUNet_H, which are STUNet_B with more channels, would take up to 25 GB of host memory.
     """
     torch.manual_seed(0)
     network = build_smallest(name).eval()
     twin = to_device(copy.deepcopy(network), device)
     x = torch.randn(1, 1, *smallest_input(name))
     expected, found = logits_and_gradients(network, x), logits_and_gradients(twin, x.to(device))
-    # Normalisations of two voxels make gradients ill-conditioned: two CPU kernels of one differed by 2e-2 (STUNet_B).
+    # Normalisations over two voxels make gradients ill-conditioned: two CPU kernels differed by 2e-2 (STUNet_B).
     for theirs, ours, tolerance in zip(expected, found, (1e-2, 5e-2), strict=True):
         assert (ours - theirs).norm() < tolerance * theirs.norm()
 

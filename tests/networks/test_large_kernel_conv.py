@@ -1,4 +1,4 @@
-"""The large depthwise convolution equals F.conv3d(groups=C): output and every gradient, either method, any grid."""
+"""The large depthwise convolution equals F.conv3d(groups=C): output and all gradients, both methods, any grid."""
 
 import copy
 import itertools
@@ -34,7 +34,7 @@ METHOD_PAIRS = list(itertools.product(METHODS, METHODS))  # forward, backward
 
 
 def make_problem(batch, channels, grid, kernel, dtype=torch.float64):
-    """Input, weight and bias as leaves that require gradients."""
+    """Draw input, weight and bias, leaves that require gradients."""
     generator = torch.Generator().manual_seed(0)
     shapes = (batch, channels, *grid), (channels, 1, *kernel), (channels,)
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
@@ -45,7 +45,7 @@ def reference(x, weight, bias=None):
 
 
 def all_passes(convolve, tensors, dtype=None):
-    """Output and gradients of ``convolve`` for a fixed gradient of the output, on copies of the leaves."""
+    """Compute output and gradients of ``convolve`` for a fixed gradient of the output, on copies of the leaves."""
     leaves = [tensor.detach().to(dtype or tensor.dtype).requires_grad_(tensor.requires_grad) for tensor in tensors]
     out = convolve(*leaves)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -54,7 +54,7 @@ def all_passes(convolve, tensors, dtype=None):
 
 
 def assert_close(found, expected, tolerance):
-    """Largest error relative to the largest expected value, for each of the tensors; None only where expected."""
+    """Bound each tensor's largest error relative to its largest expected value; None must be expected."""
     for name, ours, theirs in zip(("out", "dx", "dw", "dbias"), found, expected, strict=True):
         assert (ours is None) == (theirs is None), name
         if ours is not None:
@@ -65,7 +65,7 @@ def assert_close(found, expected, tolerance):
 
 @pytest.fixture
 def set_methods(monkeypatch):
-    """Replace the measured choice of method, pass by pass."""
+    """Replace the choice of the method of each pass."""
 
     def set_methods(forward, backward):
         methods = {"forward": forward, "backward": backward}
@@ -145,7 +145,7 @@ def test_chunks_of_channels_do_not_change_the_result(backward, set_methods, monk
     tensors = make_problem(2, 7, (5, 6, 4), (5, 3, 7))
     whole = all_passes(large_kernel_conv3d, tensors)
     x, weight, _ = tensors
-    for spectra in (1, 3):  # channels a chunk: 7 chunks, and 3 with a shorter last one
+    for spectra in (1, 3):  # channels per chunk: 7 chunks, and 3 with a shorter last one
         lengths = conv_module.circular_lengths(x, weight)
         spectrum_bytes = 2 * lengths[0] * lengths[1] * (lengths[2] // 2 + 1) * 16
         monkeypatch.setattr(conv_module, "CPU_SPECTRUM_BYTES", spectra * spectrum_bytes)
@@ -232,7 +232,7 @@ def test_no_grad_gives_the_same_output(method):
 
 
 def saved_bytes(run):
-    """Of the storages that autograd holds for the backward pass of ``run()``."""
+    """Return the bytes of the storages that autograd keeps for the backward pass of ``run()``."""
     storages = {}
 
     def note(tensor):
@@ -262,7 +262,7 @@ def test_budget_decides_what_is_kept_and_no_bit_of_the_result(batch):
 
 @pytest.fixture
 def layer(set_methods):
-    """A layer that knows its kernel's spectrum, and an input."""
+    """A layer that has cached its kernel's spectrum, and an input."""
     set_methods("fft", "fft")
     torch.manual_seed(0)
     layer, x = LargeKernelConv3d(7, 5).eval(), torch.randn(2, 7, 6, 7, 8)
@@ -274,7 +274,7 @@ def layer(set_methods):
 
 @pytest.fixture
 def transformed_kernels(monkeypatch):
-    """Counts the transforms of kernels."""
+    """List that records every transform of a kernel."""
     calls = []
     transform = conv_module._kernel_spectrum
     monkeypatch.setattr(conv_module, "_kernel_spectrum", lambda *args: calls.append(args) or transform(*args))
@@ -286,7 +286,7 @@ def test_known_spectrum_spares_a_transform_and_changes_no_bit(layer, transformed
     layer, x = layer
     monkeypatch.setattr(conv_module, "CPU_SPECTRUM_BYTES", 24_000)
     chunks = [len(conv_module._channel_chunks(part, layer.weight)) for part in (x, x[:1])]
-    assert chunks == [3, 2]  # a smaller batch goes through in other chunks
+    assert chunks == [3, 2]  # a smaller batch has other chunks
     with mode():
         found = layer(x), layer(x[:1])
         assert not transformed_kernels
@@ -296,7 +296,7 @@ def test_known_spectrum_spares_a_transform_and_changes_no_bit(layer, transformed
 
 
 def fold_into(layer):
-    """As ``switch_to_deploy(fuse_norm=True)`` does."""
+    """Replace the parameter, as ``switch_to_deploy(fuse_norm=True)`` does."""
     layer.weight = nn.Parameter(2 * layer.weight.detach())
 
 
@@ -337,7 +337,7 @@ def test_known_spectrum_is_that_of_grid_and_type(layer):
 def test_known_spectrum_follows_a_fused_optimiser(layer):
     layer, x = layer
     layer(x).square().sum().backward()
-    torch.optim.AdamW(layer.parameters(), fused=True).step()  # counts no version
+    torch.optim.AdamW(layer.parameters(), fused=True).step()  # does not increase the version counter
     with torch.no_grad():
         assert torch.equal(layer(x), large_kernel_conv3d(x, layer.weight, layer.bias))
 
@@ -347,7 +347,7 @@ def test_spectrum_is_neither_saved_nor_copied_nor_kept_in_training(layer):
     assert layer.state_dict().keys() == {"weight", "bias"}
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert twin.kernel_spectrum._kept is None
-    for forget in (lambda: layer(x), layer.train, layer.eval):  # asked for gradients, or of another mode
+    for forget in (lambda: layer(x), layer.train, layer.eval):  # gradients are needed, or the mode changes
         with torch.no_grad():
             layer.eval()(x)
         assert layer.kernel_spectrum._kept is not None
@@ -394,7 +394,7 @@ def test_a_deployed_network_transforms_its_kernels_once(set_methods, transformed
         ((1, 2, 4, 4, 4), (2, 2, 3, 3, 3), r"weight: found shape .* expected \(2, 1,"),
     ],
 )
-def test_ill_shapes_are_refused(x_shape, weight_shape, message):
+def test_invalid_shapes_are_refused(x_shape, weight_shape, message):
     with pytest.raises(ValueError, match=message):
         large_kernel_conv3d(torch.zeros(x_shape), torch.zeros(weight_shape))
 
@@ -418,6 +418,6 @@ def test_layer_interchanges_with_conv3d(bias):
 
 
 @pytest.mark.parametrize("kernel_size", [4, 0, -3])
-def test_layer_refuses_an_ill_kernel_size(kernel_size):
+def test_layer_refuses_an_invalid_kernel_size(kernel_size):
     with pytest.raises(ValueError, match=f"kernel_size: found {kernel_size}, expected an odd"):
         LargeKernelConv3d(2, kernel_size)

@@ -1,4 +1,4 @@
-"""Layers of our own against PyTorch's."""
+"""Layers of this project compared with PyTorch's."""
 
 import copy
 
@@ -14,7 +14,7 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 def noisy(*shape, **options):
-    """Samples and channels that differ, far from zero mean."""
+    """Draw values whose mean and scale differ by sample and channel, with means far from zero."""
     offsets = torch.arange(shape[0] * shape[1], **options).reshape(*shape[:2], 1, 1, 1)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), **options) * (1 + offsets) + 5 * offsets
 
@@ -39,7 +39,7 @@ def test_instance_norm_is_pytorchs(shape, affine):
 
 
 def test_instance_norm_is_exact_on_a_large_grid():
-    """A plain float32 sum over 262,144 voxels, as PyTorch's channels-last batch normalisation has it, is not."""
+    """A plain float32 sum over 262,144 voxels, as in PyTorch's channels-last batch normalisation, would not be."""
     x = noisy(1, 8, 64, 64, 64)
     expected = nn.functional.instance_norm(x.double())
     found = ChannelsLastInstanceNorm3d(8)(x.contiguous(memory_format=CHANNELS_LAST))
@@ -72,7 +72,7 @@ def test_placed_on_a_cpu_a_network_computes_the_same(name):
 
 
 def test_compiled_normalisation_has_the_gradient_of_the_plain_one():
-    """A function that answers in place had none under PyTorch 2.11's compiler."""
+    """Under PyTorch 2.11's compiler, an autograd function that computes its output in place has no gradient."""
     norm = ChannelsLastInstanceNorm3d(4, affine=True)
     x, grad = torch.randn(2, 4, 5, 6, 7), torch.randn(2, 4, 5, 6, 7)
     found = []

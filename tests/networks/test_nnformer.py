@@ -1,4 +1,4 @@
-"""nnFormer: official logits; windows, shifts and padding on any grid; stochastic depth; deep supervision."""
+"""nnFormer: official logits; windows, shifts and padding on any grid; stochastic depth."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def test_windows_and_shifts_at_96_voxels():
 
 
 def attend_voxel_by_voxel(attention, x, context=None):
-    """The same attention without rolling, windows or masks: a token attends to those in its own shifted cell."""
+    """Compute the attention without rolling, windows or masks: a token attends to those in its own shifted cell."""
     grid, side, heads = x.shape[1:4], attention.window, attention.heads
     padded = [-(-length // side) * side for length in grid]
 
@@ -114,11 +114,9 @@ def test_layer_normalisation_eps():
     assert {norm.eps for norm in norms} == {1e-5}
 
 
-@pytest.mark.parametrize("deep_supervision", [False, True])
-def test_every_parameter_learns(deep_supervision):
-    network = small_nnformer(drop_path_rate=0, deep_supervision=deep_supervision).train()
-    outputs = network(torch.randn(1, 1, 32, 64, 64))
-    sum(logits.square().mean() for logits in (outputs if deep_supervision else [outputs])).backward()
+def test_every_parameter_learns():
+    network = small_nnformer(drop_path_rate=0).train()
+    network(torch.randn(1, 1, 32, 64, 64)).square().mean().backward()
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -148,25 +146,6 @@ def test_stochastic_depth_acts_in_training_only():
         assert not torch.equal(network(x), network(x))
         network.eval()
         assert torch.equal(network(x), network(x))
-
-
-def test_deep_supervision_returns_three_logits_in_training_and_the_finest_in_evaluation():
-    network = small_nnformer(drop_path_rate=0, deep_supervision=True)
-    plain = small_nnformer()
-    x = torch.randn(2, 1, 32, 64, 64)
-    with torch.no_grad():
-        outputs = network(x)
-        assert [tuple(logits.shape) for logits in outputs] == [
-            (2, 3, 32, 64, 64),
-            (2, 3, 16, 32, 32),
-            (2, 3, 8, 16, 16),
-        ]
-        finest = network.eval()(x)
-        torch.testing.assert_close(finest, outputs[0])
-        plain.load_state_dict(
-            {k: v for k, v in network.state_dict().items() if not k.startswith(("final.1", "final.2"))}
-        )
-        torch.testing.assert_close(plain.eval()(x), finest)
 
 
 # Sizes
@@ -214,6 +193,6 @@ def test_input_of_another_size_is_refused():
         ({"drop_path_rate": -0.1}, "drop_path_rate: found -0.1, expected at least 0 and less than 1"),
     ],
 )
-def test_ill_arguments(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         small_nnformer(**options)

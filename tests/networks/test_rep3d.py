@@ -1,4 +1,4 @@
-"""Rep3D: sizes of the paper, a mask that learns, forwards that change nothing, and folding that changes no output."""
+"""Rep3D: parameter counts of the paper, learned masks, forwards without side effects, folding with the same output."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ MASKS = {
 every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 learned_mask = pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"]], ids=["shared", "per_channel"])
 
-# Within each block's LRBM, at the default depth; only the per-channel reading has a bias before the normalisation.
+# Names within each block's LRBM at the default depth; only the per-channel form has a bias before the normalisation.
 EARLIER_GENERATOR_LAYERS = {f".generator.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
 LAST_GENERATOR_LAYER = {".generator.3.weight", ".generator.3.bias"}
 
@@ -37,7 +37,7 @@ def tiny_rep3d(**options):
 
 
 def randomise(module):
-    """Leave the initialisation: statistics and affine parameters of BatchNorm, and the whole generator."""
+    """Randomise statistics and affine parameters of BatchNorm, and the whole generator."""
     for child in module.modules():
         if isinstance(child, nn.BatchNorm3d):
             nn.init.normal_(child.running_mean, std=0.3)
@@ -106,9 +106,13 @@ def test_prior_of_one_voxel_is_one():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((4,), "ks: found 4"), ((0,), "ks: found 0"), ((5, 0), "beta: found 0"), ((5, -1), "beta")],
+    [
+        ((4,), "ks: found 4"),
+        ((0,), "ks: found 0"),
+        *(((5, beta), "beta: found") for beta in (0, -1, math.inf, math.nan)),
+    ],
 )
-def test_prior_refuses_ill_arguments(arguments, message):
+def test_prior_refuses_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         compute_distance_prior(*arguments)
 
@@ -148,7 +152,7 @@ def test_mask_is_the_formula_of_the_paper(depth, per_channel):
         ({"beta": 0}, "beta"),
     ],
 )
-def test_mask_refuses_ill_arguments(options, message):
+def test_mask_refuses_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         LRBM(**{"channels": 2, "ks": 5, **options})
 
@@ -204,7 +208,7 @@ def test_encoder_halves_the_grid_at_each_stage():
 
 
 def names_of(network, in_block):
-    """Full names of the parameters that ``in_block`` names within each block."""
+    """Return the full names of the parameters that ``in_block`` names within each block."""
     return {name for name, _ in network.named_parameters() if name.partition("lrbm")[2] in in_block}
 
 
@@ -375,7 +379,7 @@ def test_training_checkpoint_loads_into_a_training_network(mask):
         ((1, 32, 32, 32), r"found shape \(1, 32, 32, 32\)"),
     ],
 )
-def test_ill_inputs_are_refused(shape, message):
+def test_invalid_inputs_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         tiny_rep3d()(torch.zeros(shape))
 
@@ -393,6 +397,6 @@ def test_ill_inputs_are_refused(shape, message):
         ({"generator_ks": 2}, "found 2, expected an odd"),
     ],
 )
-def test_ill_arguments_are_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_rep3d(**options)

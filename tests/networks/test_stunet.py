@@ -1,4 +1,4 @@
-"""STU-Net: the official logits, the published sizes, strides from a plan, and deep supervision."""
+"""STU-Net: official logits, published sizes, strides of a plan, and the unused heads of the coarser stages."""
 
 import math
 
@@ -21,11 +21,10 @@ def seed():
 
 
 def leaves_without_gradient(network, shape):
-    """Back-propagate a random weighting of all outputs; the names of the parameters that got no gradient, or zeros."""
-    outputs = network.train()(torch.randn(shape))
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
-    # The gradient of a bias before an instance norm is rounding: zero is right there.
+    """Back-propagate a random weighting of the logits; return the names of parameters without or with zero gradient."""
+    logits = network.train()(torch.randn(shape))
+    (logits * torch.randn_like(logits)).sum().backward()
+    # The gradient of a bias before an instance norm is rounding noise, which may be zero.
     return {name for name, p in network.named_parameters() if p.grad is None or (p.dim() > 1 and not p.grad.any())}
 
 
@@ -82,7 +81,7 @@ def test_only_first_blocks_of_stages_project():
     network = STUNet(**TINY, depths=(1, 2, 3, 1, 2, 3))
     for stages, depths in (
         (network.conv_blocks_context, [1, 2, 3, 1, 2, 3]),
-        (network.conv_blocks_localization, [2, 1, 3, 2, 1]),  # those of the encoder stages of the same resolution
+        (network.conv_blocks_localization, [2, 1, 3, 2, 1]),  # depths of the encoder stages at the same resolution
     ):
         assert [[block.conv3 is not None for block in stage] for stage in stages] == [
             [True] + [False] * (depth - 1) for depth in depths
@@ -104,13 +103,13 @@ def test_anisotropic_strides():
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 64, 64, 64), (1, 1, 48, 64, 64), (1, 1, 32, 32, 32), (1, 64, 64, 64)])
-def test_ill_inputs_are_refused(shape):
+def test_invalid_inputs_are_refused(shape):
     with pytest.raises(ValueError, match=r"^input.*: found .*, expected "):
         STUNet(**TINY)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
-    "ill",
+    "invalid",
     [
         {"in_chans": 0},
         {"out_chans": 0},
@@ -124,46 +123,27 @@ def test_ill_inputs_are_refused(shape):
     ],
     ids=str,
 )
-def test_ill_arguments(ill):
-    with pytest.raises(ValueError, match=f"^{next(iter(ill))}: found .*, expected "):
-        STUNet(**ill)
+def test_invalid_arguments(invalid):
+    with pytest.raises(ValueError, match=f"^{next(iter(invalid))}: found .*, expected "):
+        STUNet(**invalid)
 
 
-# Deep supervision
+# Heads
 
 
-def test_deep_supervision_returns_the_finest_logits_first():
-    network = STUNet(**TINY, strides=ANISOTROPIC, deep_supervision=True)
-    x = torch.randn(1, 1, 16, 64, 32)
-    with torch.no_grad():
-        outputs = network.train()(x)
-        alone = network.eval()(x)
-    assert [tuple(output.shape) for output in outputs] == [
-        (1, 3, 16, 64, 32),
-        (1, 3, 16, 32, 16),
-        (1, 3, 8, 16, 8),
-        (1, 3, 4, 8, 4),
-        (1, 3, 2, 4, 2),
-    ]
-    assert torch.equal(outputs[0], alone)
-
-
-def test_heads_are_listed_deepest_first():
+def test_heads_are_listed_coarsest_first():
     assert [head.in_channels for head in STUNet(**TINY).seg_outputs] == [6, 5, 4, 3, 2]
 
 
-def test_deep_supervision_changes_neither_the_keys_nor_the_prediction():
-    single, deep = STUNet(**TINY), STUNet(**TINY, deep_supervision=True)
-    deep.load_state_dict(single.state_dict())
-    x = torch.randn(1, 1, 32, 32, 64)
-    assert torch.equal(single.train()(x), deep.eval()(x))
+def test_training_and_evaluation_mode_give_the_same_logits():
+    network, x = STUNet(**TINY), torch.randn(1, 1, 32, 32, 64)
+    assert torch.equal(network.train()(x), network.eval()(x))
 
 
-@pytest.mark.parametrize("deep_supervision", [False, True])
 @pytest.mark.parametrize("depths", [1, 2])
-def test_only_the_unused_heads_get_no_gradient(deep_supervision, depths):
-    network = STUNet(**TINY, depths=depths, deep_supervision=deep_supervision)
-    unused = set() if deep_supervision else {f"seg_outputs.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+def test_only_the_unused_heads_get_no_gradient(depths):
+    network = STUNet(**TINY, depths=depths)
+    unused = {f"seg_outputs.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
     assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == unused
     assert leaves_without_gradient(network, (1, 1, 64, 64, 64)) == unused
 

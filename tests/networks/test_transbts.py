@@ -1,4 +1,4 @@
-"""TransBTS: the official logits, and what they cannot show: training mode, unused modules, attributes, arguments."""
+"""TransBTS: official logits; training mode, unused modules, attributes and arguments."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_unequal_sides():
     assert torch.equal(network._attend(grid), grid)  # every token returns to its place
 
 
-# The two modules that the official network never uses
+# The two modules that the official network does not use
 
 
 def test_without_official_keys_only_the_unused_ones_are_missing(x):
@@ -92,7 +92,7 @@ def test_exactly_the_unused_parameters_are_frozen_and_without_gradient(x, offici
     unused = UNUSED if official_keys else set()
     assert {name for name, parameter in parameters.items() if not parameter.requires_grad} == unused
     assert {name for name, parameter in parameters.items() if parameter.grad is None} == unused
-    # Biases before a batch normalisation have none but rounding noise.
+    # The gradient of biases before a batch normalisation is rounding noise.
     assert all(torch.count_nonzero(parameter.grad) for name, parameter in parameters.items() if name not in unused)
 
 
@@ -194,7 +194,7 @@ def test_num_heads_changes_the_output(x):
         ({"roi_size": (96, 96)}, "roi_size: found 96 x 96, expected three sides"),
     ],
 )
-def test_ill_arguments(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         small_network(**options)
 

@@ -1,4 +1,4 @@
-"""UNesT: the official logits, and what they cannot show: training, initialisation, inputs that are no cubes."""
+"""UNesT: official logits; training, initialisation, and inputs that are not cubes."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def tiny_unest(**options):
 
 
 def official_unest():
-    """UNesT-B without memory for its weights."""
+    """Build UNesT-B on the meta device."""
     with torch.device("meta"):
         return UNesT()
 
@@ -35,7 +35,7 @@ def test_golden():
     assert_reproduces("UNesT", UNesT())
 
 
-# A wrong eps, and the rates of stochastic depth, would not show in the golden logits.
+# The golden logits would not reveal a wrong eps or wrong rates of stochastic depth.
 
 
 def test_layer_norm_eps():
@@ -51,7 +51,7 @@ def test_stochastic_depth_drops_branches_of_single_samples_in_training_only():
     layer = TransformerLayer(8, num_heads=2, drop_path=0.5)
     x = torch.randn(200, 1, 4, 8)
     skipped = (layer(x) == x).flatten(1).all(dim=1)
-    assert 25 <= skipped.sum() <= 75  # both branches: one sample in four
+    assert 25 <= skipped.sum() <= 75  # both branches are skipped for one sample in four
     assert not (layer.eval()(x) == x).flatten(1).all(dim=1).any()
 
 
@@ -116,7 +116,7 @@ def test_heads_are_merged_with_the_head_fastest():
     attention = BlockAttention(4, num_heads=2)
     with torch.no_grad():
         attention.qkv.weight.zero_()
-        attention.qkv.bias.copy_(torch.arange(12.0))  # values 8 to 11, two a head
+        attention.qkv.bias.copy_(torch.arange(12.0))  # values 8 to 11, two per head
         attention.proj.weight.copy_(torch.eye(4))
         attention.proj.bias.zero_()
         assert attention(torch.randn(1, 1, 5, 4))[0, 0, 0].tolist() == pytest.approx([8, 10, 9, 11])
@@ -145,6 +145,6 @@ def test_other_inputs_are_refused(shape):
         ({"drop_path_rate": -0.1}, "drop_path_rate: found -0.1, expected"),
     ],
 )
-def test_ill_arguments(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_unest(**options)

@@ -1,4 +1,4 @@
-"""What `pip install .` installs: the package rep3d, and nothing else."""
+"""`pip install .` installs the package rep3d and nothing else."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 import networks
 
-# Every network is built, none of them from a clone.
+# Builds every network without access to a clone.
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -39,9 +39,9 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder that the project was installed into, alone."""
+    """Folder with nothing but the installed project."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: building leaves folders in the source
+    source = folder / "source"  # a copy, because building leaves folders in the source
     for name in ("networks", "engine", "tools"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", "main_train.py", "test_seg.py"):
@@ -59,7 +59,8 @@ def modules(folder):
 
 def test_it_is_the_folder_networks_and_no_more(site):
     assert {path.name for path in site.iterdir()} == {"rep3d", f"rep3d-{networks.__version__}.dist-info"}
-    assert modules(site / "rep3d") == modules(REPOSITORY / "networks")
+    missing = modules(REPOSITORY / "networks") ^ modules(site / "rep3d")
+    assert not missing, "pyproject.toml lists the folders of networks/ under packages"
     assert (site / "rep3d" / "py.typed").exists()
 
 

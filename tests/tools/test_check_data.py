@@ -1,4 +1,4 @@
-"""The data check as a command: tables, JSON, and every problem with exit status 2."""
+"""The data check as a command: tables, JSON, and all problems with exit status 2."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tools import check_data
 
 @pytest.fixture
 def check(boxes, capsys):
-    """Run the tool on the boxes: (exit status, stdout, lines of errors)."""
+    """Run the tool on the boxes; returns (exit status, stdout, error lines)."""
 
     def run_tool(*flags):
         arguments = ["--root", str(boxes), "--dataset", str(boxes / "boxes.json"), "--roi_size", "32", "32", "16"]
@@ -30,7 +30,7 @@ def check(boxes, capsys):
 
 
 def damage(boxes):
-    """Five mistakes in five cases, one of them without a label."""
+    """Make five mistakes in five cases, one of which loses its label."""
     (boxes / "labelsTr" / "box_1.nii.gz").unlink()
     (boxes / "imagesVal" / "box_8.nii.gz").write_bytes(b"no volume")
     label, image = boxes / "labelsTr" / "box_0.nii.gz", boxes / "imagesTr" / "box_2.nii.gz"
@@ -56,7 +56,7 @@ def test_a_sound_dataset_has_its_tables(check):
     assert "warning" not in out
 
 
-def test_every_problem_is_told_and_every_case_has_its_row(check, boxes):
+def test_every_problem_is_reported_and_every_case_has_its_row(check, boxes):
     damage(boxes)
     status, out, errors = check()
     assert status == 2
@@ -67,7 +67,7 @@ def test_every_problem_is_told_and_every_case_has_its_row(check, boxes):
     assert rows[3] == ["!", "validation", "box_8"]
 
 
-def test_headers_alone_are_read_if_asked_for(check, boxes):
+def test_only_headers_are_read_on_request(check, boxes):
     damage(boxes)
     status, out, errors = check("--headers_only")
     assert status == 2
@@ -78,7 +78,7 @@ def test_headers_alone_are_read_if_asked_for(check, boxes):
 
 
 @pytest.mark.parametrize("flags", [[], ["--headers_only"]])
-def test_json_holds_everything_and_is_alone(check, boxes, flags):
+def test_json_has_everything_and_is_the_only_output(check, boxes, flags):
     status, out, _ = check("--json", *flags)
     sound = json.loads(out)
     assert status == 0
@@ -96,7 +96,7 @@ def test_json_holds_everything_and_is_alone(check, boxes, flags):
     assert [case["id"] for case in broken["cases"] if case["shape"] is None] == ["box_8"]
 
 
-def test_the_caches_size_is_that_of_the_pipelines(check, boxes, tmp_path):
+def test_the_stated_cache_size_agrees_with_the_pipelines(check, boxes, tmp_path):
     stated = json.loads(check("--json")[1])["cache_bytes"]
     description = DatasetDescription.read(boxes / "boxes.json")
     pipelines = training_pipelines(description, (32, 32, 16), crop_sample=1)
@@ -104,7 +104,7 @@ def test_the_caches_size_is_that_of_the_pipelines(check, boxes, tmp_path):
         open_cache(cases, transform, tmp_path / "cache", num_workers=0)
     arrays = [np.load(path, mmap_mode="r").nbytes for path in (tmp_path / "cache").rglob("*.npy")]
     assert sum(arrays) <= stated
-    # Nothing is cropped from the boxes; validation cases keep no counts.
+    # The boxes are not cropped; validation cases have no counts of crop candidates.
     assert stated - sum(arrays) == 2 * 2 * 8 * 36 * 28
 
 

@@ -1,4 +1,4 @@
-"""The phantom dataset: reproducible, anatomically ordered, geometrically varied, and plain about a user's mistakes."""
+"""The phantom dataset: reproducible, anatomically ordered, geometrically varied, with one-line errors."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ DRAWN = {SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, GALL_BLADDER, LIVER, STOMACH, AORTA,
 
 
 def voxels(image: nib.Nifti1Image) -> np.ndarray:
-    """Return the stored voxels, without a change of type."""
+    """Return the stored voxels in their own type."""
     return np.asarray(image.dataobj)
 
 
@@ -51,7 +51,7 @@ def test_seed_and_case_change_the_patient(other):
     assert not np.array_equal(voxels(labels), voxels(other_labels))
 
 
-def test_scale_changes_the_grid_and_not_the_patient():
+def test_scale_changes_the_grid_but_not_the_patient():
     fine, coarse = make_phantom(0, 1, 2.0)[1], make_phantom(0, 1, 4.0)[1]
     np.testing.assert_allclose(coarse.header.get_zooms(), np.multiply(2, fine.header.get_zooms()), rtol=1e-5)
     distance = np.linalg.norm(
@@ -82,7 +82,7 @@ def test_geometry_varies_between_cases(phantoms):
         assert np.abs(image.affine[:3, 3]).min() > 1
 
 
-def test_every_drawn_organ_is_present_and_no_other(phantoms):
+def test_exactly_the_drawn_organs_are_present(phantoms):
     for _, labels in phantoms:
         classes, counts = np.unique(voxels(labels), return_counts=True)
         assert set(classes.tolist()) == DRAWN | {0}
@@ -140,7 +140,7 @@ def test_command_writes_the_layout_and_may_be_repeated(tmp_path):
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    """Assert exit status 2 and a single line on stderr that holds every one of `parts`."""
+    """Assert exit status 2 and a single line on stderr with all `parts`."""
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
@@ -167,7 +167,7 @@ def test_unwritable_root_is_named_in_one_line(tmp_path):
     assert_one_line_error(run_tool("--root", tmp_path / "file"), "--root", str(tmp_path / "file"), "expected")
 
 
-def test_foreign_files_are_left_alone(tmp_path):
+def test_foreign_files_are_kept(tmp_path):
     stray = tmp_path / "imagesTr" / "amos_0001.nii.gz"
     stray.parent.mkdir()
     stray.write_bytes(b"a real scan")

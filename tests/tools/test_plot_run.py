@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a run."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_curve_and_masks_are_drawn(trained, tmp_path):
 
 
 @pytest.mark.parametrize("logs", [False, True])
-def test_folder_that_is_no_run(tmp_path, capsys, logs):
+def test_folder_that_is_not_a_run(tmp_path, capsys, logs):
     if logs:
         (tmp_path / "tensorboard").mkdir()
     assert run(plot_run.main, plot_run.parse_args(["--run", str(tmp_path), "--output", str(tmp_path)])) == 2

@@ -1,1 +1,1 @@
-"""One module per step: ``measure`` records its rows, ``lines`` is its part of the table."""
+"""One module per step: ``measure`` records its rows, ``lines`` formats its part of the table."""

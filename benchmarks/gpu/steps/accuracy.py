@@ -1,7 +1,7 @@
-"""Step 9: Dice on MSD hippocampus, the networks of one seed side by side, seed by seed as far as the time goes.
+"""Step 9: Dice on MSD hippocampus: all networks of a seed in parallel, seed after seed while time is left.
 
-Each network trains by ``main_train.py`` and predicts the validation cases by ``test_seg.py``, each in a process of its
-own: accuracy is not timed, so that they may share the device.
+Each network trains by ``main_train.py`` and predicts the validation cases by ``test_seg.py``, in a process of its own.
+The processes share the device, since nothing is timed.
 """
 
 import json
@@ -21,13 +21,13 @@ from engine.runtime.errors import run
 ROOT = Path(__file__).parents[3]
 DESCRIPTION = ROOT / "experiments" / "hippocampus" / "dataset.json"
 NETWORKS, REDUCED_NETWORKS = ("REP3D", "REP3D_FIXED", "REP3D_NONE", "nnUNet"), ("REP3D",)
-ROI_SIZE = ("64", "64", "64")  # nnUNet takes multiples of 32, and twice as much for its normalisations
+ROI_SIZE = ("64", "64", "64")  # nnUNet needs multiples of 32, at least 64 for its normalisation layers
 RECIPE = ("--batch_size", "2", "--crop_sample", "1", "--lr", "1e-3", "--max_iter", "200", "--eval_step", "200")
 REDUCED_RECIPE = (
     *("--roi_size", "32", "32", "32", "--feat_size", "4", "4", "4", "4", "--kernel_size", "5"),
     *("--max_iter", "2", "--eval_step", "2"),
 )
-SEED_S = 45  # of the first seed's networks, guessed; the others are expected to take as long as it took
+SEED_S = 45  # estimate for the networks of the first seed; its duration is the estimate for later seeds
 
 
 def measure(bench: Bench) -> None:
@@ -47,8 +47,8 @@ def measure(bench: Bench) -> None:
 
 
 def run_seed(bench: Bench, networks: tuple[str, ...], seed: int) -> None:
-    """Train and predict with every network at once, and record what each reached as it ends."""
-    context = multiprocessing.get_context("fork")  # nothing of CUDA was touched yet in this process
+    """Train and predict with all networks in parallel, and record the result of each when it ends."""
+    context = multiprocessing.get_context("fork")  # CUDA is not yet initialised in this process
     running = {}
     for network in networks:
         folder = bench.scratch / f"{network}, seed {seed}"
@@ -64,7 +64,7 @@ def run_seed(bench: Bench, networks: tuple[str, ...], seed: int) -> None:
 
 
 def train_and_predict(bench: Bench, network: str, seed: int, folder: Path) -> None:
-    """What a process does."""
+    """Run both scripts for one network and seed."""
     data = ["--root", str(bench.data), "--gpu", bench.gpu]
     recipe = REDUCED_RECIPE if bench.reduced else (*RECIPE, "--roi_size", *ROI_SIZE)
     words = [*data, "--dataset", str(DESCRIPTION), "--output", str(folder), "--network", network, *recipe]
@@ -76,7 +76,7 @@ def train_and_predict(bench: Bench, network: str, seed: int, folder: Path) -> No
 
 
 def read_dice(folder: Path, status: int | None) -> dict[str, Any]:
-    """Mean Dice and, by case, that of each class."""
+    """Read the mean Dice and, per case, the Dice of each class."""
     if status:
         return {"reason": f"ended with status {status}"}
     table = json.loads((folder / "predictions" / "dice.json").read_text())
@@ -84,16 +84,16 @@ def read_dice(folder: Path, status: int | None) -> dict[str, Any]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """One line per network: mean and spread over the seeds."""
+    """Format one line per network: mean and spread over the seeds."""
     if "reason" in results:
         return [results["reason"]]
-    told = []
+    summaries = []
     for network in dict.fromkeys(row["network"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["network"] == network]
         means = [row["mean_dice"] for row in rows if row["reason"] is None]
         if not means:
-            told.append(f"{network}: {rows[0]['reason']}")
+            summaries.append(f"{network}: {rows[0]['reason']}")
             continue
         spread = f", standard deviation {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
-        told.append(f"{network}: mean Dice {np.mean(means):.4f}{spread}, seeds: {len(means)}")
-    return told
+        summaries.append(f"{network}: mean Dice {np.mean(means):.4f}{spread}, seeds: {len(means)}")
+    return summaries

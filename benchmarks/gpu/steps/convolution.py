@@ -1,7 +1,7 @@
-"""Step 3: the depthwise convolution at the four stages of a 96^3 crop, every way to compute it, each pass by itself.
+"""Step 3: depthwise convolution at the four stages of a 96^3 crop, by every method, with each pass timed separately.
 
-Each is shown beside two floors, over the measured rate of a copy: reading and writing the pass's tensors once, and the
-traffic of the method's own passes over memory.
+Each pass is compared with two floors, at the measured rate of a copy: reading and writing its tensors once, and the
+memory traffic of the method itself.
 """
 
 import math
@@ -24,9 +24,9 @@ from networks.large_kernel_conv import circular_lengths, large_kernel_conv3d
 
 PASSES = ("forward", "dx", "dw", "backward")  # backward: dx and dw together
 KERNEL_SIZE, STAGES = 21, ((48, 48), (96, 24), (192, 12), (384, 6))  # channels, side
-FITTED_SIDES = (3, 5, 7, 9, 11, 15, 21)  # kernels that the choice between direct and FFT is fitted to
+FITTED_SIDES = (3, 5, 7, 9, 11, 15, 21)  # kernels for the fit of the choice between direct and FFT
 REDUCED_KERNEL_SIZE, REDUCED_STAGES, REDUCED_SIDES = 5, ((3, 6), (4, 4)), (3, 5)
-FFT_NUMBER_BYTES = 4  # float32 whatever the input's type
+FFT_NUMBER_BYTES = 4  # the FFT path computes in float32 for every input type
 TYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Convolve = Callable[[Tensor, Tensor], Tensor]
@@ -44,21 +44,22 @@ class Problem:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape (N, C, D, H, W) of the input."""
         return self.samples, self.channels, *[self.side] * 3
 
     @property
     def taps(self) -> int:
-        """Side of the kernel without the taps that never meet data."""
+        """Side of the kernel without the taps that never reach data."""
         return min(self.kernel_size, 2 * self.side - 1)
 
     @property
     def bytes(self) -> int:
-        """Of input, kernel and the output's gradient."""
+        """Bytes of input, kernel and gradient of the output."""
         number = TYPES[self.precision].itemsize
         return 2 * number * math.prod(self.shape) + FFT_NUMBER_BYTES * self.channels * self.kernel_size**3
 
     def inputs(self, device: torch.device, seed: int = 0) -> list[Tensor]:
-        """Input, kernel and the output's gradient; the kernel is float32 as a network's, the others of the type."""
+        """Create input, kernel and gradient of the output; the kernel is float32, as in a network."""
         generator = torch.Generator(device).manual_seed(seed)
         shapes = self.shape, (self.channels, 1, *[self.kernel_size] * 3), self.shape
         x, weight, grad = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
@@ -66,25 +67,25 @@ class Problem:
 
 
 def methods(precision: str) -> dict[str, Convolve]:
-    """The ways to compute in a precision, from x of that type and a float32 kernel."""
+    """List the methods for a precision; they take x of that type and a float32 kernel."""
     halves = {f"dft {name}": _in(dft.dft_matmul, dtype) for name, dtype in HALVES.items()}
     single = {"dft tf32": _in(dft.dft_matmul, torch.float32)}
     return {"native": native, "fft": fft, **(halves if precision == "bf16" else single)}
 
 
 def triton_methods(precision: str) -> dict[str, Convolve]:
-    """The ways that Triton compiles, which takes a second or two for every type and stage."""
+    """List the methods that Triton compiles, which takes a second or two for every type and stage."""
     name, dtype = ("bf16", torch.bfloat16) if precision == "bf16" else ("tf32", torch.float32)
     return {f"gemm {name}": _in(implicit_gemm, dtype)}
 
 
 def native(x: Tensor, weight: Tensor) -> Tensor:
-    """PyTorch's own, with the kernel cast as autocast does."""
+    """Convolve by PyTorch's own function, with the kernel cast as autocast does."""
     return F.conv3d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
 def fft(x: Tensor, weight: Tensor) -> Tensor:
-    """The FFT path as it is used."""
+    """Convolve by the FFT path, as the networks do."""
     return large_kernel_conv3d(x, weight, method="fft")
 
 
@@ -94,7 +95,7 @@ def _in(convolve: Callable[[Tensor, Tensor, torch.dtype], Tensor], dtype: torch.
 
 def measure(bench: Bench) -> None:
     """Record one row per problem and method, and note the constants of ``choose_method``."""
-    torch.backends.cuda.matmul.allow_tf32 = True  # of the candidates' float32 products, in this process
+    torch.backends.cuda.matmul.allow_tf32 = True  # for the candidates' float32 products, in this process
     copy_rate, _ = find_ceilings(bench)
     bench.note(copy_rate=copy_rate)
     kernel_size, stages = (REDUCED_KERNEL_SIZE, REDUCED_STAGES) if bench.reduced else (KERNEL_SIZE, STAGES)
@@ -109,8 +110,8 @@ def measure(bench: Bench) -> None:
     fit(bench, stages, REDUCED_SIDES if bench.reduced else FITTED_SIDES)
     for problem in problems[len(stages) :]:
         measure_problem(bench, problem, methods(problem.precision))
-    if bench.device.type == "cuda":  # Triton has no code for CPUs; tests interpret it
-        for problem in problems:  # last: a kernel that goes astray would take the rest of this process with it
+    if bench.device.type == "cuda":  # Triton needs a GPU; tests use its interpreter
+        for problem in problems:  # last, since an invalid memory access would end this process
             measure_problem(bench, problem, triton_methods(problem.precision))
 
 
@@ -123,7 +124,7 @@ def measure_problem(bench: Bench, problem: Problem, ways: dict[str, Convolve]) -
 
 
 def measure_method(bench: Bench, problem: Problem, convolve: Convolve, expected: Sequence[Tensor]) -> dict[str, Any]:
-    """Seconds of each pass, and relative errors (root mean square) of output and gradients."""
+    """Measure the seconds of each pass, and relative errors (root mean square) of output and gradients."""
     found = all_passes(convolve, problem.inputs(bench.device))
     errors = {
         name: ((ours.double() - theirs).norm() / theirs.norm()).item()
@@ -133,7 +134,7 @@ def measure_method(bench: Bench, problem: Problem, convolve: Convolve, expected:
 
 
 def time_passes(bench: Bench, problem: Problem, convolve: Convolve, passes: Sequence[str] = PASSES) -> dict[str, float]:
-    """Device seconds of each pass; only what it asks for needs a gradient, so that no other is computed."""
+    """Measure the device seconds of each pass; tensors require gradients only if the pass computes them."""
     device = bench.device
     sets = [problem.inputs(device, seed) for seed in range(count_sets(problem.bytes, device))]
     seconds = {}
@@ -153,19 +154,19 @@ def time_passes(bench: Bench, problem: Problem, convolve: Convolve, passes: Sequ
 
 
 def differentiate(out: Tensor, grad: Tensor, *leaves: Tensor) -> None:
-    """A backward pass, which may be repeated."""
+    """Run a backward pass, which can be repeated."""
     torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
 def all_passes(convolve: Convolve, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(out, dx, dw)."""
+    """Compute (out, dx, dw)."""
     x, weight, grad = inputs
     out = convolve(x.requires_grad_(), weight.requires_grad_())
     return out.detach(), *torch.autograd.grad(out, (x, weight), grad)
 
 
 def floors(problem: Problem, copy_rate: float) -> dict[str, Any]:
-    """Seconds that memory alone takes: of each pass's tensors, read or written once, and of each method's passes."""
+    """Compute the seconds of memory traffic: of each pass's tensors, read or written once, and of each method."""
     number = TYPES[problem.precision].itemsize
     grid, kernel = number * math.prod(problem.shape), FFT_NUMBER_BYTES * problem.channels * problem.taps**3
     tensors = {"forward": 2 * grid + kernel, "dx": 2 * grid + kernel, "dw": 2 * grid + kernel}
@@ -180,7 +181,7 @@ def floors(problem: Problem, copy_rate: float) -> dict[str, Any]:
 
 
 def fft_traffic(problem: Problem) -> dict[str, int]:
-    """Bytes of the FFT path: each transform goes over memory once an axis, and products once."""
+    """Count the bytes of the FFT path: a transform passes over memory once per axis, a product once."""
     lengths = fft_lengths(problem)
     half = 2 * FFT_NUMBER_BYTES * lengths[0] * lengths[1] * (lengths[2] // 2 + 1)
     transform = FFT_NUMBER_BYTES * math.prod(lengths) + 5 * half
@@ -188,13 +189,13 @@ def fft_traffic(problem: Problem) -> dict[str, int]:
 
 
 def fft_lengths(problem: Problem) -> list[int]:
-    """Sides of the FFT path's circular grid."""
+    """Compute the sides of the FFT path's circular grid."""
     kernel = torch.empty(problem.channels, 1, *[problem.taps] * 3, device="meta")
     return circular_lengths(torch.empty(problem.shape, device="meta"), kernel)
 
 
 def fit(bench: Bench, stages: Sequence[tuple[int, int]], sides: Sequence[int]) -> None:
-    """Note the constants of ``choose_method``, from native and FFT over kernels of many sides."""
+    """Note the constants of ``choose_method``, fitted to native and FFT over kernels of many sizes."""
     comparisons: dict[str, list[Comparison]] = {"forward": [], "backward": []}
     for channels, side in stages:
         for kernel_size in sides:
@@ -207,7 +208,7 @@ def fit(bench: Bench, stages: Sequence[tuple[int, int]], sides: Sequence[int]) -
 
 
 def compare(bench: Bench, problem: Problem, comparisons: dict[str, list[Comparison]]) -> dict[str, Any]:
-    """Seconds of both methods for the passes of one problem, which are added to the comparisons."""
+    """Measure both methods on the passes of one problem, and add the result to the comparisons."""
     names = tuple(comparisons)
     by_native, by_fft = (time_passes(bench, problem, convolve, names) for convolve in (native, fft))
     points = math.prod(fft_lengths(problem))
@@ -218,7 +219,7 @@ def compare(bench: Bench, problem: Problem, comparisons: dict[str, list[Comparis
 
 
 def totals(results: dict[str, Any], samples: int, precision: str) -> dict[str, dict[str, float]]:
-    """Seconds of each pass of the eight convolutions, two a stage, by method that was measured at every stage."""
+    """Sum each pass over the eight convolutions, two per stage, for every method that was measured at all stages."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"]:
         if (row["samples"], row["precision"], row["reason"]) == (samples, precision, None) and "errors" in row:
@@ -232,33 +233,34 @@ def totals(results: dict[str, Any], samples: int, precision: str) -> dict[str, d
 
 
 def worst_error(results: dict[str, Any], precision: str, method: str) -> float:
-    """The largest relative error that a method made anywhere."""
+    """Find the largest relative error of a method."""
     rows = [row for row in results["rows"] if (row["precision"], row["method"]) == (precision, method)]
     return max(error for row in rows for error in row.get("errors", {}).values())
 
 
 def select_floors(results: dict[str, Any], samples: int, precision: str) -> list[dict[str, Any]]:
+    """Select the floors of the stages for a batch size and precision."""
     return [floor for floor in results["floors"] if (floor["samples"], floor["precision"]) == (samples, precision)]
 
 
 def floor_totals(results: dict[str, Any], samples: int, precision: str, name: str) -> dict[str, float]:
-    """Seconds of a floor over the eight convolutions, by pass."""
+    """Sum a floor over the eight convolutions, by pass."""
     found = select_floors(results, samples, precision)
     return {key: 2 * sum(floor[name][key] for floor in found) for key in PASSES}
 
 
 def fft_over_floor(results: dict[str, Any]) -> float:
-    """Of all passes of the eight convolutions of two crops under autocast: what the FFT path takes over its own floor.
+    """Compute the ratio of the FFT path to its own floor, over all passes of the eight convolutions (two crops, bf16).
 
     Raises:
-        KeyError: they were not measured.
+        KeyError: the path was not measured.
     """
     measured, floor = totals(results, 2, "bf16")["fft"], floor_totals(results, 2, "bf16", "fft")
     return (measured["forward"] + measured["backward"]) / (floor["forward"] + floor["backward"])
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """The constants, and the eight convolutions of two crops by method, beside their floors."""
+    """Format the constants, and the eight convolutions with two crops by method, with their floors."""
     rows = []
     for precision in TYPES if "floors" in results else ():
         for method, seconds in totals(results, 2, precision).items():
@@ -272,4 +274,5 @@ def lines(results: dict[str, Any]) -> list[str]:
 
 
 def milliseconds(seconds: dict[str, float]) -> list[str]:
+    """Format the seconds of each pass as milliseconds."""
     return [f"{1e3 * seconds[name]:.3f}" for name in PASSES]

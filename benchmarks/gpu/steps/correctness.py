@@ -1,4 +1,4 @@
-"""Step 2: the ``gpu`` tests, which compare a GPU with the CPU: kernels, networks, precisions, scripts, NCCL."""
+"""Step 2: the ``gpu`` tests, which compare a GPU with the CPU: convolutions, networks, precisions, scripts, NCCL."""
 
 import importlib.util
 import os
@@ -10,19 +10,19 @@ import pytest
 from benchmarks.gpu.bench import Bench
 
 ROOT = Path(__file__).parents[3]
-TESTS = (  # the longest first, Triton's kernels last: one that goes astray takes its process with it
+TESTS = (  # the longest first, Triton's kernels last, since an invalid memory access ends the process
     *("tests/test_gpu_scripts.py", "tests/networks/test_gpu.py"),
     "tests/benchmarks/test_candidates_on_a_gpu.py",
 )
-PROCESSES, REHEARSED_PROCESSES = 4, 2  # of pytest-xdist, where it is installed
-THREADS = 4  # of each: a GPU's machine has 16 cores
-REHEARSED = "convolution or (every_network and UNet3D) or communicates"  # takes seconds on a CPU
-SHOWN = 5  # failed tests in the table
+PROCESSES, REHEARSED_PROCESSES = 4, 2  # of pytest-xdist, if it is installed
+THREADS = 4  # per process: the machines with GPUs have 16 cores
+REHEARSED = "convolution or (every_network and UNet3D) or communicates"  # tests that take seconds on a CPU
+SHOWN = 5  # number of failed tests in the table
 
 
 def measure(bench: Bench) -> None:
     """Record one row per test."""
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # of the processes below
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for the processes of pytest-xdist
     flags = ["-m", "gpu", "--gpu", bench.gpu, "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     flags += ["--continue-on-collection-errors", "--basetemp", str(bench.scratch / "pytest")]
     if bench.reduced:
@@ -34,7 +34,7 @@ def measure(bench: Bench) -> None:
 
 
 class _Recorder:
-    """A plugin of pytest that makes rows of what it reports."""
+    """Plugin of pytest that records its reports as rows."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -44,22 +44,22 @@ class _Recorder:
             self._record(report, seconds=None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":  # else set-up or end of a test
+        if report.when == "call" or report.outcome != "passed":  # others are setup or teardown without problems
             self._record(report, seconds=report.duration)
 
     def _record(self, report: pytest.CollectReport | pytest.TestReport, seconds: float | None) -> None:
         row: dict[str, Any] = {"test": report.nodeid, "seconds": seconds, "outcome": report.outcome, "reason": None}
         if report.outcome != "passed":
-            told = report.longreprtext
-            errors = [line[1:].strip() for line in told.splitlines() if line.startswith("E  ")]
-            row |= {"reason": f"{report.outcome}: {(errors or told.splitlines() or ['?'])[0]}"}
+            text = report.longreprtext
+            errors = [line[1:].strip() for line in text.splitlines() if line.startswith("E  ")]
+            row |= {"reason": f"{report.outcome}: {(errors or text.splitlines() or ['?'])[0]}"}
         if report.outcome == "failed":
-            row["told"] = report.longreprtext[-3000:]
+            row["report"] = report.longreprtext[-3000:]
         self.bench.record(**row)
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """Counts, and the first tests that failed."""
+    """Format the counts, and the first tests that failed."""
     rows = results["rows"]
     counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("passed", "failed", "skipped")}
     failed = [f"{row['test'].rpartition('/')[2]}: {row['reason']}"[:150] for row in rows if row["outcome"] == "failed"]

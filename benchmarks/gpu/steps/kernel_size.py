@@ -1,4 +1,4 @@
-"""Step 6: the training step over kernels of 3 to 31 and crops of 64 to 160, native and here."""
+"""Step 6: training step over kernels of 3 to 31 and crops of 64 to 160, published recipe and ours."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from benchmarks.measure import UNMEASURED, measure_step
 BATCH = 2
 FEAT_SIZE, REDUCED_FEAT_SIZE = (48, 96, 192, 384), (4, 4, 4, 4)
 REDUCED_GRID = (3, 7), (32,), 32  # kernels, crops, the crop of the kernels
-REPEATS, LONG_S = 2, 3.0  # timed runs; a first one that takes so long is the only one
-LIMIT_S = 12  # of a native step; longer ones are left out
-LEAST_S = 5  # left, or a point is not begun
+REPEATS, LONG_S = 2, 3.0  # timed runs; a first run of at least so many seconds is the only one
+LIMIT_S = 12  # points whose step is expected to take longer are left out
+LEAST_S = 5  # a point needs so many seconds to be started
 
 
 def measure(bench: Bench) -> None:
@@ -35,7 +35,7 @@ def measure(bench: Bench) -> None:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """One line per way and kind of point: side and milliseconds."""
+    """Format one line per way and kind of point: sides and milliseconds."""
     crops = [row["crop"] for row in results["rows"]]
     if not crops:
         return []
@@ -47,7 +47,7 @@ def lines(results: dict[str, Any]) -> list[str]:
 
 
 def line(way: str, name: str, fixed: dict[str, int], rows: Sequence[dict[str, Any]]) -> str:
-    """The points of a way that differ in ``name`` alone."""
+    """Format the points of a way that differ only in ``name``."""
     wanted = {"way": way, **fixed}
     found = [row for row in rows if row["step_s"] and wanted.items() <= row.items()]
     cells = [f"{row[name]}: {1e3 * row['step_s']:.0f}" for row in sorted(found, key=lambda row: row[name])]

@@ -1,4 +1,4 @@
-"""Step 1: the machine, its two ceilings, the versions."""
+"""Step 1: machine, its two ceilings, versions of the packages."""
 
 import importlib.metadata
 import os
@@ -15,13 +15,13 @@ PACKAGES = ("torch", "triton", "monai", "nibabel", "numpy", "scipy", "einops")
 
 
 def measure(bench: Bench) -> None:
-    """Notes of the machine; no rows."""
+    """Note facts about the machine; there are no rows."""
     bench.note(python=platform.python_version(), cpus=os.cpu_count(), versions=versions(), **describe_gpu(bench.device))
     bench.note(copy_rate=copy_rate(bench.device), matrix_rate=matrix_rate(bench.device, torch.bfloat16))
 
 
 def versions() -> dict[str, str | None]:
-    """Of what is installed here, and of CUDA and its libraries."""
+    """Find the versions of installed packages, CUDA and cuDNN."""
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str | None]:
 
 
 def describe_gpu(device: torch.device) -> dict[str, Any]:
-    """Memory, cache, multiprocessors and driver."""
+    """Describe memory, cache, multiprocessors and driver of a GPU."""
     if device.type != "cuda":
         return {}
     properties = torch.cuda.get_device_properties(device)
@@ -51,7 +51,7 @@ def describe_gpu(device: torch.device) -> dict[str, Any]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """Ceilings and versions."""
+    """Format ceilings and versions."""
     if "matrix_rate" not in results:
         return []
     rates = f"{results['copy_rate'] / 1e12:.2f} TB/s copied, {results['matrix_rate'] / 1e12:.1f} TFLOP/s in bf16"

@@ -1,4 +1,4 @@
-"""Step 5: one training step of every network of the zoo, on two crops of 96^3."""
+"""Step 5: one training step of every network, on two crops of 96^3."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ BATCH, CLASSES = 2, 16
 ROI_SIZE, REDUCED_ROI_SIZE = (96, 96, 96), (32, 32, 32)
 REDUCED_NETWORKS = ("UNet3D", "MedNeXt_S")  # the smallest
 REPEATS, LIMIT_S = 2, 2.0
-LEAST_S = 5  # left, or a network is not begun
-A_LINE = 4  # networks in the table
+LEAST_S = 5  # a network needs so many seconds to be started
+PER_LINE = 4  # networks per line of the table
 
 
 def measure(bench: Bench) -> None:
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> None:
 
 
 def run(bench: Bench, name: str) -> dict[str, Any]:
-    """Seconds and peak bytes of a step in the device's precision."""
+    """Measure seconds and peak bytes of a step in the device's precision."""
     roi_size = REDUCED_ROI_SIZE if bench.reduced else ROI_SIZE
     config = NetworkConfig(name, 1, CLASSES, roi_size, {})
     precision = choose_precision("auto", bench.device, roi_size, InputSizes(16))
@@ -38,12 +38,13 @@ def run(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """Milliseconds and gigabytes, several networks a line."""
+    """Format milliseconds and gigabytes, several networks per line."""
     cells = [f"{row['network']} {cell(row)}" for row in results["rows"]]
-    return [", ".join(cells[start : start + A_LINE]) for start in range(0, len(cells), A_LINE)]
+    return [", ".join(cells[start : start + PER_LINE]) for start in range(0, len(cells), PER_LINE)]
 
 
 def cell(row: dict[str, Any]) -> str:
+    """Format the measurement of a network, or the reason why it has none."""
     if row["reason"] is not None:
         return row["reason"].partition(":")[0]
     return f"{1e3 * row['step_s']:.0f} ms {row['peak_bytes'] / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""Step 8: full REP3D on one CT of 512 x 512 x 200 voxels: seconds by part, and ``test_seg.py`` itself."""
+"""Step 8: full-width REP3D on one CT of 512 x 512 x 200 voxels: seconds of each part, and ``test_seg.py`` itself."""
 
 import time
 from pathlib import Path
@@ -10,6 +10,7 @@ import test_seg
 from benchmarks import prediction
 from benchmarks.gpu.bench import Bench
 from benchmarks.processes import PeakMemory
+from benchmarks.synthetic_ct import write_ct
 from engine.runtime.errors import run
 from networks import build_network
 
@@ -18,7 +19,7 @@ REDUCED_SHAPE, REDUCED_ROI_SIZE = (48, 48, 24), (32, 32, 32)
 REDUCED_NETWORK: dict[str, Any] = {"feat_size": (4, 4, 4, 4), "kernel_size": 5}
 REDUCED_FLAGS = ["--feat_size", "4", "4", "4", "4", "--kernel_size", "5"]
 SCRIPT = "test_seg.py"
-LEAST_S = 8  # left, or a row is not begun
+LEAST_S = 8  # a row needs so many seconds to be started
 
 
 def measure(bench: Bench) -> None:
@@ -27,16 +28,17 @@ def measure(bench: Bench) -> None:
     bench.note(shape=shape, roi_size=roi_size, overlap=OVERLAP, network="REP3D")
     for folder in ("lean", "images"):
         (bench.scratch / folder).mkdir()
-    prediction.make_ct(bench.scratch / "ct.nii.gz", shape, seed=0)
+    write_ct(bench.scratch / "ct.nii.gz", shape, seed=0)
     (bench.scratch / "images" / "ct.nii.gz").symlink_to(bench.scratch / "ct.nii.gz")
-    bench.attempt({"way": "steps"}, lambda: run_parts(bench, roi_size), LEAST_S)  # forks: before CUDA is touched
+    # The parts come first: their process is forked, which must happen before CUDA is initialised.
+    bench.attempt({"way": "steps"}, lambda: run_parts(bench, roi_size), LEAST_S)
     bench.attempt({"way": SCRIPT}, lambda: run_script(bench, roi_size), LEAST_S)
 
 
 def run_parts(bench: Bench, roi_size: tuple[int, ...]) -> dict[str, Any]:
-    """Loading, network, and inverting and writing, one after the other in a process of its own."""
+    """Measure loading, network, and inverting and writing, one after the other in a process of its own."""
     size = [str(side) for side in roi_size]
-    # The rehearsal takes the stand-in: the widths of a network are no flag of that benchmark.
+    # The rehearsal uses the stand-in, since that benchmark has no flag for the widths of a network.
     network = [] if bench.reduced else ["--network", "REP3D"]
     args = prediction.parse_args([*network, "--roi_size", *size, "--overlap", str(OVERLAP), "--cases", "1"])
     found = prediction.measure("lean", args, bench.scratch, bench.gpu, start="fork")
@@ -46,7 +48,7 @@ def run_parts(bench: Bench, roi_size: tuple[int, ...]) -> dict[str, Any]:
 
 
 def run_script(bench: Bench, roi_size: tuple[int, ...]) -> dict[str, Any]:
-    """The script with random weights, imports done before."""
+    """Measure the script with random weights, without its imports."""
     weights = save_weights(bench, bench.scratch / "weights.pth")
     size = ["--roi_size", *(str(side) for side in roi_size)]
     network = REDUCED_FLAGS if bench.reduced else []
@@ -63,7 +65,7 @@ def run_script(bench: Bench, roi_size: tuple[int, ...]) -> dict[str, Any]:
 
 
 def save_weights(bench: Bench, path: Path) -> Path:
-    """A state dict of the network with random weights."""
+    """Write a state dict of the network with random weights."""
     torch.manual_seed(0)
     network = build_network("REP3D", 1, prediction.CLASSES, **(REDUCED_NETWORK if bench.reduced else {}))
     torch.save(network.state_dict(), path)
@@ -71,16 +73,17 @@ def save_weights(bench: Bench, path: Path) -> Path:
 
 
 def script_row(results: dict[str, Any]) -> dict[str, Any]:
-    """The row of ``test_seg.py``; KeyError where there is none."""
+    """Return the row of ``test_seg.py``; KeyError if there is none."""
     return {row["way"]: row for row in results["rows"]}[SCRIPT]
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """One line per row."""
-    return [f"{row['way']}: {tell(row)}" for row in results["rows"]]
+    """Format one line per row."""
+    return [f"{row['way']}: {describe(row)}" for row in results["rows"]]
 
 
-def tell(row: dict[str, Any]) -> str:
+def describe(row: dict[str, Any]) -> str:
+    """Format the measurement of a row, or the reason why it has none."""
     if row["reason"] is not None:
         return row["reason"]
     seconds = ", ".join(f"{key.removesuffix('_s')} {value:.1f} s" for key, value in row.items() if key.endswith("_s"))

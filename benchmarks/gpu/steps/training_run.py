@@ -1,4 +1,4 @@
-"""Step 7: ``main_train.py`` itself on phantoms with ``--cache_dir``: steps a second, waiting for data, memory."""
+"""Step 7: ``main_train.py`` itself on phantoms with ``--cache_dir``: steps per second, waiting for data, memory."""
 
 import time
 from pathlib import Path
@@ -15,12 +15,12 @@ from tools.make_phantoms import make_dataset
 
 DEMO = Path(__file__).parents[3] / "experiments" / "demo" / "dataset.json"  # coarse voxels, for the rehearsal
 CASES = 4
-SCALE, REDUCED_SCALE = 1.0, 3.0  # of the phantoms' voxels; whatever it is, cached cases have the dataset's spacing
-FIRST_SHARE = 0.65  # of the time: the first run has to fill the cache
-END_S = 6  # kept for the end of the run and for reading its logs
+SCALE, REDUCED_SCALE = 1.0, 3.0  # of the phantoms' voxels; cached cases have the dataset's spacing in any case
+FIRST_SHARE = 0.65  # share of the time for the first run, which has to fill the cache
+END_S = 6  # reserved for the end of the run and for reading its logs
 WARM_UPS = 10  # iterations that do not count
-WORKERS = (2, 8)  # main_train's default, and what a node has for a GPU
-LEAST_S = 10  # left, or a run is not begun
+WORKERS = (2, 8)  # default of main_train.py, and cores per GPU of a typical node
+LEAST_S = 10  # a run needs so many seconds to be started
 
 
 def measure(bench: Bench) -> None:
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> None:
 
 
 def train(bench: Bench, workers: int, seconds: float) -> dict[str, Any]:
-    """Train until the time is up, as a user would whose batch system has a limit; then read the run's own logs."""
+    """Train until the time is up, as in a batch system with a time limit, and read the logs of the run."""
     output = bench.scratch / f"run with {workers}"
     length = ["--max_iter", "4"] if bench.reduced else ["--max_hours", str(seconds / 3600)]
     data = ["--root", bench.scratch / "phantoms", "--dataset", DEMO if bench.reduced else "amos"]
@@ -47,7 +47,7 @@ def train(bench: Bench, workers: int, seconds: float) -> dict[str, Any]:
         words += ["--roi_size", 32, 32, 32, "--feat_size", 4, 4, 4, 4, "--kernel_size", 5, "--overlap", 0]
     args = main_train.parse_args([str(word) for word in words])
     if bench.device.type == "cuda":
-        torch.cuda.init()  # the statistics of an untouched device cannot be reset
+        torch.cuda.init()  # the statistics of an uninitialised device cannot be reset
         torch.cuda.reset_peak_memory_stats(bench.device)
     with PeakMemory() as peak:
         status = run(main_train.main, args, to_lower=main_train.MEMORY)
@@ -72,11 +72,12 @@ def train(bench: Bench, workers: int, seconds: float) -> dict[str, Any]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """One line per run."""
-    return [f"{row['num_workers']} workers: {tell(row)}" for row in results["rows"]]
+    """Format one line per run."""
+    return [f"{row['num_workers']} workers: {describe(row)}" for row in results["rows"]]
 
 
-def tell(row: dict[str, Any]) -> str:
+def describe(row: dict[str, Any]) -> str:
+    """Format the measurement of a run, or the reason why it has none."""
     if row["reason"] is not None:
         return row["reason"]
     host = f"host {row['host_peak_bytes'] / 1e9:.1f} GB"

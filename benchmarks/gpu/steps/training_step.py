@@ -1,6 +1,6 @@
-"""Step 4: the training step of REP3D on two crops of 96^3, by kernel, layout, compilation, checkpointing and precision.
+"""Step 4: training step of REP3D on two crops of 96^3, by kernel, layout, compilation, checkpointing and precision.
 
-Then where its time goes: the kernels that take most of it, and the eight large convolutions' share.
+Also the distribution of its time: the most expensive kernels, and the share of the eight large convolutions.
 """
 
 import itertools
@@ -27,24 +27,24 @@ ROI_SIZE, FEAT_SIZE, KERNEL_SIZE = (96, 96, 96), (48, 96, 192, 384), 21
 REDUCED_ROI_SIZE, REDUCED_FEAT_SIZE, REDUCED_KERNEL_SIZE = (32, 32, 32), (4, 4, 4, 4), 5
 SMALL_KERNEL = 3
 LARGE, SMALL, PUBLISHED = "large kernel", "kernel 3", "published recipe"
-SMALL_NATIVE = "kernel 3, PyTorch's convolutions"  # what choose_method takes them for depends on its constants
+SMALL_NATIVE = "kernel 3, PyTorch's convolutions"  # without it, the method depends on the constants of choose_method
 FIRST = (
     *(LARGE, SMALL, SMALL_NATIVE, PUBLISHED, f"{LARGE}, channels_last", f"{LARGE}, channels_last_kernels"),
     *(f"{LARGE}, checkpointing", f"{LARGE}, float32 as PyTorch has it", f"{LARGE}, float32, TF32 everywhere"),
     *(f"{LARGE}, float32, TF32 nowhere", f"{LARGE}, compiled", f"{LARGE}, compiled, channels_last"),
 )
-LAST = (f"{LARGE}, cuDNN benchmark",)  # its first run tries every algorithm, for minutes at worst
+LAST = (f"{LARGE}, cuDNN benchmark",)  # its first run tries every algorithm, which can take minutes
 REPEATS = 5
-LIMIT_S = 5.0  # of the runs of a variant; the published recipe's may be long
-EAGER_S, COMPILED_S = 8, 45  # left, or a variant is not begun
+LIMIT_S = 5.0  # limit of the timed runs of a variant; the published recipe may be slow
+EAGER_S, COMPILED_S = 8, 45  # a variant needs so many seconds to be started
 TOP_KERNELS, SHOWN_KERNELS = 10, 3
-A_LINE = 2  # variants in the table
-OPERATIONS = 2 * 3  # a multiply-add is two; the backward pass is twice the forward
+PER_LINE = 2  # variants per line of the table
+OPERATIONS = 2 * 3  # two per multiply-add; the backward pass takes twice those of the forward pass
 Variant = tuple[Step, AbstractContextManager[None]]
 
 
 def measure(bench: Bench) -> None:
-    """Record one row per variant in the order of worth; after the first two, note where the time goes."""
+    """Record one row per variant, the most important first; after the first two, note the distribution of the time."""
     found = variants(bench)
     large, small = found[LARGE][0], found[SMALL][0]
     multiply_adds = count_multiply_adds(build_on_meta(small.config, deploy=True), (1, 1, *large.config.roi_size))
@@ -55,13 +55,13 @@ def measure(bench: Bench) -> None:
     for name, (step, context) in found.items():
         with context:
             bench.attempt({"name": name}, lambda step=step: run(step, operations / matrix_rate), least(step))  # type: ignore[misc]
-        if name == SMALL:  # before the rarer variants, which may take the rest of the time
+        if name == SMALL:  # before the other variants, which may take all of the remaining time
             bench.attempt_note("profile", lambda: profile(large))
             bench.attempt_note("large_convolutions_s", lambda: time_large_convolutions(bench, large))
 
 
 def variants(bench: Bench) -> dict[str, Variant]:
-    """Steps by name, with what has to hold while they run: first those that answer most."""
+    """Build the variants by name, the most important first: steps, and contexts to run them in."""
     reduced = bench.reduced
     kernel_size = REDUCED_KERNEL_SIZE if reduced else KERNEL_SIZE
     roi_size, feat_size = (REDUCED_ROI_SIZE, REDUCED_FEAT_SIZE) if reduced else (ROI_SIZE, FEAT_SIZE)
@@ -93,7 +93,7 @@ def variants(bench: Bench) -> dict[str, Variant]:
 
 @contextmanager
 def cudnn_benchmark() -> Iterator[None]:
-    """Let cuDNN try three of its algorithms instead of guessing the fastest."""
+    """Let cuDNN time three of its algorithms instead of choosing one by heuristics."""
     before = torch.backends.cudnn.benchmark_limit
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 3
     try:
@@ -104,9 +104,9 @@ def cudnn_benchmark() -> Iterator[None]:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 numbers as TF32, or not.
+    """Allow or forbid TF32 in float32 matrix products and convolutions.
 
-    By PyTorch's older switches, which set the newer ones as well: code that reads either agrees.
+    PyTorch's older switches are used, since they set the newer ones as well: code that reads either agrees.
     """
     backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
@@ -120,19 +120,19 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def least(step: Step) -> float:
-    """Seconds without which a variant is not begun."""
+    """Return the seconds that a variant needs to be started."""
     return COMPILED_S if step.compiled else EAGER_S
 
 
 def run(step: Step, least_step_s: float) -> dict[str, Any]:
-    """Seconds and peak, and the share of the matrix ceiling that its products outside the large kernels reach."""
+    """Measure seconds and peak, and the share of the matrix ceiling reached by products outside the large kernels."""
     found = measure_step(step, REPEATS, LIMIT_S)
     share = None if found["step_s"] is None else least_step_s / found["step_s"]
     return {"autocast": step.autocast, **found, "matrix_share": share}
 
 
 def profile(step: Step) -> list[dict[str, Any]]:
-    """The kernels that take most of a step, with their shares of the time of all."""
+    """Profile a step: its most expensive kernels, with their shares of the total time."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if step.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -150,7 +150,7 @@ def profile(step: Step) -> list[dict[str, Any]]:
 
 
 def seconds_of(event: Any, device: torch.device) -> float:
-    """Of a kernel itself; on a GPU neither the operators that start kernels nor named ranges have any."""
+    """Return the seconds of a kernel itself; on a GPU, zero for operators that launch kernels and for named ranges."""
     if device.type != "cuda":
         return event.self_cpu_time_total / 1e6
     is_kernel = event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
@@ -158,7 +158,7 @@ def seconds_of(event: Any, device: torch.device) -> float:
 
 
 def time_large_convolutions(bench: Bench, step: Step) -> float:
-    """Device seconds of all passes of the eight large convolutions of a step."""
+    """Measure the device seconds of all passes of the eight large convolutions of a step."""
     feat_size, kernel_size = step.config.overrides["feat_size"], step.config.overrides["kernel_size"]
 
     def convolve(x: Tensor, weight: Tensor) -> Tensor:
@@ -169,12 +169,12 @@ def time_large_convolutions(bench: Bench, step: Step) -> float:
     for level, channels in enumerate(feat_size):
         problem = Problem(BATCH, channels, step.config.roi_size[0] // 2 ** (level + 1), kernel_size, "bf16")
         passes = time_passes(bench, problem, convolve, ("forward", "backward"))
-        seconds += 2 * (passes["forward"] + passes["backward"])  # two blocks a stage
+        seconds += 2 * (passes["forward"] + passes["backward"])  # two blocks per stage
     return seconds
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:
-    """What the targets are about, where both sides were measured; kernel 3 as fast as either convolution makes it."""
+    """Compute the ratios of the targets, if both sides were measured; kernel 3 counts with its faster convolution."""
     seconds = {row["name"]: row["step_s"] for row in results["rows"] if row["reason"] is None}
     found: dict[str, float] = {}
     if LARGE not in seconds:
@@ -189,18 +189,18 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """The ratios and the costliest kernels, then what was measured, several variants a line."""
+    """Format the ratios and the most expensive kernels, then the measurements, several variants per line."""
     found = ratios(results)
-    told = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items())] if found else []
-    told += [f"{key}: {results[key]}" for key in ("profile_reason", "large_convolutions_s_reason") if key in results]
+    text = [", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items())] if found else []
+    text += [f"{key}: {results[key]}" for key in ("profile_reason", "large_convolutions_s_reason") if key in results]
     kernels = results.get("profile", [])[:SHOWN_KERNELS]
-    told += [f"{kernel['share']:.0%} {kernel['kernel'][:100]}" for kernel in kernels]
+    text += [f"{kernel['share']:.0%} {kernel['kernel'][:100]}" for kernel in kernels]
     if missing := [f"{row['name']}: {row['reason']}" for row in results["rows"] if row["reason"] is not None]:
-        told.append(f"{len(missing)} not measured, the first {missing[0]}")
+        text.append(f"{len(missing)} not measured, the first {missing[0]}")
     cells = [
         f"{row['name']} {1e3 * row['step_s']:.1f} ms {row['peak_bytes'] / 1e9:.1f} GB {row['matrix_share']:.0%}"
         for row in results["rows"]
         if row["reason"] is None
     ]
-    told += ["ms a step, peak memory, share of the bf16 matrix rate:"] if cells else []
-    return [*told, *("; ".join(cells[start : start + A_LINE]) for start in range(0, len(cells), A_LINE))]
+    text += ["ms per step, peak memory, share of the bf16 matrix rate:"] if cells else []
+    return [*text, *("; ".join(cells[start : start + PER_LINE]) for start in range(0, len(cells), PER_LINE))]

@@ -1,4 +1,4 @@
-"""The floors are those that were calculated by hand, and the fitted costs choose what was faster."""
+"""The floors agree with those calculated by hand, and the fitted costs choose the faster method."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ STAGE_1 = Problem(samples=1, channels=48, side=48, kernel_size=21, precision="fl
 
 
 def test_floors_are_those_calculated_by_hand():
-    """Of stage 1: 15 microseconds to read and write its tensors, 0.25 and 0.4 ms for the FFT's passes."""
+    """Stage 1: 15 microseconds to read and write its tensors, 0.25 and 0.4 ms for the traffic of the FFT."""
     found = floors(STAGE_1, H100_BYTES_PER_S)
     assert found["tensors"]["forward"] == pytest.approx(15e-6, rel=0.05)
     assert 0.2e-3 < found["fft"]["forward"] < 0.35e-3
@@ -24,7 +24,7 @@ def test_floors_are_those_calculated_by_hand():
 
 def test_lengths_are_those_of_the_convolution():
     assert fft_lengths(STAGE_1) == [60, 60, 60]
-    assert fft_lengths(Problem(1, 4, 6, 21, "bf16")) == [12, 12, 12]  # 6 + 5: taps beyond 11 never meet data
+    assert fft_lengths(Problem(1, 4, 6, 21, "bf16")) == [12, 12, 12]  # 6 + 5: taps beyond 11 never reach data
 
 
 def compare(ratio, direct_s, fft_s):
@@ -47,7 +47,7 @@ def test_costs_choose_the_faster_method(faster):
     assert all(cost > 0 for cost in (costs.direct, costs.fft))
 
 
-def test_where_no_border_fits_the_dearest_mistakes_are_avoided():
+def test_if_no_border_fits_the_most_expensive_mistakes_are_avoided():
     comparisons = [compare(1, 1e-3, 2e-3), compare(10, 5e-3, 1e-3), compare(100, 1e-3, 1.1e-3)]
     costs = fit_costs(comparisons)
     assert choices(costs, comparisons) == ["direct", "fft", "fft"]
@@ -63,7 +63,7 @@ def test_constants_are_entries_of_the_dictionaries():
     assert names["DIRECT_COST"]["cuda", "backward"] == pytest.approx(costs.direct, rel=1e-2)
 
 
-def test_a_cpu_is_timed_run_by_run_and_sets_take_turns():
+def test_input_sets_take_turns_on_a_cpu():
     seen = []
     seconds = device_seconds(
         lambda x: seen.append(x.item()), [(torch.tensor(1),), (torch.tensor(2),)], torch.device("cpu")

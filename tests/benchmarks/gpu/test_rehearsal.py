@@ -1,4 +1,4 @@
-"""All of benchmarks.gpu on a CPU, at its reduced size: nothing is tried for the first time on a borrowed GPU."""
+"""All of benchmarks.gpu on a CPU at the reduced size, so that errors show before a GPU is used."""
 
 import importlib
 import json
@@ -17,13 +17,15 @@ from benchmarks.gpu.steps.convolution import fft_over_floor
 from benchmarks.gpu.steps.training_step import LARGE, PUBLISHED, SMALL, SMALL_NATIVE, ratios
 from networks.large_kernel_conv import DIRECT_COST, FFT_COST
 
+pytestmark = pytest.mark.slow
+
 MACHINE = ("device", "cpu", "threads", "torch", "date", "reduced")  # in every file from the start
-SECONDS = 120  # the whole rehearsal's, alone
+SECONDS = 120  # duration of the whole rehearsal on an idle machine
 
 
 @pytest.fixture(scope="module")
 def rehearsal(box_template, tmp_path_factory):
-    """The folder of results, what was printed, and the seconds it took; the boxes stand in for the hippocampus."""
+    """Folder of results, printed text and seconds; the boxes replace the hippocampus."""
     output = tmp_path_factory.mktemp("rehearsal")
     words = ["--gpu", "cpu", "--budget_s", str(2 * SECONDS), "--output", output, "--data", box_template]
     start = time.monotonic()
@@ -48,7 +50,7 @@ def test_every_step_ends_by_itself_and_in_time(rehearsal, results):
     assert sorted(path.name for path in output.iterdir()) == sorted([*(f"{n}_cpu.json" for n in STEPS), "table.txt"])
     assert [name for name, found in results.items() if "reason" in found] == []
     assert all(found["reduced"] for found in results.values())
-    assert seconds < 2 * SECONDS  # other tests may run beside it
+    assert seconds < 2 * SECONDS  # other tests may run at the same time
 
 
 def test_every_row_has_its_measurement(results):
@@ -58,12 +60,12 @@ def test_every_row_has_its_measurement(results):
         for row in found["rows"]
         if row.get("reason") is not None
     }
-    # Compiled variants, and on a slow day others of this step, are left out for want of time; so is what needs a GPU.
+    # Compiled variants, and on a busy machine other variants, are left out for lack of time; gpu tests are skipped.
     assert {name for name, reason in reasons if not reason.startswith("skipped")} <= {"training_step"}
     assert {reason for name, reason in reasons if name == "training_step"} <= {"left out: no time"}
 
 
-def test_the_steps_measured_what_they_are_about(results):
+def test_the_steps_measured_everything(results):
     assert results["machine"]["matrix_rate"] > results["machine"]["copy_rate"] > 1e8
     assert {row["outcome"] for row in results["correctness"]["rows"]} == {"passed", "skipped"}
     convolution = results["convolution"]
@@ -87,7 +89,7 @@ def test_the_steps_measured_what_they_are_about(results):
 
 
 @pytest.mark.parametrize("name", list(STEPS))
-def test_a_step_stopped_anywhere_still_has_its_lines(name, results):
+def test_a_step_stopped_at_any_point_can_be_formatted(name, results):
     found = results[name]
     step = importlib.import_module(f"benchmarks.gpu.steps.{name}")
     notes = [key for key in found if key not in ("step", "rows", *MACHINE)]

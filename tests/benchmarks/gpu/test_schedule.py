@@ -1,4 +1,4 @@
-"""A step that fails, hangs or has no time is a row that says so, and the others go on."""
+"""A step that fails, hangs or has no time reports a reason, and the other steps go on."""
 
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ def left_behind(bench):
 
 @pytest.fixture
 def run_as_step(bench, monkeypatch):
-    """Run a function as the step's ``measure``, in a process of its own."""
+    """Run a function as ``measure`` of the step, in a process of its own."""
 
     def run_it(measure):
         monkeypatch.setattr(schedule.importlib, "import_module", lambda _: SimpleNamespace(measure=measure))
@@ -45,7 +45,7 @@ def run_as_step(bench, monkeypatch):
     return run_it
 
 
-def test_a_step_that_ends_leaves_its_rows_and_what_it_took(bench, run_as_step):
+def test_a_step_that_ends_leaves_its_rows_and_seconds(bench, run_as_step):
     assert run_as_step(lambda bench: bench.record(value=3)) is None
     found = left_behind(bench)
     assert found["rows"] == [{"value": 3}]
@@ -53,7 +53,7 @@ def test_a_step_that_ends_leaves_its_rows_and_what_it_took(bench, run_as_step):
     assert "reason" not in found
 
 
-def test_a_step_that_fails_keeps_the_rows_before_and_says_why(bench, run_as_step):
+def test_a_step_that_fails_keeps_earlier_rows_and_reports_the_reason(bench, run_as_step):
     def measure(bench):
         bench.record(value=3)
         raise ZeroDivisionError("of all things")
@@ -65,15 +65,15 @@ def test_a_step_that_fails_keeps_the_rows_before_and_says_why(bench, run_as_step
     assert "Traceback" in found["log"]
 
 
-def test_a_step_that_is_killed_says_so(bench, run_as_step):
+def test_a_killed_step_reports_it(bench, run_as_step):
     assert run_as_step(lambda _: os.kill(os.getpid(), signal.SIGKILL)).startswith("failed: exit status -9")
     assert left_behind(bench)["rows"] == []
 
 
-def test_a_step_that_hangs_is_ended_with_all_it_started(bench, run_as_step, tmp_path):
+def test_a_step_that_hangs_is_killed_with_its_descendants(bench, run_as_step, tmp_path):
     def measure(bench):
         sleep = [sys.executable, "-c", "import time; time.sleep(100)"]
-        sleeper = subprocess.Popen(sleep, start_new_session=True)  # as torchrun's processes
+        sleeper = subprocess.Popen(sleep, start_new_session=True)  # like processes of torchrun
         bench.record(sleeper=sleeper.pid)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(100)
@@ -88,7 +88,7 @@ def test_a_step_that_hangs_is_ended_with_all_it_started(bench, run_as_step, tmp_
     assert found["rows"][0]["sleeper"] not in process_tree(1)
 
 
-def test_a_row_says_what_memory_or_time_was_too_little_for(bench):
+def test_a_row_reports_a_lack_of_memory_or_time(bench):
     def too_large():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nMore of it.")
 
@@ -124,7 +124,7 @@ def test_time_that_a_step_leaves_goes_to_the_others(bench, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
 
 
-def test_steps_without_time_are_left_out_and_say_so(tmp_path, capsys):
+def test_steps_without_time_are_left_out_and_report_it(tmp_path, capsys):
     output = tmp_path / "results"
     args = command.parse_args(["--gpu", "cpu", "--budget_s", "2", "--output", str(output)])
     assert run(command.main, args) == 0
@@ -168,7 +168,7 @@ def test_results_are_not_overwritten(tmp_path, capsys):
     assert run(command.main, command.parse_args([*words, "--steps", "accuracy"])) == 0
 
 
-def test_a_table_of_many_rows_is_cut_and_says_where_the_rest_is(bench):
+def test_a_table_of_many_rows_is_cut_and_names_the_file_with_the_rest(bench):
     variant = {"name": "a variant" * 30, "autocast": "off", "step_s": 1.0, "peak_bytes": 10**9, "matrix_share": 0.5}
     network = {"network": "REP3D", "step_s": 1.0, "peak_bytes": 10**9}
     for step, row in (("training_step", variant), ("networks", network)):

@@ -86,7 +86,7 @@ def test_an_id_in_two_splits_is_a_warning(boxes):
     shutil.copy(boxes / "imagesVal" / "box_8.nii.gz", boxes / "imagesTs" / "box_1.nii.gz")
     report = examine(boxes, full=False)
     assert report.problems == []
-    assert report.warnings == ["box_1: found the id in training and test, expected another patient behind it"]
+    assert report.warnings == ["box_1: found the same id in training and test, expected different patients"]
 
 
 def test_a_class_that_no_training_case_has_is_a_warning(boxes):

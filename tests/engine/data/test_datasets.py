@@ -1,9 +1,13 @@
 """Descriptions: the paper's five, those of a file, and what they survive."""
 
+import json
+
 import pytest
 from conftest import DESCRIPTION
 
 from engine.data.datasets import DATASETS, DatasetDescription, find_description
+from engine.runtime.errors import InputError
+from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, save_checkpoint
 
 SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity window, classes
     "amos": ((1.5, 1.5, 2.0), (-125, 275), 16),
@@ -30,6 +34,48 @@ def test_label_values_order_the_classes():
     labels = {"right": 2, "background": 0, "left": 1}
     made = DatasetDescription.from_json(DESCRIPTION | {"labels": labels}, "test")
     assert made.classes == ("background", "left", "right")
+
+
+def test_modality_is_optional():
+    values = {name: value for name, value in DESCRIPTION.items() if name != "modality"}
+    made = DatasetDescription.from_json(values, "test")
+    assert made.modality == ""
+    assert made.to_json() == values | {"channels": ["image"]}
+    assert DatasetDescription.from_json(made.to_json(), "test") == made
+
+
+@pytest.mark.parametrize("modality", ["", None, 3, "a\nb"])
+def test_modality_is_text_if_it_is_given(modality):
+    with pytest.raises(InputError, match=r"^test: modality: found .*, expected some text$"):
+        DatasetDescription.from_json(DESCRIPTION | {"modality": modality}, "test")
+
+
+def test_json_of_a_description_with_a_modality_is_unchanged():
+    """Runs to resume and folders of predictions compare it with what they have stored."""
+    assert json.dumps(DATASETS["kits"].to_json()) == (
+        '{"name": "kits", "modality": "CT", "labels": {"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}, '
+        '"spacing": [1.5, 1.5, 2.0], "intensity": {"window": [-125.0, 275.0]}, "channels": ["image"]}'
+    )
+
+
+def test_description_without_modality_survives_a_checkpoint(tmp_path):
+    values = {name: value for name, value in DESCRIPTION.items() if name != "modality"}
+    made = DatasetDescription.from_json(values, "test")
+    config = NetworkConfig.for_dataset(made, "UNet3D", (32, 32, 32), {})
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, {"config": config.to_plain(), "description": made.to_json()})
+    content = load_checkpoint(path, "--trained_weights")
+    assert content["description"] == made.to_json()
+    assert config_of(content, path, "--trained_weights") == (config, made)
+
+
+@pytest.mark.parametrize("changes", [{"spacings": 1}, {"labels": None}])
+def test_messages_list_the_optional_fields(changes):
+    values = {name: value for name, value in (DESCRIPTION | changes).items() if value is not None}
+    with pytest.raises(
+        InputError, match=r"expected the fields intensity, labels, name, spacing, \[channels\], \[modality\]$"
+    ):
+        DatasetDescription.from_json(values, "test")
 
 
 def test_dataset_by_name_and_path(boxes):

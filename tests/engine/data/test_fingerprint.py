@@ -117,11 +117,11 @@ def test_what_has_no_lasting_form_is_refused(value):
 # The classes that made every cache on a user's disk: (VERSION, a digest of the source and of all that it uses here).
 CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LoadVolumed, PadToSized)
 TRANSFORMS = {
-    "AboveMinimum": (1, "252333cf310490e6"),
-    "CountCandidatesd": (1, "e9a14a5d2e55ffd5"),
-    "HeaderReader": (1, "6e4f59dd0dfbd632"),
-    "LoadVolumed": (1, "d6c0f86a53fa5655"),
-    "PadToSized": (1, "9d70bb247d3ec806"),
+    "AboveMinimum": (1, "f75341c5ee50914e"),
+    "CountCandidatesd": (1, "0513d92406a5764e"),
+    "HeaderReader": (1, "036bfe5a64b8adf1"),
+    "LoadVolumed": (1, "09c6b9d965097523"),
+    "PadToSized": (1, "1da83426ecaa79ce"),
 }
 
 

@@ -88,7 +88,7 @@ sys.exit(run(main, None))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("block", ["deferred", "immediate"])
 def test_a_request_to_the_whole_group_while_a_loader_starts(number, block):
     ended = subprocess.run(

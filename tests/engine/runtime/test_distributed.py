@@ -185,7 +185,7 @@ def _second_of_two(monkeypatch):
 def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="--nproc_per_node: found 2, expected 1"), join_processes("0"):
+    with pytest.raises(InputError, match="--nproc_per_node: found 2, expected at most 1, one per"), join_processes("0"):
         pass
 
 

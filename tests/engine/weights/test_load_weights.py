@@ -65,7 +65,7 @@ def test_another_class_count_skips_the_head_only():
     report = load_weights(network, source.state_dict(), "weights.pth")
     assert report.skipped == report.missing == ("out.conv.conv.bias", "out.conv.conv.weight")
     assert report.loaded == len(source.state_dict()) - 2
-    assert "other classes, the head starts anew: found 16, expected 3" in str(report)
+    assert "other number of classes, head not loaded: found 16, expected 3" in str(report)
     for key, value in network.state_dict().items():
         assert torch.equal(value, head.get(key, source.state_dict()[key])), key
 
@@ -146,14 +146,14 @@ def test_single_tensors_may_be_missing_or_left_over_unless_strict():
         (lambda: tiny("REP3D").state_dict(), r"found 1\d\d tensors, \d+ of them known.*at least 90% by name"),
         (
             lambda: other_kernel().state_dict(),
-            r"4 of other shape, such as uxnet_3d.stages.0.0.dwconv.weight \(4, 1, 7, 7, 7\)",
+            r"4 of another shape, such as uxnet_3d.stages.0.0.dwconv.weight \(4, 1, 7, 7, 7\)",
         ),
-        (lambda: wider_head(), r"1 of other shape, such as out.conv.conv.weight \(3, 5, 1, 1, 1\)"),
+        (lambda: wider_head(), r"1 of another shape, such as out.conv.conv.weight \(3, 5, 1, 1, 1\)"),
         (lambda: {0: torch.zeros(2)}, "holds no weights"),
         (lambda: tiny().state_dict() | {"encoder1.layer.conv1.conv.weight": torch.zeros(4, 2, 3, 3, 3, dtype=int)}, ""),
         (lambda: {}, "holds no weights, expected them under one of model, state_dict, network_weights"),
         (lambda: {"model": {"epoch": 3}}, "holds no weights"),
-        (lambda: {"a": torch.zeros(2)}, "found 1 tensors, 0 of them known and 0 of other shape"),
+        (lambda: {"a": torch.zeros(2)}, "found 1 tensors, 0 of them known and 0 of another shape"),
     ],
     ids=[
         *("another network", "another kernel", "another width", "numbered", "integers", "nothing", "no tensors"),
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_refused(weights, message):
 
 @pytest.mark.parametrize("change", [{"in_chans": 2}, {"out_chans": 4}])
 def test_strict_adapts_nothing(change):
-    with pytest.raises(InputError, match=r"does not fit the network.*[23] of other shape"):
+    with pytest.raises(InputError, match=r"does not fit the network.*[23] of another shape"):
         load_weights(tiny(**change), tiny().state_dict(), "weights.pth", strict=True)
 
 
@@ -215,7 +215,7 @@ def test_strictly_a_mask_of_another_kind_is_another_network():
 
 def test_a_kernel_of_one_voxel_is_no_large_one():
     weights = build_network("REP3D_NONE", 1, 3, ROI, **{**TINY, "kernel_size": 1}).state_dict()
-    with pytest.raises(InputError, match=r"4 of other shape, such as rep3d.stages.0.0.dwconv.weight"):
+    with pytest.raises(InputError, match=r"4 of another shape, such as rep3d.stages.0.0.dwconv.weight"):
         load_weights(tiny("REP3D"), weights, "weights.pth", strict=True)
 
 
@@ -237,9 +237,12 @@ def test_files_that_name_a_shared_tensor_once(name, options):
 
 def test_nnformer_takes_the_finest_head_of_a_deeply_supervised_one():
     options = {"embed_dim": 8, "num_heads": (1, 1, 2, 2)}
-    source = build_network("nnFormer", 1, 3, (16, 32, 32), deep_supervision=True, **options)
-    network = build_network("nnFormer", 1, 3, (16, 32, 32), **options)
-    report = load_weights(network, source.state_dict(), "weights.pth", strict=True)
+    source, network = (build_network("nnFormer", 1, 3, (16, 32, 32), **options) for _ in range(2))
+    weights = source.state_dict()
+    for stage, dim in ((1, 16), (2, 32)):  # heads of the coarser stages, as in official checkpoints
+        weights[f"final.{stage}.up.weight"] = torch.ones(dim, 3, 2, 4, 4)
+        weights[f"final.{stage}.up.bias"] = torch.ones(3)
+    report = load_weights(network, weights, "weights.pth", strict=True)
     assert report.skipped == ("final.1.up.bias", "final.1.up.weight", "final.2.up.bias", "final.2.up.weight")
     assert torch.equal(network.final[0].up.weight, source.final[0].up.weight)
 
