@@ -74,12 +74,12 @@ def test_pipeline(description: DatasetDescription) -> Pipeline:
     return Pipeline(_deterministic(["image"], description))
 
 
-def infer_post_transforms(test_transforms: Compose, output: Path) -> tuple[InvertToLabelsd, SaveLabelsd]:
+def infer_post_transforms(output: Path, test_transforms: Compose) -> tuple[InvertToLabelsd, SaveLabelsd]:
     """Build the transforms from logits to a label map on the image's native grid, and from that to <case>_seg.nii.gz.
 
     Args:
-        test_transforms: the pipeline that the image went through.
         output: the folder to write to.
+        test_transforms: the pipeline that the image went through.
     Returns: two transforms of dictionaries with "id", "source", "image" and "pred". They are not one pipeline because
         the second runs in a thread while the network predicts the next case.
     """

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
-    add_execution_arguments,
+    add_device_arguments,
     add_network_arguments,
+    add_window_arguments,
     boolean,
     hours,
     network_overrides,
@@ -57,12 +58,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     network = parser.add_argument_group("network")
     network.add_argument("--network", metavar="NAME", default="REP3D", choices=NETWORKS, help=", ".join(NETWORKS))
     add_network_arguments(network)
-    network.add_argument("--pretrain", type=boolean, default=False, metavar="BOOL", help="use --pretrained_weights")
+    network.add_argument(
+        "--pretrain", type=boolean, default=False, metavar="BOOL", help="True to start from --pretrained_weights"
+    )
     network.add_argument("--pretrained_weights", metavar="FILE", help="checkpoint or state dict to start from")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--max_iter", type=number(int, 1), default=60000, metavar="N", help="training iterations")
-    recipe.add_argument("--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations per validation")
     recipe.add_argument("--batch_size", type=number(int, 1), default=1, metavar="N", help="cases per batch and device")
     recipe.add_argument("--crop_sample", type=number(int, 1), default=2, metavar="N", help="random crops per case")
     side, size = number(int, 1), "size of crops and sliding windows, voxels"
@@ -75,10 +77,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     warm_up = "warm-up iterations (default: a fiftieth of --max_iter)"
     recipe.add_argument("--warmup_iter", type=number(int, 0), metavar="N", help=warm_up)
     recipe.add_argument("--sync_batchnorm", action="store_true", help="normalise over the batches of all processes")
-    recipe.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="random seed")
+    recipe.add_argument(
+        "--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="seed of all random numbers"
+    )
+
+    validation = parser.add_argument_group("validation")
+    validation.add_argument("--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations between two")
+    add_window_arguments(validation)
 
     execution = parser.add_argument_group("execution")
-    add_execution_arguments(execution)
+    add_device_arguments(execution)
     execution.add_argument("--compile", action="store_true", help="compile the network (needs a C++ compiler)")
     memory = "recompute activations: less memory, more time, the same result"
     execution.add_argument("--checkpointing", action="store_true", help=memory)
@@ -131,7 +139,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     torch.manual_seed(args.seed)
     training_cases, validation_cases = find_training_cases(Path(args.root), description)
     config = NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args))
-    state = TrainingState(args, config, description, [case["id"] for case in training_cases], device)
+    state = TrainingState(vars(args), config, description, [case["id"] for case in training_cases], device)
     if args.resume:
         state.restore(output)
     elif (output / LAST).exists() or (output / PREVIOUS).exists():

@@ -19,7 +19,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.data.datasets import DATASETS
-from engine.runtime.arguments import add_execution_arguments, add_network_arguments, network_overrides, number
+from engine.runtime.arguments import (
+    add_device_arguments,
+    add_network_arguments,
+    add_window_arguments,
+    network_overrides,
+    number,
+)
 from engine.runtime.errors import OneLineParser, run
 from engine.runtime.memory import tune_process
 from networks import NETWORKS
@@ -42,21 +48,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--num_workers", type=number(int, 0), default=1, metavar="N", help="data-loading processes per device"
     )
 
-    network = parser.add_argument_group("network (a checkpoint of main_train.py knows all but --trained_weights)")
+    network = parser.add_argument_group("network (all flags but the first are for weights without a description)")
     network.add_argument("--trained_weights", metavar="FILE", required=True, help="checkpoint, or bare state dict")
-    network.add_argument("--dataset", help=f"{', '.join(DATASETS)}, or the path of a JSON description")
-    network.add_argument("--network", metavar="NAME", choices=NETWORKS, help=f"{', '.join(NETWORKS)} (default: REP3D)")
+    network.add_argument("--dataset", help=f"{', '.join(DATASETS)}, or a JSON file (default: as trained)")
+    network.add_argument(
+        "--network", metavar="NAME", choices=NETWORKS, help=f"{', '.join(NETWORKS)} (default: as trained, or REP3D)"
+    )
     add_network_arguments(network)
 
-    network.add_argument(
+    window = parser.add_argument_group("sliding window")
+    window.add_argument(
         "--roi_size",
         nargs=3,
         type=number(int, 1),
         metavar=("D", "H", "W"),
-        help="size of sliding windows, voxels (default: as trained, or 96 96 96)",
+        help="size, voxels (default: as trained, or 96 96 96)",
     )
+    add_window_arguments(window)
 
-    add_execution_arguments(parser.add_argument_group("execution"))
+    add_device_arguments(parser.add_argument_group("execution"))
     return parser.parse_args(argv)
 
 
@@ -99,7 +109,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
         print(f"{len(finished)} of {len(cases)} predictions are finished already")
 
     transforms = test_pipeline(description)
-    post_transforms = infer_post_transforms(transforms, output)
+    post_transforms = infer_post_transforms(output, transforms)
     window = SlidingWindow(roi_size, args.sw_batch_size, args.overlap, device, make_autocast(device, precision))
     review = Review(output, description, args.preview)
     network = to_device(network, device)

@@ -86,7 +86,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     precision = None if device.type == "cpu" else choose_precision("auto", device, args.roi_size, network.input_sizes)
     window = SlidingWindow(args.roi_size, 4, args.overlap, device, make_autocast(device, precision))
     output = folder / way
-    invert, save = infer_post_transforms(transforms, output)
+    invert, save = infer_post_transforms(output, transforms)
     source = str(folder / "ct.nii.gz")
     cases = [make_case(f"ct_{index}", source) for index in range(args.cases)]
     seconds = dict.fromkeys(("load", "network", "rest"), 0.0)

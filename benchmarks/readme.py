@@ -1,9 +1,9 @@
-"""Write the benchmark results into docs/speed.md and docs/gpu.md, between their marks, and draw docs/kernel_size.png.
+"""Write the benchmark results into docs/speed.md and docs/gpu.md, between their markers, and draw docs/kernel_size.png.
 
     python -m benchmarks.readme
 
-Reads benchmarks/results/<benchmark>_cpu.json and, for each card that was at hand, what ``benchmarks.gpu`` wrote into a
-folder of its own there, benchmarks/results/<card>/<step>_cuda.json. What nobody measured says so.
+Reads benchmarks/results/<benchmark>_cpu.json and, for each GPU, the files that ``benchmarks.gpu`` wrote, from
+benchmarks/results/<card>/<step>_cuda.json. A ratio without results is marked as not measured.
 """
 
 import json
@@ -29,9 +29,9 @@ BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
 RESULTS = ROOT / "benchmarks" / "results"
 NOT_MEASURED = "not measured"
 Results = dict[str, Any]
-Tell = Callable[[Results], str]
+Format = Callable[[Results], str]
 
-# What the claims are about.
+# Settings that the results must have been measured with.
 STEP: dict[str, Any] = {"kernel_size": 21, "roi_size": [96, 96, 96], "feat_size": [48, 96, 192, 384], "classes": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "large_kernel_conv": {"kernel_size": 21},
@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prediction_REP3D": {"shape": [512, 512, 200], "roi_size": [96, 96, 96], "network": "REP3D"},
     "kernel_size": {"feat_size": [48, 96, 192, 384]},
 }
-# Commands, where a file's name is not enough of one.
+# Commands of results whose file name is not the module's name.
 COMMANDS = {
     "training_step_published": "training_step --published",
     "prediction_REP3D": "prediction --network REP3D --overlap 0 --cases 2 --loop_only",
@@ -51,11 +51,11 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Card:
-    """A card's results.
+    """Results of one GPU.
 
     Args:
-        folder: of its JSON files.
-        steps: their contents by step.
+        folder: folder of its JSON files.
+        steps: contents of the files by step.
     """
 
     folder: Path
@@ -64,20 +64,20 @@ class Card:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that was promised, its target, and how results tell it.
+    """A row of the table: a measured quantity, its target, and how it is computed from results.
 
     Args:
-        text: what it is about.
-        target: in words.
-        cpu: a benchmark and what its results say, None where it is not about CPUs.
-        gpu: a step of benchmarks.gpu and what its results say, None where it is not about GPUs. What raises KeyError,
-            IndexError or TypeError was not measured.
+        text: name of the quantity.
+        target: target in words.
+        cpu: benchmark, and function that formats the quantity from its results; None if it is not measured on CPUs.
+        gpu: step of benchmarks.gpu, and function that formats the quantity from its results; None if it is not measured
+            on GPUs. KeyError, IndexError or TypeError from the function means that it was not measured.
     """
 
     text: str
     target: str
-    cpu: tuple[str, Tell] | None = None
-    gpu: tuple[str, Tell] | None = None
+    cpu: tuple[str, Format] | None = None
+    gpu: tuple[str, Format] | None = None
 
 
 CLAIMS = (
@@ -104,22 +104,22 @@ CLAIMS = (
         gpu=("training_step", lambda found: f"{training_step.ratios(found)['convolutions_share']:.1%}"),
     ),
     Claim(
-        "the same over the time that their own passes over memory take",
+        "the eight large convolutions, all passes, over the time of their own memory traffic",
         "at most 2",
         gpu=("convolution", lambda found: f"{convolution.fft_over_floor(found):.1f}"),
     ),
     Claim(
-        "`main_train.py`, share of the time that it waits for data",
+        "`main_train.py`, share of time spent waiting for data",
         "below 5 %",
         gpu=("training_run", lambda found: f"{found['rows'][0]['wait_share']:.1%}"),
     ),
     Claim(
-        "crops a second from CTs, `--cache_dir` over the published pipeline",
+        "crops per second from CTs, `--cache_dir` over the published pipeline",
         "at least 20",
         cpu=("data_loading", lambda found: f"{found['cache_dir_over_published']:.1f}"),
     ),
     Claim(
-        "the same, from a disk of which nothing is in memory yet",
+        "the same, with nothing of the cache in memory yet",
         "",
         cpu=(
             "data_loading",
@@ -127,7 +127,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "prediction without the network, published way over ours",
+        "prediction without the network, published method over ours",
         "at least 3",
         cpu=("prediction", lambda found: f"{found['ratio']:.1f}"),
     ),
@@ -137,7 +137,7 @@ CLAIMS = (
         gpu=("prediction", lambda found: f"{script_row(found)['total_s']:.1f}"),
     ),
     Claim(
-        "peak host memory of that, shared pages counted once, GB",
+        "peak host memory of that run, shared pages counted once, GB",
         "",
         gpu=("prediction", lambda found: f"{script_row(found)['host_peak_bytes'] / 1e9:.1f}"),
     ),
@@ -147,7 +147,7 @@ CLAIMS = (
         cpu=("prediction_REP3D", lambda found: f"{found['rows'][-1]['peak_bytes'] / 1e9:.1f}"),
     ),
     Claim(
-        "share of voxels with another label than the published way",
+        "share of voxels labelled differently from the published method",
         "0",
         cpu=("prediction", lambda found: f"{found['differing']:.1e}" if found["differing"] else "0"),
     ),
@@ -155,10 +155,10 @@ CLAIMS = (
 
 
 def read_results(benchmark: str) -> Results | None:
-    """What a benchmark wrote on a CPU; None where it never ran.
+    """Read the results of a benchmark on a CPU; None if there are none.
 
     Raises:
-        InputError: it ran with other settings than the claims are about.
+        InputError: they were measured with other settings than the claims require.
     """
     path = RESULTS / f"{benchmark}_cpu.json"
     if not path.exists():
@@ -171,60 +171,64 @@ def read_results(benchmark: str) -> Results | None:
 
 
 def read_cards() -> dict[str, Card]:
-    """What benchmarks.gpu wrote on each card, by its name; InputError for files that are damaged or misplaced."""
+    """Read the results of benchmarks.gpu for each card, by name of the card.
+
+    Raises:
+        InputError: a file is damaged, or the results of a card are in two folders.
+    """
     cards: dict[str, Card] = {}
     for path in sorted(RESULTS.glob("*/*_cuda.json")):
         try:
             found = json.loads(path.read_text())
             device, step = found["device"], found["step"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: found no results of benchmarks.gpu, expected them whole") from error
+            raise InputError(f"{path}: found no complete results, expected a file of benchmarks.gpu") from error
         card = cards.setdefault(device, Card(path.parent, {}))
         if card.folder != path.parent:
-            raise InputError(f"{path.parent}: found results of {device}, expected them in {card.folder} alone")
+            raise InputError(f"{path.parent}: found results of {device}, expected all of them in {card.folder}")
         card.steps[step] = found
     return cards
 
 
 def claims_table(cards: dict[str, Card]) -> list[str]:
-    """One row per claim, with its target and what was found on a CPU and on each card."""
+    """Format one row per claim: target, value on a CPU, and value on each card."""
     columns = list(cards) or ["GPU"]
     lines = [f"| ratio | target | CPU | {' | '.join(columns)} |", f"|{'---|' * (3 + len(columns))}"]
     for claim in CLAIMS:
-        cells = [tell_cpu(claim), *(tell_gpu(claim, cards.get(column)) for column in columns)]
+        cells = [cpu_cell(claim), *(gpu_cell(claim, cards.get(column)) for column in columns)]
         lines.append(f"| {claim.text} | {claim.target} | {' | '.join(cells)} |")
     return lines
 
 
-def tell_cpu(claim: Claim) -> str:
-    """A claim's cell for CPUs."""
+def cpu_cell(claim: Claim) -> str:
+    """Format a claim's value on a CPU."""
     if claim.cpu is None:
         return ""
-    benchmark, tell = claim.cpu
+    benchmark, format_value = claim.cpu
     found = read_results(benchmark)
-    return NOT_MEASURED if found is None else tell(found)
+    return NOT_MEASURED if found is None else format_value(found)
 
 
-def tell_gpu(claim: Claim, card: Card | None) -> str:
-    """A claim's cell for a card."""
+def gpu_cell(claim: Claim, card: Card | None) -> str:
+    """Format a claim's value on a card."""
     if claim.gpu is None:
         return ""
-    step, tell = claim.gpu
+    step, format_value = claim.gpu
     if card is None or step not in card.steps:
         return NOT_MEASURED
     try:
-        return tell(card.steps[step])
-    except (KeyError, IndexError, TypeError):  # the step failed, or was left out, before it came to this
+        return format_value(card.steps[step])
+    except (KeyError, IndexError, TypeError):  # the step failed or ran out of time before this measurement
         return NOT_MEASURED
 
 
 def convolution_table() -> list[str]:
-    """Seconds of the convolution alone at the four stages of a 96^3 crop, on a CPU."""
+    """Format the seconds of the convolution alone on a CPU, at the four stages of a 96^3 crop."""
     found = read_results("large_kernel_conv")
     if found is None or "native" not in found["totals"]:
         raise InputError("benchmarks/results: found no native timing, expected one of benchmarks.large_kernel_conv")
-    header = "| channels, grid | native forward, s | native backward, s | here forward, s | here backward, s | ratio |"
-    rows = [(f"{row['channels']}, {row['side']}³", row) for row in found["rows"]] + [("the four", found["totals"])]
+    header = "| channels, grid | native forward, s | native backward, s | ours forward, s | ours backward, s | ratio |"
+    rows = [(f"{row['channels']}, {row['side']}³", row) for row in found["rows"]] + [("total", found["totals"])]
     lines = [header, "|---|---|---|---|---|---|"]
     for name, row in rows:
         seconds = (row[method][key] for method in ("native", "auto") for key in ("forward_s", "backward_s"))
@@ -233,7 +237,7 @@ def convolution_table() -> list[str]:
 
 
 def machines(cards: dict[str, Card]) -> list[str]:
-    """What each benchmark ran on."""
+    """List the machine on which each benchmark was run."""
     benchmarks = ["large_kernel_conv", *(claim.cpu[0] for claim in CLAIMS if claim.cpu), "kernel_size"]
     lines = []
     for benchmark in dict.fromkeys(benchmarks):
@@ -246,14 +250,14 @@ def machines(cards: dict[str, Card]) -> list[str]:
 
 
 def speed_section(cards: dict[str, Card]) -> str:
-    """docs/speed.md's Markdown between the marks."""
+    """Format the Markdown between the markers of docs/speed.md."""
     return "\n".join([*claims_table(cards), "", *convolution_table(), "", "Measured by", "", *machines(cards), ""])
 
 
 def cards_section(cards: dict[str, Card]) -> str:
-    """docs/gpu.md's Markdown between the marks: the table of benchmarks.gpu, by card."""
+    """Format the Markdown between the markers of docs/gpu.md: the table of benchmarks.gpu for each card."""
     if not cards:
-        return "No GPU has been at hand yet: nothing is measured.\n"
+        return "No results from a GPU yet.\n"
     tables = [
         f"### {name}\n\n```text\n{chr(10).join(table(list(STEPS), card.folder, 'cuda'))}\n```\n"
         for name, card in cards.items()
@@ -262,7 +266,11 @@ def cards_section(cards: dict[str, Card]) -> str:
 
 
 def replace_section(text: str, section: str) -> str:
-    """A document with what is between its marks made anew; InputError where they are missing."""
+    """Replace the text between the markers of a document.
+
+    Raises:
+        InputError: a marker is missing.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -271,25 +279,25 @@ def replace_section(text: str, section: str) -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Each document with measured tables, as it should be."""
+    """Generate the current text of each document with measured tables."""
     cards = read_cards()
     sections = {ROOT / "docs" / "speed.md": speed_section(cards), ROOT / "docs" / "gpu.md": cards_section(cards)}
     return {path: replace_section(path.read_text(), section) for path, section in sections.items()}
 
 
 def kernel_size_results() -> list[Results]:
-    """What docs/kernel_size.png shows: the CPU's measurement and each card's."""
+    """Read the results that docs/kernel_size.png shows: those of the CPU and of each card."""
     found = [read_results("kernel_size"), *(card.steps.get("kernel_size") for card in read_cards().values())]
     return [results for results in found if results and any(row["step_s"] for row in results["rows"])]
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
-    """The command line: no flags."""
+    """Parse the command line, which has no flags."""
     return OneLineParser("benchmarks.readme", description=__doc__.splitlines()[0]).parse_args(argv)
 
 
 def main(args: Namespace) -> None:
-    """Rewrite the sections, draw the picture."""
+    """Rewrite the sections and draw the picture."""
     for path, text in documents().items():
         write_text(path, text)
     save_png(draw(kernel_size_results()), ROOT / "docs" / "kernel_size.png")

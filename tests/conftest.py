@@ -264,7 +264,7 @@ def make_state(box_template, tmp_path):
         args = main_train.parse_args([str(word) for word in words])
         description = DatasetDescription.read(box_template / "boxes.json")
         return TrainingState(
-            args,
+            vars(args),
             NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args)),
             description,
             ["case"],

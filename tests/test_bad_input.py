@@ -89,7 +89,7 @@ def test_bad_description(boxes, tmp_path, train, change, part):
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
-def test_description_that_is_no_json(boxes, tmp_path, train, content):
+def test_a_description_that_is_not_json(boxes, tmp_path, train, content):
     (boxes / "boxes.json").write_bytes(content)
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), "boxes.json", "JSON")
 

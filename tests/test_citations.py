@@ -1,4 +1,4 @@
-"""What pages, docstrings and comments cite exists: files, folders, modules, links and their anchors."""
+"""Files, folders, modules, links and anchors that pages, docstrings and comments cite exist."""
 
 import ast
 import io
@@ -37,7 +37,7 @@ GENERATED = {
         "my_data.json",
         "boxes.json",
     ),
-    *("entry.json", "log.jsonl"),
+    *("entry.json", "digests.json", "log.jsonl"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")
 MODULE = re.compile(r"(?<![\w./-])((?:engine|networks|tools|benchmarks|experiments)(?:\.[A-Za-z_]\w*)+)")
@@ -49,7 +49,7 @@ def name(path):
 
 
 def without_fences(text, kept=()):
-    """Drop fenced blocks of other languages than those kept."""
+    """Drop fenced blocks, except those in the languages ``kept``."""
 
     def keep(block):
         return block[0] if block[1] in kept else ""
@@ -85,7 +85,7 @@ def mentions(file, word):
 
 @cache
 def resolves(dotted):
-    """Whether a dotted name is a module, or a name that occurs in one."""
+    """Return whether a dotted name is a module, or a name that occurs in one."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         path = "/".join(parts[:end])
@@ -102,7 +102,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_and_anchors_lead_somewhere(page):
+def test_links_and_anchors_exist(page):
     for link in LINK.findall(without_fences(page.read_text())):
         if link.startswith("http"):
             continue
@@ -132,14 +132,7 @@ def test_docstrings_and_comments_cite_what_exists(path):
     assert [dotted for dotted in MODULE.findall(text) if not resolves(dotted)] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_cited_sections_of_the_readme_exist(path):
-    titles = re.findall(r"^## (.*)$", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE)
-    cited = re.findall(r"README,\s+([A-Z]\w+)", path.read_text())
-    assert [section for section in cited if section not in titles] == []
-
-
-def test_the_readmes_tree_is_the_repositorys():
+def test_the_tree_in_the_readme_matches_the_repository():
     (tree,) = re.findall(r"^```text\n(.*?)^```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
     shown, parent = set(), ""
     for line in tree.splitlines():
@@ -149,8 +142,8 @@ def test_the_readmes_tree_is_the_repositorys():
         parent = parent if indent else paths
     for path in shown:
         assert path.rstrip("/") in (FOLDERS if path.endswith("/") else PATHS), path
-    wings = {f"{folder}/" for folder in FOLDERS if folder.startswith("engine/") and folder.count("/") == 1}
-    assert {path for path in shown if path.startswith("engine/")} == wings | {"engine/"}
+    subpackages = {f"{folder}/" for folder in FOLDERS if folder.startswith("engine/") and folder.count("/") == 1}
+    assert {path for path in shown if path.startswith("engine/")} == subpackages | {"engine/"}
     root = {path for path in PATHS | {f"{folder}/" for folder in FOLDERS} if "/" not in path.rstrip("/")}
     assert {path for path in root if path.endswith((".py", "/"))} - shown == set()
 
@@ -160,11 +153,11 @@ def test_every_page_is_linked_from_the_readme():
     assert {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")} <= links
 
 
-def test_what_can_be_changed_is_where_the_table_has_it():
+def test_the_table_of_changes_names_existing_code_and_tests():
     section = (REPOSITORY / "README.md").read_text().partition("## I want to change")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (.*) \| (.*) \| `(.*)` \|$", section, flags=re.MULTILINE)
     assert len(rows) >= 7
     for _, where, test in rows:
         file, *names = re.findall(r"`([^`]+)`", where)
-        assert all(mentions(REPOSITORY / file, each) for each in names), where
+        assert all(mentions(REPOSITORY / file, word) for word in names), where
         assert (REPOSITORY / test).exists()

@@ -105,7 +105,7 @@ def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_request_while_the_first_checkpoint_is_written_waits_for_it_alone(
+def test_a_request_while_the_first_checkpoint_is_written_waits_only_for_it(
     whole, box_template, tmp_path, train, monkeypatch
 ):
     def ask(*args):
@@ -174,7 +174,7 @@ sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
     ],
 )
 def test_killed_at(whole, box_template, tmp_path, train, moment):
-    """By a real SIGKILL, after which no code runs."""
+    """Kill the process by a real SIGKILL, after which no code runs."""
     arguments = [str(word) for word in train_arguments(box_template, tmp_path, *MORE)]
     words = [sys.executable, "-c", KILLED, moment, *arguments]
     killed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, timeout=120)
@@ -222,7 +222,7 @@ def test_max_hours_stop_between_two_steps(whole, box_template, tmp_path, train, 
 
 
 class Killed(BaseException):
-    """Stands for a kill: it is not caught, and no clean-up runs (see ``kill_at``)."""
+    """Simulated kill: it is not caught, and no clean-up runs (see ``kill_at``)."""
 
 
 def kill_at(monkeypatch, module, name, count):

@@ -161,7 +161,7 @@ def test_overwriting_with_the_same_settings_loses_nothing_when_it_is_stopped(
     assert_same_files(output, predicted, [f"{name}_seg.nii.gz" for name in NAMES])
 
 
-def test_a_name_too_long_for_its_prediction_is_that_cases_failure(boxes, trained, predicted, tmp_path, predict):
+def test_a_name_too_long_for_its_prediction_fails_only_that_case(boxes, trained, predicted, tmp_path, predict):
     name = "x" * 247
     for folder in ("imagesTr", "labelsTr"):
         (boxes / folder / "box_1.nii.gz").rename(boxes / folder / f"{name}.nii.gz")
@@ -208,8 +208,8 @@ def test_predictions_with_other_settings_are_refused(boxes, trained, swapped, pr
 
     assert_refused("trained_weights", weights=swapped)
     assert_refused("overlap 0.5 (now 0.25)", more=("--overlap", "0.25"))
-    assert_refused("roi_size [32, 32, 16] (now [32, 32, 32])", more=("--roi_size", "32", "32", "32"))
-    assert_refused('amp "off" (now "bf16")', more=("--roi_size", "48", "48", "48", "--amp", "bf16"))
+    assert_refused("roi_size 32 32 16 (now 32 32 32)", more=("--roi_size", "32", "32", "32"))
+    assert_refused("amp off (now bf16)", more=("--roi_size", "48", "48", "48", "--amp", "bf16"))
     description = json.loads((boxes / "boxes.json").read_text()) | {"spacing": [2, 2, 2]}
     (boxes / "other.json").write_text(json.dumps(description))
     assert_refused("dataset", more=("--dataset", boxes / "other.json"))
@@ -238,7 +238,7 @@ def test_overwriting_some_cases_with_other_settings_is_refused(boxes, swapped, p
 
 
 class Killed(BaseException):
-    """Stands for a kill."""
+    """Simulated kill."""
 
 
 def test_a_killed_overwrite_leaves_no_prediction_with_wrong_settings(

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is what the commands accept and what the results are."""
+"""Commands, defaults and results in the README and in docs/ agree with the code and the measured files."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md")), *sorted((REPOSITOR
 NETWORKS_PAGE = (REPOSITORY / "docs" / "networks.md").read_text()
 PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
 TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
-OTHER_PEOPLES = {"git", "export", "tar", "pip", "pytest"}  # commands and modules
+EXTERNAL_COMMANDS = {"git", "export", "tar", "pip", "pytest"}  # commands and Python modules
 
 
 def blocks(page, language):
@@ -36,7 +36,7 @@ def commands(page):
 
 
 def check(words):
-    """Fail if a command is not one of this project's, or does not accept its flags."""
+    """Assert that a command belongs to this project or is a known external one, and accepts its flags."""
     program, *rest = words
     program = program.rpartition("/")[2]
     if program == "make":
@@ -53,11 +53,11 @@ def check(words):
         assert script in PARSERS
         PARSERS[script](rest[rest.index(script) + 1 :])
     else:
-        assert program in OTHER_PEOPLES
+        assert program in EXTERNAL_COMMANDS
 
 
 def check_module(name, arguments):
-    if name in OTHER_PEOPLES:
+    if name in EXTERNAL_COMMANDS:
         return
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):
@@ -67,7 +67,7 @@ def check_module(name, arguments):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_every_command_is_one_that_the_project_has(page, capsys, monkeypatch):
+def test_every_command_exists_and_accepts_its_flags(page, capsys, monkeypatch):
     for added in re.findall(r'^\+    "(\w+)": \(', "".join(blocks(page, "diff")), flags=re.MULTILINE):
         monkeypatch.setitem(NETWORKS, added, ("module:class", {}))
     for words in commands(page):

@@ -86,14 +86,14 @@ def cached_dataset(
     Args:
         cases: cases of the dataset, the same in every process.
         transform: deterministic transforms, followed by random ones.
-        cache_dir: folder of the disk cache; None to cache in memory.
+        cache_dir: folder of the disk cache; None or empty to cache in memory.
         cache_rate: share of the cases kept in memory, if ``cache_dir`` is None.
         num_workers: number of processes that preprocess, or of threads if ``cache_dir`` is None.
         sharded: whether this process's dataset is its shard of the cases (``shard``), not all of them.
     Raises:
         InputError: see ``open_cache``.
     """
-    if cache_dir is not None:
+    if cache_dir:
         whole = open_cache(cases, transform, Path(cache_dir), num_workers)
         return CachedCases(shard(whole.data), transform, shard(whole.entries)) if sharded else whole
     # No transform changes a cached volume in place, so draws need no copy.
@@ -128,7 +128,9 @@ def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_work
     barrier()  # all processes have listed the missing entries before any of them writes one
     if missing:
         _announce(dataset, missing)
-        _fill(dataset, shard(missing), num_workers)
+        # Shards of all cases, not of the missing ones: another run may have written some between two processes' lists.
+        own = set(shard(range(len(cases))))
+        _fill(dataset, [number for number in missing if number in own], num_workers)
     barrier()
     if lacking := sum(not _is_whole(entry) for entry in entries):
         found = f"{folder} without {lacking} of {len(cases)} cases after all processes had written theirs"

@@ -39,6 +39,8 @@ def digest_cases(cases: Sequence[Case], memory_file: Path, num_workers: int) -> 
         bar = tqdm(found, "looking for cached cases", len(part), leave=False, disable=process_rank() != 0)
         memory = dict(zip(paths, gather(list(bar)), strict=True))
     if process_rank() == 0 and any(known.get(path) != entry for path, entry in memory.items()):
+        # Read again, since another run may have added to it.
+        known = {path: entry for path, entry in _read_memory(memory_file).items() if os.path.exists(path)}
         _write_memory(memory_file, known | memory)
     return [combine_digests(memory[os.path.abspath(path)][-1] for path in case_files(case)) for case in cases]
 
@@ -56,7 +58,9 @@ def _read_memory(path: Path) -> Memory:
     """Read the stored digests; if that fails all files are read again, which costs nothing but time."""
     try:
         memory = json.loads(path.read_text())
-        return {name: [int(size), int(time), str(digest)] for name, (size, time, digest) in memory.items()}
+        return {
+            name: [int(size), int(time), bytes.fromhex(digest).hex()] for name, (size, time, digest) in memory.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
 from engine.data.nifti import open_volume, read_voxels
+from engine.runtime.arguments import format_value
 from engine.runtime.distributed import barrier, gather, process_rank, shard
 from engine.runtime.errors import InputError
 from engine.runtime.files import combine_digests, digest_file, file_state, write_text
@@ -220,5 +221,5 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _shorten(value: Any) -> str:
-    text = json.dumps(value)
+    text = format_value(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

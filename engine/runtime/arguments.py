@@ -83,40 +83,49 @@ def _parse_value(text: str) -> Any:
         return constants[text.lower()]
     try:
         value = ast.literal_eval(text)
+        # Only values that JSON has, so that they are unchanged when read back from a checkpoint or a settings file.
+        return json.loads(json.dumps(value)) if isinstance(value, int | float | str | tuple | list) else text
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
-    # Only values that JSON has, so that they are unchanged when read back from a checkpoint or a settings file.
-    return json.loads(json.dumps(value)) if isinstance(value, int | float | str | tuple | list) else text
 
 
-def add_network_arguments(group: argparse._ArgumentGroup, suffix: str = "") -> None:
-    """Add the flags that are passed on to the network's constructor, the same in every command.
+def format_value(value: Any) -> str:
+    """Format the value of a flag as it is typed: 96 96 96, beta=2 per_channel=true, on, off, or "none given"."""
+    if value is None:
+        return "none given"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, dict):
+        return " ".join(f"{name}={json.dumps(item)}" for name, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    Args:
-        group: argument group that receives the flags.
-        suffix: text appended to the help of each flag.
-    """
+
+def add_network_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that are passed on to the network's constructor, the same in every command."""
     group.add_argument(
         "--feat_size",
         nargs="+",
         type=number(int, 1),
         metavar="CHANNELS",
-        help=f"channels of the stages{suffix}",
+        help="channels of the stages (default: the network's own)",
     )
-    group.add_argument("--kernel_size", type=odd, metavar="SIDE", help=f"side of the large kernels, voxels{suffix}")
+    group.add_argument(
+        "--kernel_size",
+        type=odd,
+        metavar="SIDE",
+        help="side of the large kernels, voxels (default: the network's own)",
+    )
     group.add_argument(
         "--network_args",
         nargs="+",
         action=NetworkArguments,
         metavar="NAME=VALUE",
-        help=f"any other argument of the network's constructor, for example beta=2 per_channel=true{suffix}",
+        help="any other argument of the network's constructor, for example beta=2 per_channel=true",
     )
 
 
-def add_execution_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add the flags of device, precision and sliding windows, the same in every command."""
-    group.add_argument("--gpu", default="0", metavar="DEVICE", help="number of a CUDA device, or cpu")
-    group.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="precision of autocast")
+def add_window_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of sliding windows, the same in every command."""
     group.add_argument(
         "--overlap",
         type=number(float, 0, 1, open_high=True),
@@ -131,6 +140,12 @@ def add_execution_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="sliding windows per forward pass on a GPU",
     )
+
+
+def add_device_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of device and precision, the same in every command."""
+    group.add_argument("--gpu", default="0", metavar="DEVICE", help="number of a CUDA device, or cpu")
+    group.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="precision of autocast")
 
 
 def network_overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """State of a training run: progress, checkpoints and resuming."""
 
-import argparse
 import math
 import operator
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from engine.data.datasets import DatasetDescription
+from engine.runtime.arguments import format_value
 from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_device
 from engine.runtime.distributed import process_count, synchronise_batch_norm
 from engine.runtime.errors import InputError
@@ -83,21 +83,21 @@ class TrainingState(Learner):
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        flags: dict[str, Any],
         config: NetworkConfig,
         description: DatasetDescription,
         cases: Sequence[str],
         device: torch.device,
     ) -> None:
-        self.args, self.config, self.description, self.cases = vars(args), config, description, list(cases)
+        self.flags, self.config, self.description, self.cases = flags, config, description, list(cases)
         network = to_device(config.build(), device)
-        if args.checkpointing:
-            enable_checkpointing(network, args.network)
-        if args.sync_batchnorm:
+        if flags["checkpointing"]:
+            enable_checkpointing(network, flags["network"])
+        if flags["sync_batchnorm"]:
             synchronise_batch_norm(network)
-        precision = choose_precision(args.amp, device, config.roi_size, network.input_sizes)
-        optimizer = make_optimizer(args.optim, network, args.lr, args.weight_decay)
-        super().__init__(network, optimizer, precision, args.compile)
+        precision = choose_precision(flags["amp"], device, config.roi_size, network.input_sizes)
+        optimizer = make_optimizer(flags["optim"], network, flags["lr"], flags["weight_decay"])
+        super().__init__(network, optimizer, precision, flags["compile"])
         self.progress = Progress()
 
     @property
@@ -114,7 +114,7 @@ class TrainingState(Learner):
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "progress": asdict(self.progress),
-                "args": self.args,
+                "args": self.flags,
                 "processes": process_count(),
                 "cases": self.cases,
                 "precision": str(self.precision),
@@ -176,21 +176,24 @@ class TrainingState(Learner):
 
     def _check_same_run(self, content: dict[str, Any]) -> None:
         for name in MUST_MATCH:
-            if (saved := content["args"].get(name)) != self.args[name]:  # older checkpoints may lack a flag
-                raise InputError(f"--{name}: found {self.args[name]}, expected {saved} as in the run to resume")
+            if (saved := content["args"].get(name)) != self.flags[name]:  # older checkpoints may lack a flag
+                found = format_value(self.flags[name])
+                raise InputError(f"--{name}: found {found}, expected {format_value(saved)} as in the run to resume")
         found, saved = (
             processes * arguments["batch_size"]
-            for processes, arguments in ((process_count(), self.args), (content["processes"], content["args"]))
+            for processes, arguments in ((process_count(), self.flags), (content["processes"], content["args"]))
         )
         if found != saved:  # the processes share one batch
             raise InputError(
                 f"--batch_size: found {found} in all processes together, expected {saved} as in the run to resume"
             )
-        if not self.args["sync_batchnorm"] and process_count() != content["processes"]:
+        if not self.flags["sync_batchnorm"] and process_count() != content["processes"]:
             expected = f"{content['processes']} as in the run to resume, where each process normalises its own batches"
             raise InputError(f"--nproc_per_node: found {process_count()} processes, expected {expected}")
         if content["precision"] != str(self.precision):
-            saved = next((name for name, dtype in PRECISIONS.items() if str(dtype) == content["precision"]), "another")
+            saved = next(
+                (name for name, dtype in PRECISIONS.items() if str(dtype) == content["precision"]), content["precision"]
+            )
             raise InputError(f"--amp: found {amp_name(self.precision)}, expected {saved} as in the run to resume")
         if content["description"] != self.description.to_json():
             raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")

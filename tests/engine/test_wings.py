@@ -1,4 +1,4 @@
-"""Who may import whom: a wing of engine/ imports the wings below it, and neither engine/ nor networks/ the scripts."""
+"""Import rules: subpackages of engine/ import only networks/ and lower ones; nothing in either imports the scripts."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-BELOW = {
+LOWER = {
     "runtime": set(),
     "data": {"runtime"},
     "weights": {"data", "runtime"},
@@ -18,7 +18,7 @@ ROOT = {path.stem for path in REPOSITORY.glob("*.py")} | {"tools", "benchmarks",
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, also inside functions; the file's own package spelt out."""
+    """List the absolute names of the modules that a file imports, including imports in functions and relative ones."""
     package = path.relative_to(REPOSITORY).parent.parts
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -35,16 +35,16 @@ def modules(folder):
     return sorted((REPOSITORY / folder).rglob("*.py"))
 
 
-def test_every_wing_is_here():
-    assert {path.name for path in (REPOSITORY / "engine").iterdir() if (path / "__init__.py").exists()} == BELOW.keys()
+def test_every_subpackage_is_listed():
+    assert {path.name for path in (REPOSITORY / "engine").iterdir() if (path / "__init__.py").exists()} == LOWER.keys()
     assert [path.name for path in (REPOSITORY / "engine").glob("*.py")] == ["__init__.py"]
 
 
-@pytest.mark.parametrize("wing", BELOW)
-def test_a_wing_imports_those_below_it(wing):
-    for path in modules(f"engine/{wing}"):
-        of_engine = {name.split(".")[1] for name in imports(path) if name.startswith("engine.")}
-        assert of_engine & BELOW.keys() <= BELOW[wing] | {wing}, path
+@pytest.mark.parametrize("subpackage", LOWER)
+def test_a_subpackage_imports_only_lower_ones(subpackage):
+    for path in modules(f"engine/{subpackage}"):
+        imported = {name.split(".")[1] for name in imports(path) if name.startswith("engine.")}
+        assert imported & LOWER.keys() <= LOWER[subpackage] | {subpackage}, path
         assert not {name.partition(".")[0] for name in imports(path)} & ROOT, path
 
 

@@ -71,6 +71,6 @@ def test_running_statistics_would_count_a_batch_twice():
     assert not network.checkpointing
 
 
-def test_networks_without_checkpointing_say_so():
+def test_networks_without_checkpointing_refuse_it():
     with pytest.raises(ValueError, match="UNet3D keeps all its activations, expected"):
         build_network("UNet3D", 1, 3).enable_checkpointing()

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import pickle
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import networks.large_kernel_conv as conv_module
-from networks import build_network
 from networks.large_kernel_conv import LargeKernelConv3d, choose_method, large_kernel_conv3d
 
 # batch, channels, grid, kernel
@@ -258,130 +256,6 @@ def test_budget_decides_what_is_kept_and_no_bit_of_the_result(batch):
     assert spectra_bytes <= saved_bytes(lambda: convolve(spectra_bytes)(x, weight)) < spectra_bytes + 16
     leaves = x.untyped_storage().nbytes() + weight.untyped_storage().nbytes()
     assert saved_bytes(lambda: convolve(spectra_bytes - 1)(x, weight)) == leaves
-
-
-@pytest.fixture
-def layer(set_methods):
-    """A layer that has cached its kernel's spectrum, and an input."""
-    set_methods("fft", "fft")
-    torch.manual_seed(0)
-    layer, x = LargeKernelConv3d(7, 5).eval(), torch.randn(2, 7, 6, 7, 8)
-    with torch.no_grad():
-        layer(x)
-    assert layer.kernel_spectrum._kept is not None
-    return layer, x
-
-
-@pytest.fixture
-def transformed_kernels(monkeypatch):
-    """List that records every transform of a kernel."""
-    calls = []
-    transform = conv_module._kernel_spectrum
-    monkeypatch.setattr(conv_module, "_kernel_spectrum", lambda *args: calls.append(args) or transform(*args))
-    return calls
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_known_spectrum_spares_a_transform_and_changes_no_bit(layer, transformed_kernels, monkeypatch, mode):
-    layer, x = layer
-    monkeypatch.setattr(conv_module, "CPU_SPECTRUM_BYTES", 24_000)
-    chunks = [len(conv_module._channel_chunks(part, layer.weight)) for part in (x, x[:1])]
-    assert chunks == [3, 2]  # a smaller batch has other chunks
-    with mode():
-        found = layer(x), layer(x[:1])
-        assert not transformed_kernels
-        expected = [large_kernel_conv3d(part, layer.weight, layer.bias) for part in (x, x[:1])]
-    assert transformed_kernels
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-
-
-def fold_into(layer):
-    """Replace the parameter, as ``switch_to_deploy(fuse_norm=True)`` does."""
-    layer.weight = nn.Parameter(2 * layer.weight.detach())
-
-
-def replace_data(layer):
-    layer.weight.data = 2 * layer.weight.data
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda layer: layer.load_state_dict({key: 2 * value for key, value in layer.state_dict().items()}),
-        lambda layer: layer.weight.mul_(2),
-        lambda layer: layer.weight[0].zero_(),
-        fold_into,
-        replace_data,
-    ],
-    ids=["load_state_dict", "in place", "through a view", "new parameter", "new data"],
-)
-def test_known_spectrum_is_that_of_the_kernel(layer, change):
-    layer, x = layer
-    with torch.no_grad():
-        before = layer(x)
-        change(layer)
-        found, expected = layer(x), large_kernel_conv3d(x, layer.weight, layer.bias)
-    assert torch.equal(found, expected)
-    assert not torch.equal(found, before)
-
-
-def test_known_spectrum_is_that_of_grid_and_type(layer):
-    layer, x = layer
-    with torch.no_grad():
-        for image in (x[..., :3], x.double(), x):
-            assert torch.equal(layer(image), large_kernel_conv3d(image, layer.weight, layer.bias))
-        layer.double()
-        assert torch.equal(layer(x.double()), large_kernel_conv3d(x.double(), layer.weight, layer.bias))
-
-
-def test_known_spectrum_follows_a_fused_optimiser(layer):
-    layer, x = layer
-    layer(x).square().sum().backward()
-    torch.optim.AdamW(layer.parameters(), fused=True).step()  # does not increase the version counter
-    with torch.no_grad():
-        assert torch.equal(layer(x), large_kernel_conv3d(x, layer.weight, layer.bias))
-
-
-def test_spectrum_is_neither_saved_nor_copied_nor_kept_in_training(layer):
-    layer, x = layer
-    assert layer.state_dict().keys() == {"weight", "bias"}
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert twin.kernel_spectrum._kept is None
-    for forget in (lambda: layer(x), layer.train, layer.eval):  # gradients are needed, or the mode changes
-        with torch.no_grad():
-            layer.eval()(x)
-        assert layer.kernel_spectrum._kept is not None
-        forget()
-        assert layer.kernel_spectrum._kept is None
-    with torch.no_grad():
-        layer.train()(x)
-    assert layer.kernel_spectrum._kept is None
-
-
-def test_a_spectrum_beyond_the_budget_is_not_kept(set_methods):
-    set_methods("fft", "fft")
-    layer, x = LargeKernelConv3d(2, 5), torch.randn(1, 2, 6, 7, 8)
-    with torch.no_grad():
-        known = layer.kernel_spectrum
-        out = large_kernel_conv3d(x, layer.weight, budget=2 * 8 * 9 * 6 * 8 - 1, known=known)
-        assert known._kept is None
-        assert torch.equal(out, large_kernel_conv3d(x, layer.weight, budget=2 * 8 * 9 * 6 * 8, known=known))
-        assert known._kept is not None
-
-
-def test_a_deployed_network_transforms_its_kernels_once(set_methods, transformed_kernels):
-    set_methods("fft", "fft")
-    torch.manual_seed(0)
-    network = build_network("REP3D", 1, 2, feat_size=(2, 2, 2, 2), kernel_size=5).eval()
-    x = torch.randn(1, 1, 32, 32, 32)
-    with torch.no_grad():
-        network.switch_to_deploy()(x)
-        transformed_kernels.clear()
-        expected = network(x)
-        assert not transformed_kernels
-        network.switch_to_deploy(fuse_norm=True)
-        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
-    assert len(transformed_kernels) == 8
 
 
 @pytest.mark.parametrize(

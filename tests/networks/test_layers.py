@@ -21,7 +21,7 @@ def noisy(*shape, **options):
 
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4, 6), (1, 1, 2, 2, 1), (3, 4, 1, 1, 7)])
-def test_instance_norm_is_pytorchs(shape, affine):
+def test_instance_norm_equals_pytorch(shape, affine):
     theirs = nn.InstanceNorm3d(shape[1], affine=affine, dtype=torch.float64)
     if affine:
         nn.init.normal_(theirs.weight)

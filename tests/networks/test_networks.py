@@ -115,7 +115,7 @@ def test_all_of_a_network_is_built_on_the_default_device(name):
 
 
 @every_network
-def test_stem_and_head_are_what_depends_on_channels_and_classes(name):
+def test_only_stem_and_head_depend_on_channels_and_classes(name):
     def shapes(in_chans, out_chans):
         with torch.device("meta"):
             network = build_smallest(name, in_chans, out_chans)
@@ -145,7 +145,7 @@ def test_stem_and_head_are_what_depends_on_channels_and_classes(name):
         ("UNet3D", (-16, 16, -16), "three sides divisible by 16"),
     ],
 )
-def test_sizes_that_a_network_cannot_take(name, size, expected):
+def test_sizes_that_a_network_refuses(name, size, expected):
     with pytest.raises(ValueError, match=expected):
         build_network(name, 1, 3, size)
 
@@ -179,12 +179,12 @@ def test_calls_with_no_input_or_several_are_refused():
 @pytest.mark.parametrize(
     ("sizes", "smallest"), [(InputSizes(8), (8, 8, 16)), (InputSizes((1, 4, 4), least_coarse=1), (1, 4, 4))]
 )
-def test_the_smallest_size_is_one_that_a_network_takes(sizes, smallest):
+def test_the_smallest_size_is_accepted(sizes, smallest):
     assert sizes.smallest == smallest
     sizes.check(smallest)
 
 
-def test_input_sizes_of_one_divisor_an_axis():
+def test_input_sizes_with_one_divisor_per_axis():
     sizes = InputSizes((1, 32, 32), least_coarse=1)
     sizes.check((7, 32, 64))
     with pytest.raises(ValueError, match="crop: found 7 x 32 x 48, expected sides divisible by 1, 32, 32"):
@@ -210,11 +210,11 @@ class Toy(SegmentationNetwork):
         return self.up(self.norm(self.down(x)).relu())
 
 
-def test_a_new_network_is_a_class_and_a_line(monkeypatch):
+def test_a_new_network_needs_a_class_and_one_line(monkeypatch):
     monkeypatch.setitem(NETWORKS, "Toy", (f"{__name__}:Toy", {}))
     test_forward_and_backward_at_the_smallest_input("Toy")
     test_all_of_a_network_is_built_on_the_default_device("Toy")
-    test_stem_and_head_are_what_depends_on_channels_and_classes("Toy")
+    test_only_stem_and_head_depend_on_channels_and_classes("Toy")
     test_the_input_is_checked_by_position_and_by_name("Toy")
 
 

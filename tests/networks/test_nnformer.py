@@ -97,7 +97,7 @@ def test_attention_on_any_grid(grid, window, shifted, expected, cross):
         torch.testing.assert_close(attention(*inputs), attend_voxel_by_voxel(attention, *inputs), atol=1e-5, rtol=1e-5)
 
 
-def test_shift_masks_are_no_part_of_a_checkpoint_but_move_with_the_network():
+def test_shift_masks_are_not_saved_but_move_with_the_network():
     network = small_nnformer().double()
     masks = {name: buffer for name, buffer in network.named_buffers() if name.endswith("shift_mask")}
     assert len(masks) == 4  # stages 0 and 1, of encoder and decoder

@@ -1,4 +1,4 @@
-"""Rep3D: parameter counts of the paper, learned masks, forwards without side effects, folding with the same output."""
+"""Rep3D: parameter counts of the paper, learned masks, gradients, and forwards without side effects."""
 
 import copy
 import math
@@ -6,52 +6,22 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_rep3d import MASKS, every_mask, randomise, relative_error, tiny_rep3d
 from torch import nn
 
 from networks.large_kernel_conv import large_kernel_conv3d
 from networks.Rep3D import LRBM, REP3D, compute_distance_prior, rep3d_block
 
-MASKS = {
-    "shared": {"mask": "learned"},
-    "per_channel": {"mask": "learned", "per_channel": True},
-    "fixed": {"mask": "fixed"},
-    "none": {"mask": "none"},
-}
-every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 learned_mask = pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"]], ids=["shared", "per_channel"])
 
 # Names within each block's LRBM at the default depth; only the per-channel form has a bias before the normalisation.
 EARLIER_GENERATOR_LAYERS = {f".generator.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
 LAST_GENERATOR_LAYER = {".generator.3.weight", ".generator.3.bias"}
 
-MASK_AT_START = compute_distance_prior(5)
-
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def tiny_rep3d(**options):
-    return REP3D(**{"out_chans": 3, "depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16), "ks": 5, **options})
-
-
-def randomise(module):
-    """Randomise statistics and affine parameters of BatchNorm, and the whole generator."""
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm3d):
-            nn.init.normal_(child.running_mean, std=0.3)
-            nn.init.uniform_(child.running_var, 0.5, 2)
-            nn.init.uniform_(child.weight, 0.5, 2)
-            nn.init.normal_(child.bias, std=0.3)
-        elif isinstance(child, LRBM):
-            for parameter in child.parameters():
-                nn.init.normal_(parameter, std=0.3)
-    return module
-
-
-def relative_error(found, expected):
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def count(module):
@@ -260,7 +230,7 @@ def test_mask_scales_the_gradient_of_the_kernel(mask):
     assert relative_error(block.dwconv.weight.grad, effective.grad * block.lrbm()) < 1e-12
 
 
-# Purity
+# Side effects
 
 
 @every_mask
@@ -287,84 +257,6 @@ def test_equivalent_kernel_is_pure_and_differentiable(mask):
     kernel.square().sum().backward()
     kernel_parameters = [block.dwconv.weight, *(block.lrbm.parameters() if block.lrbm else [])]
     assert all(parameter.grad is not None for parameter in kernel_parameters)
-
-
-# Folding
-
-
-@every_mask
-@pytest.mark.parametrize("fuse_norm", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_folding_changes_no_output(mask, fuse_norm, dtype, tolerance):
-    network = randomise(tiny_rep3d(**mask)).to(dtype).eval()
-    folded = copy.deepcopy(network).switch_to_deploy(fuse_norm=fuse_norm)
-    norms = {type(module.norm) for module in folded.modules() if isinstance(module, rep3d_block)}
-    assert norms == {nn.Identity if fuse_norm else nn.BatchNorm3d}
-    x = torch.randn(1, 1, 32, 48, 16, dtype=dtype)
-    assert relative_error(folded(x), network(x)) < tolerance
-
-
-@every_mask
-def test_folding_twice_is_folding_once(mask):
-    network = randomise(tiny_rep3d(**mask)).double().switch_to_deploy()
-    state = copy.deepcopy(network.state_dict())
-    network.switch_to_deploy()
-    assert state.keys() == network.state_dict().keys() == tiny_rep3d(deploy=True).state_dict().keys()
-    assert not any("lrbm" in name for name in state)
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    assert {value.dtype for name, value in state.items() if "num_batches" not in name} == {torch.float64}
-
-
-def test_norm_can_be_fused_after_folding_and_only_once():
-    block = randomise(rep3d_block(4, ks=7)).eval()
-    fused = copy.deepcopy(block).switch_to_deploy().switch_to_deploy(fuse_norm=True).switch_to_deploy(fuse_norm=True)
-    x = torch.randn(1, 4, 8, 8, 8)
-    assert relative_error(fused(x), block(x)) < 1e-5
-
-
-@pytest.mark.parametrize("make", [lambda: rep3d_block(4, ks=5), tiny_rep3d], ids=["block", "network"])
-def test_norm_is_not_fused_in_training_mode(make):
-    module = make()
-    before = copy.deepcopy(module.state_dict())
-    with pytest.raises(RuntimeError, match="evaluation mode"):
-        module.switch_to_deploy(fuse_norm=True)
-    assert module.state_dict().keys() == before.keys()
-
-
-# Checkpoints
-
-
-@every_mask
-@pytest.mark.parametrize("fold_first", [False, True], ids=["training checkpoint", "folded checkpoint"])
-def test_checkpoint_loads_into_a_deployed_network(mask, fold_first):
-    network = randomise(tiny_rep3d(**mask, beta=2.0)).eval()
-    x = torch.randn(1, 1, 32, 32, 16)
-    expected = network(x)
-    checkpoint = (network.switch_to_deploy() if fold_first else network).state_dict()
-    keys = list(checkpoint)
-    deployed = tiny_rep3d(**mask, deploy=True).eval()
-    deployed.load_state_dict(checkpoint, strict=True)
-    assert list(checkpoint) == keys, "loading changed the caller's checkpoint"
-    assert relative_error(deployed(x), expected) < 1e-6
-
-
-@pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"], MASKS["fixed"]])
-def test_folded_checkpoint_loads_into_a_training_network_and_convolves_the_same(mask):
-    deployed, network = randomise(tiny_rep3d(**mask, deploy=True)).eval(), tiny_rep3d(**mask).eval()
-    network.load_state_dict(deployed.state_dict(), strict=True)
-    block, plain = network.rep3d.stages[1][0], deployed.rep3d.stages[1][0]
-    assert torch.equal(block.lrbm(), MASK_AT_START.expand_as(block.lrbm()))
-    assert not torch.equal(block.dwconv.weight, plain.dwconv.weight)
-    x = torch.randn(1, 1, 32, 32, 16)
-    assert relative_error(network(x), deployed(x)) < 1e-6
-
-
-@every_mask
-def test_training_checkpoint_loads_into_a_training_network(mask):
-    network, other = randomise(tiny_rep3d(**mask)).eval(), tiny_rep3d(**mask).eval()
-    other.load_state_dict(network.state_dict(), strict=True)
-    x = torch.randn(1, 1, 32, 32, 16)
-    assert torch.equal(other(x), network(x))
 
 
 # Bad input

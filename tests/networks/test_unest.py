@@ -86,7 +86,7 @@ def test_initialisation_of_the_encoder():
         assert not layer.bias.any()
 
 
-def test_inputs_that_are_no_cubes():
+def test_inputs_that_are_not_cubes():
     network = tiny_unest(in_chans=2, drop_path_rate=0)
     assert [tuple(level.pos_embed.shape) for level in network.nestViT.levels] == [
         (1, blocks**3, 2 * 2 * 4, dim) for blocks, dim in ((4, 16), (2, 32), (1, 64))

@@ -104,7 +104,7 @@ def test_hounsfield_units_are_those_of_portal_venous_ct():
         assert np.mean(np.abs(background - 50) < 40) > 0.03
 
 
-def test_patient_is_the_right_way_round(phantoms):
+def test_world_coordinates_are_anatomically_correct(phantoms):
     for _, labels in phantoms:
         centre = nib.affines.apply_affine(labels.affine, (np.array(labels.shape) - 1) / 2)
         assert centroid(labels, SPLEEN)[0] < 0 < centroid(labels, LIVER)[0]  # +x is the patient's right

@@ -1,4 +1,4 @@
-"""What the tests of the cache share: pipelines, and what is found in its folder."""
+"""Helpers of the cache tests: transform pipelines, and listings of a cache folder."""
 
 from conftest import DESCRIPTION
 
@@ -10,12 +10,12 @@ WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60
 
 
 def pipelines(description=ZSCORE, roi_size=(24, 16, 20)):
-    """(training, validation); the crop is larger than the boxes along the last axis."""
+    """Build the pipelines (training, validation); the crop is larger than the boxes along the last axis."""
     return training_pipelines(description, roi_size, crop_sample=2)
 
 
 def entries(folder):
-    """The entries of a cache; hidden files are partial ones."""
+    """List the entries of a cache; hidden files are partial ones."""
     return sorted(path for path in folder.glob("*/*") if path.is_dir() and not path.name.startswith("."))
 
 

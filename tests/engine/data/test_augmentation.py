@@ -1,4 +1,4 @@
-"""The fast rotation and scale against MONAI's RandAffined: same draws, same geometry, same padding."""
+"""The fast rotation and scaling match MONAI's RandAffined: same random draws, geometry and padding."""
 
 import math
 
@@ -13,7 +13,7 @@ RECIPE = {"angle": math.pi / 30, "scale": 0.1}
 WIDE = {"angle": math.pi, "scale": 0.9}  # reaches several volumes away, where the reflection repeats
 
 
-def monais(angle, scale):
+def monai_affine(angle, scale):
     affine = RandAffined(KEYS, prob=1.0, mode=("bilinear", "nearest"))
     affine.rand_affine.rand_affine_grid = RandIsotropicAffineGrid(
         rotate_range=(0.0, 0.0, angle), scale_range=(scale, scale, scale)
@@ -32,10 +32,10 @@ def make_case(shape, channels=1):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equal_to_monai_up_to_rounding(ranges, shape, channels):
     case = make_case(shape, channels)
-    ours, theirs = RandRotateScaled(KEYS, **ranges), monais(**ranges)
+    ours, theirs = RandRotateScaled(KEYS, **ranges), monai_affine(**ranges)
     for transform in (ours, theirs):
         transform.set_random_state(5)
-    for _ in range(4):  # one state goes on from crop to crop
+    for _ in range(4):  # the random state advances from crop to crop
         found, expected = ours(dict(case)), theirs(dict(case))
         assert found.keys() == expected.keys()
         assert torch.allclose(found["image"], expected["image"].as_tensor(), rtol=0, atol=1e-4)
@@ -43,14 +43,14 @@ def test_equal_to_monai_up_to_rounding(ranges, shape, channels):
         assert found["label"].dtype == torch.uint8
 
 
-def test_identity_moves_nothing():
+def test_zero_ranges_are_the_identity():
     case = make_case((6, 7, 8), 2)
     found = RandRotateScaled(KEYS, angle=0.0, scale=0.0)(dict(case))
     assert torch.equal(found["image"], case["image"])
     assert torch.equal(found["label"], case["label"])
 
 
-def test_the_input_is_left_alone():
+def test_the_input_is_not_modified():
     case = make_case((6, 7, 8))
     before = {key: case[key].clone() for key in KEYS}
     RandRotateScaled(KEYS, **RECIPE)(case)

@@ -1,4 +1,4 @@
-"""The disk cache: equal to no cache, rebuilt when it has to be, and read a crop at a time."""
+"""The disk cache gives the same cases as no cache, is rebuilt only if necessary, and is read one crop at a time."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_validation_cases_are_bit_equal(cases, tmp_path):
         assert_equal(ours, validation(case))
 
 
-def test_loader_processes_read_what_this_one_reads(cases, tmp_path):
+def test_loader_processes_read_the_same_batches(cases, tmp_path):
     dataset = SeededDataset(open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=2), seed=0)
     batches = EndlessBatches(len(cases), 2, seed=0, start=0, stop=3)
     alone, helped = (
@@ -84,13 +84,13 @@ def test_loader_processes_read_what_this_one_reads(cases, tmp_path):
         assert torch.equal(one["label"], other["label"])
 
 
-def test_second_start_preprocesses_nothing(cases, tmp_path, capsys, monkeypatch):
+def test_a_second_start_preprocesses_nothing(cases, tmp_path, capsys, monkeypatch):
     training, _ = pipelines()
     open_cache(cases, training, tmp_path / "cache", num_workers=0)
-    said = capsys.readouterr().out
-    assert "3 of 3 cases to preprocess" in said
-    assert "at most" in said
-    assert "free" in said
+    printed = capsys.readouterr().out
+    assert "3 of 3 cases to preprocess" in printed
+    assert "at most" in printed
+    assert "free" in printed
     before = files(tmp_path / "cache")
     monkeypatch.setattr(engine.data.cache, "write_entry", None)
     open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
@@ -98,7 +98,7 @@ def test_second_start_preprocesses_nothing(cases, tmp_path, capsys, monkeypatch)
     assert files(tmp_path / "cache") == before
 
 
-def test_filling_leaves_the_random_numbers_alone(cases, tmp_path):
+def test_filling_does_not_change_the_random_state(cases, tmp_path):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_filling_leaves_the_random_numbers_alone(cases, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_write_into_a_read_case_stays_private(cases, tmp_path):
+def test_modifying_a_case_does_not_change_the_cache(cases, tmp_path):
     dataset = open_cache(cases, pipelines()[1], tmp_path / "cache", num_workers=0)
     before = files(tmp_path / "cache")
     dataset[0]["image"].fill_(7)
@@ -123,7 +123,7 @@ def test_settings_have_one_key_in_every_process(cases, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_CACHE", str(tmp_path))
     key = settings_key()
     training, _ = pipelines()
-    CacheDataset(cases, training, progress=False)[0]  # used transforms have the key of new ones
+    CacheDataset(cases, training, progress=False)[0]  # using the transforms does not change the key
     assert engine.data.cache._make_home(tmp_path, training).name == key
     code = "import test_cache; print(test_cache.settings_key())"
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests"), str(Path(__file__).parent)])
@@ -148,7 +148,7 @@ def test_settings_decide_the_key(tmp_path, monkeypatch):
     assert len({*described, settings_key()}) == len(described) + 1
 
 
-def test_changed_file_replaces_its_entry_alone(cases, tmp_path):
+def test_a_changed_file_replaces_only_its_entry(cases, tmp_path):
     training, validation = pipelines()
     folder = tmp_path / "cache"
     for transform in (training, validation):
@@ -164,7 +164,7 @@ def test_changed_file_replaces_its_entry_alone(cases, tmp_path):
     assert [path.name.split("-")[0] for path in set(before) - set(after)] == ["box_1"]
 
 
-def test_cases_of_one_name_from_two_datasets_live_side_by_side(cases, tmp_path):
+def test_cases_with_the_same_id_from_two_datasets_coexist(cases, tmp_path):
     copies = shutil.copytree(Path(cases[0]["image"]).parent, tmp_path / "other")
     others = [make_case(case["id"], str(copies / Path(case["image"]).name), case["label"]) for case in cases]
     volume = nib.load(others[0]["image"])
@@ -179,7 +179,7 @@ def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
     target = nib.orientations.axcodes2ornt(codes)
     paths = {"image": tmp_path / "image.nii.gz", "label": tmp_path / "label.nii.gz"}
     voxels = np.random.default_rng(0).random((13, 17, 9)).astype(np.float32)
-    voxels[0] = voxels[-1] = 2  # so that the foreground is the whole volume, whatever is resampled
+    voxels[0] = voxels[-1] = 2  # the foreground is the whole volume, also after resampling
     for name, path in paths.items():
         volume = nib.Nifti1Image(voxels if name == "image" else np.ones((13, 17, 9), np.uint8), np.diag([2, 3, 4, 1]))
         turn = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), target)
@@ -194,8 +194,8 @@ def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
 
 
 def peak_growth(run):
-    """Bytes by which ``run`` raised the resident memory of this process at most."""
-    return_freed_memory()  # of which else may be enough for what follows
+    """Measure the peak increase, in bytes, of the resident memory of this process during ``run``."""
+    return_freed_memory()  # otherwise freed memory could hide the growth
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     run()
@@ -211,7 +211,7 @@ def resident(field):
 @pytest.mark.parametrize("description", [ZSCORE, WINDOW], ids=["zscore", "window"])
 @pytest.mark.filterwarnings("ignore:Num foregrounds")
 def test_a_crop_does_not_read_the_volume(tmp_path, description):
-    """Of 1.25 GB, as far as the files tell: they have holes. One voxel is labelled, none counts as background."""
+    """The volume has a nominal 1.25 GB in sparse files. One voxel is labelled, and none counts as background."""
     shape, labelled = (1, 1000, 500, 500), (0, 600, 3, 5)
     counts = np.zeros(shape[1] * shape[2], np.int64)
     counts[labelled[1] * shape[2] + labelled[2] :] = 1
@@ -230,4 +230,4 @@ def test_a_crop_does_not_read_the_volume(tmp_path, description):
     crops = []
     assert peak_growth(lambda: crops.extend(dataset[(0, 0)])) < 100e6
     assert all(crop["label"].any() for crop in crops)
-    assert peak_growth(lambda: np.load(tmp_path / "entry" / "label.npy")) > 200e6  # the measure can tell
+    assert peak_growth(lambda: np.load(tmp_path / "entry" / "label.npy")) > 200e6  # the measurement detects a full read

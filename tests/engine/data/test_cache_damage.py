@@ -1,4 +1,4 @@
-"""The disk cache where something goes wrong: damage, races and full disks leave whole entries, and nothing is run."""
+"""Failures of the disk cache: damage, races and full disks leave only complete entries, and loading runs no code."""
 
 import errno
 import json
@@ -54,15 +54,15 @@ def garble_manifest(entry):
     (entry / "entry.json").write_text("[]")
 
 
-def lead_away(entry):
-    """To an array that is there, and would be read with what the manifest says of it."""
+def name_a_file_outside(entry):
+    """Add an existing array outside the entry to the manifest, with its correct type and shape."""
     manifest = json.loads((entry / "entry.json").read_text())
     shutil.copy(entry / "image.npy", entry.parents[2] / "stolen.npy")
     manifest["arrays"]["../../../stolen"] = manifest["arrays"]["image"]
     (entry / "entry.json").write_text(json.dumps(manifest))
 
 
-def lead_to_an_absolute_path(entry):
+def name_an_absolute_path(entry):
     manifest = json.loads((entry / "entry.json").read_text())
     manifest["arrays"][str(entry / "image")] = manifest["arrays"]["image"]
     (entry / "entry.json").write_text(json.dumps(manifest))
@@ -86,7 +86,7 @@ def put_pickle(entry):
 
 
 @pytest.mark.parametrize("damage", [put_pickled_object, put_pickle])
-def test_nothing_in_a_cache_is_run(cases, tmp_path, monkeypatch, damage):
+def test_loading_a_cache_runs_no_code(cases, tmp_path, monkeypatch, damage):
     monkeypatch.setenv("MADE_BY_A_PICKLE", str(tmp_path / "made"))
     training, _ = pipelines()
     dataset = open_cache(cases, training, tmp_path / "cache", num_workers=0)
@@ -103,10 +103,10 @@ def test_nothing_in_a_cache_is_run(cases, tmp_path, monkeypatch, damage):
     "damage",
     [
         *(cut, lose, lose_manifest, change_type, change_shape, empty, garble_manifest),
-        *(lead_away, lead_to_an_absolute_path, nest),
+        *(name_a_file_outside, name_an_absolute_path, nest),
     ],
 )
-def test_damaged_entry_is_made_again_and_named(cases, tmp_path, capsys, damage):
+def test_a_damaged_entry_is_reported_and_rebuilt(cases, tmp_path, capsys, damage):
     training, _ = pipelines()
     dataset = open_cache(cases, training, tmp_path / "cache", num_workers=0)
     before = files(tmp_path / "cache")
@@ -115,14 +115,14 @@ def test_damaged_entry_is_made_again_and_named(cases, tmp_path, capsys, damage):
         dataset[1]
     capsys.readouterr()
     open_cache(cases, training, tmp_path / "cache", num_workers=0)
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2
-    assert "1 of 3 cases" in said[0]
-    assert f"{dataset.entries[1]} damaged" in said[1]
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert "1 of 3 cases" in printed[0]
+    assert f"{dataset.entries[1]} damaged" in printed[1]
     assert files(tmp_path / "cache") == before
 
 
-def test_partial_entries_are_not_read_and_old_ones_go(cases, tmp_path):
+def test_partial_entries_are_ignored_and_old_ones_deleted(cases, tmp_path):
     training, _ = pipelines()
     home = open_cache(cases, training, tmp_path / "cache", num_workers=0).entries[0].parent
     young, old = home / ".young.part", home / ".old.part"
@@ -145,14 +145,14 @@ def test_a_broken_case_met_while_the_cache_is_filled(cases, tmp_path, workers):
         open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=workers)
 
 
-def test_a_file_that_went_before_the_cache_is_filled(cases, tmp_path):
+def test_a_file_deleted_before_the_cache_is_filled(cases, tmp_path):
     Path(cases[1]["label"]).unlink()
     with pytest.raises(InputError, match=f"^{cases[1]['label']}: cannot be read"):
         open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
 
 
 def race(cases, folder, gate, failures):
-    torch.set_num_threads(1)  # a forked process must not wait for the threads of the other
+    torch.set_num_threads(1)  # a forked process must not wait for threads of its parent
     try:
         gate.wait(30)
         dataset = open_cache(cases, pipelines()[0], folder, num_workers=0)
@@ -188,7 +188,7 @@ def test_the_first_of_two_writers_wins_unless_its_entry_is_damaged(tmp_path):
 
 
 def fail_after(monkeypatch, calls, number):
-    """Let a file be flushed so many times, and fail then, as a full disk does."""
+    """Let ``calls`` flushes succeed and every later one fail, like on a full disk."""
     real, flushed = os.fsync, []
 
     def flush(file):
@@ -202,10 +202,10 @@ def fail_after(monkeypatch, calls, number):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk_is_one_line_and_leaves_whole_entries(cases, tmp_path, monkeypatch, workers, number):
+def test_a_full_disk_is_one_line_and_leaves_complete_entries(cases, tmp_path, monkeypatch, workers, number):
     folder = tmp_path / "cache"
     with monkeypatch.context() as full:
-        fail_after(full, 11, number)  # an entry is five files; settings and digests are two each, with their folders
+        fail_after(full, 11, number)  # five flushes per entry; two each for settings and digests, with their folders
         with pytest.raises(InputError) as caught:
             open_cache(cases, pipelines()[0], folder, num_workers=workers)
     line = str(caught.value)
@@ -241,8 +241,20 @@ def test_a_complete_cache_need_not_be_writable(cases, tmp_path, monkeypatch):
         open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
 
 
-def test_a_file_is_no_cache(cases, tmp_path, monkeypatch):
+def test_a_file_as_cache_dir_is_refused(cases, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("")
     monkeypatch.setattr(engine.data.cache, "digest_cases", None)  # refused before any case is read
     with pytest.raises(InputError, match=r"--cache_dir: .* cannot be written to"):
         open_cache(cases, pipelines()[0], tmp_path / "cache", num_workers=0)
+
+
+def test_cases_have_one_writer_whatever_each_process_finds_missing(cases, tmp_path, monkeypatch):
+    """Process 1 of 2 lists two missing entries, process 0 three; another run wrote the first in between."""
+    folder = tmp_path / "cache"
+    dataset = open_cache(cases, pipelines()[0], folder, num_workers=0)
+    for entry in dataset.entries[1:]:
+        shutil.rmtree(entry)
+    monkeypatch.setattr(engine.data.cache, "shard", lambda items: items[1::2])
+    with pytest.raises(InputError, match="without 1 of 3 cases"):  # the last one is the other process's
+        open_cache(cases, pipelines()[0], folder, num_workers=0)
+    assert [entry.exists() for entry in dataset.entries] == [True, True, False]

@@ -1,4 +1,4 @@
-"""What one case's voxels show: problems, and the numbers that a report is made of."""
+"""Checks of the voxels of one case: problems, warnings and the numbers in its report."""
 
 import gzip
 
@@ -18,7 +18,7 @@ WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [0,
 
 
 def write_case(folder, image, label=None, affine=None):
-    """A case whose files hold these voxels; without labels where none are given."""
+    """Write a case with these voxels, and without a label file if ``label`` is None."""
     write_nifti(folder / "image.nii.gz", image, affine)
     if label is None:
         return make_case("case", str(folder / "image.nii.gz"))
@@ -49,22 +49,22 @@ def test_label_values_are_the_declared_classes(kind, classes):
         *((0.5, np.float32, "0.5"), (np.nan, np.float32, "nan"), (np.inf, np.float64, "inf"), (3, np.uint8, "3")),
     ],
 )
-def test_other_values_are_named(value, kind, found):
+def test_undeclared_values_are_named(value, kind, found):
     (problem,) = check_classes(np.array([0, 1, 2, value, value], kind), 3)
     assert problem == f"found label values {found}, expected whole numbers from 0 to 2"
 
 
-def test_values_that_float32_does_not_have_are_infinite_to_the_pipelines():
+def test_values_beyond_float32_count_as_infinite():
     assert check_intensities(np.array([1e38, -1e38])) == []
     assert len(check_intensities(np.array([1e39, 0.0]))) == 1
 
 
-def test_of_many_wrong_values_some_are_named():
+def test_only_some_of_many_wrong_values_are_listed():
     (problem,) = check_classes(np.arange(12), 3)
     assert problem.startswith("found label values 3, 4, 5, 6, 7 and 4 more, expected")
 
 
-def test_every_problem_of_every_file_is_told(tmp_path):
+def test_every_problem_of_every_file_is_reported(tmp_path):
     image = noise()
     image[0, 0, :2] = np.nan, np.inf
     case = write_case(tmp_path, image, np.full((6, 5, 4), 9, np.uint8), np.diag([1, 1, 2, 1]))
@@ -78,7 +78,7 @@ def test_every_problem_of_every_file_is_told(tmp_path):
     assert len(examine(case, full=False).problems) == 1
 
 
-def test_cut_off_files_are_told_with_what_else_is_known(tmp_path):
+def test_truncated_files_are_reported_with_everything_else_that_is_known(tmp_path):
     case = write_case(tmp_path, noise((20, 30, 40)), np.ones((20, 30, 40), np.uint8))
     content = (tmp_path / "image.nii.gz").read_bytes()
     (tmp_path / "image.nii.gz").write_bytes(content[: len(content) // 2])
@@ -89,7 +89,7 @@ def test_cut_off_files_are_told_with_what_else_is_known(tmp_path):
     assert (report.cropped_shape, report.digest) == (None, None)
 
 
-def test_axes_are_the_patients_and_shapes_those_of_the_pipeline(tmp_path):
+def test_axes_are_anatomical_and_shapes_match_the_pipeline(tmp_path):
     affine = np.zeros((4, 4))
     affine[[2, 0, 1, 3], range(4)] = (-2, 1.5, 0.7, 1)  # inferior, right, anterior
     report = examine(write_case(tmp_path, noise((9, 20, 30)), affine=affine))
@@ -102,7 +102,7 @@ def test_axes_are_the_patients_and_shapes_those_of_the_pipeline(tmp_path):
 @pytest.mark.parametrize("spacing", [0.5, 1, 3])
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("flip", [1, -1])
-def test_the_estimate_of_the_crop_is_good_to_a_voxel_at_each_end(tmp_path, description, spacing, axes, flip):
+def test_the_estimated_crop_is_right_within_a_voxel_at_each_end(tmp_path, description, spacing, axes, flip):
     image = np.zeros((40, 30, 20), np.float32)
     image[3:30, 8:30, 5:6] = noise((27, 22, 1))
     case = write_case(tmp_path, image, affine=np.diag([flip * spacing, spacing, 1, 1])[[*axes, 3]])
@@ -113,8 +113,8 @@ def test_the_estimate_of_the_crop_is_good_to_a_voxel_at_each_end(tmp_path, descr
     assert np.all(np.abs(np.subtract(cropped, report.cropped_shape)) <= most)
 
 
-def test_saturation_is_that_of_the_foregrounds_box(tmp_path):
-    image = np.full((40, 10, 10), -100, np.int16)  # mostly air around it
+def test_saturation_is_measured_in_the_bounding_box_of_the_foreground(tmp_path):
+    image = np.full((40, 10, 10), -100, np.int16)  # mostly air around the foreground
     image[10:20] = 5
     image[10:20, :3] = 10
     image[10:20, 3:5] = 0
@@ -128,7 +128,7 @@ def test_saturation_is_that_of_the_foregrounds_box(tmp_path):
     assert examine(write_case(tmp_path, image)).share_low is None
 
 
-def test_constant_images_and_empty_labels_are_warned_of(tmp_path):
+def test_constant_images_and_empty_labels_cause_warnings(tmp_path):
     report = examine(write_case(tmp_path, np.full((4, 4, 4), 7.0), np.zeros((4, 4, 4), np.uint8)))
     assert report.problems == []
     assert report.cropped_shape == [4, 4, 4]
@@ -162,7 +162,7 @@ def test_channels_that_do_not_fit_are_not_measured_together(tmp_path):
     assert report.cropped_shape is None
 
 
-def test_a_digest_is_that_of_the_voxels(tmp_path):
+def test_the_digest_depends_only_on_the_voxels(tmp_path):
     image = noise().round()
     digests = [
         examine(write_case(tmp_path / str(number), voxels)).digest
@@ -173,7 +173,7 @@ def test_a_digest_is_that_of_the_voxels(tmp_path):
 
 
 def damaged_label(folder, change):
-    """A sound case, but for its label."""
+    """Write a valid case and damage its label."""
     make_box_case(folder, "Tr", "box", 0)
     case = make_case("box", str(folder / "imagesTr" / "box.nii.gz"), str(folder / "labelsTr" / "box.nii.gz"))
     label = nib.load(case["label"])
@@ -197,7 +197,7 @@ def damaged_label(folder, change):
         ("affine", ["expected the same affine"]),
     ],
 )
-def test_a_label_alone(tmp_path, change, parts):
+def test_label_problems_are_reported_without_the_image(tmp_path, change, parts):
     case = damaged_label(tmp_path, change)
     if not parts:
         assert np.array_equal(read_checked_label(case, ZSCORE), nib.load(case["label"]).dataobj)

@@ -1,4 +1,4 @@
-"""Cases found and paired by id, with a line for everything that does not pair."""
+"""Finding cases and pairing images with labels by id; one line for everything that has no partner."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def ids(cases):
     return [case["id"] for case in cases]
 
 
-def test_labels_tell_whether_numbers_are_channels_or_ids(tmp_path):
+def test_labels_decide_whether_numbers_are_channels_or_ids(tmp_path):
     amos = touch(tmp_path / "amos", "amos_0000.nii.gz", "amos_0001.nii.gz")
     assert ids(pair_cases(amos, amos)) == ids(pair_cases(amos, None)) == ["amos_0000", "amos_0001"]
     lone = touch(tmp_path / "lone", "amos_0000.nii.gz")
@@ -64,7 +64,7 @@ def test_unpaired_ids_are_named(tmp_path):
         pair_cases(images, labels)
 
 
-def test_all_that_does_not_pair_is_told_and_the_rest_is_paired(tmp_path):
+def test_everything_unpaired_is_reported_and_the_rest_is_paired(tmp_path):
     images = touch(tmp_path / "images", "a.nii", "b.nii", "c.nii", "c.nii.gz", "d.nii")
     labels = touch(tmp_path / "labels", "c.nii", "d.nii", "e.nii", "e.nii.gz", "f.nii")
     cases, problems = find_cases(images, labels)
@@ -77,7 +77,7 @@ def test_all_that_does_not_pair_is_told_and_the_rest_is_paired(tmp_path):
     ]
 
 
-def test_incomplete_channels_are_told_and_their_labels_are_not(tmp_path):
+def test_incomplete_channels_are_reported_once_without_their_labels(tmp_path):
     names = ("a_0000", "a_0001", "b_0000", "c_0001", "c_0002", "d_0000", "d_0001")
     images = touch(tmp_path / "images", *(f"{name}.nii" for name in names))
     labels = touch(tmp_path / "labels", *(f"{name}.nii" for name in "abc"))
@@ -90,7 +90,7 @@ def test_incomplete_channels_are_told_and_their_labels_are_not(tmp_path):
     ]
 
 
-def test_images_are_cases_where_there_is_no_label(tmp_path):
+def test_without_a_label_folder_every_image_is_a_case(tmp_path):
     images = touch(tmp_path / "images", "a.nii")
     cases, problems = find_cases(images, tmp_path / "labels")
     assert ids(cases) == ["a"]
@@ -98,7 +98,7 @@ def test_images_are_cases_where_there_is_no_label(tmp_path):
     assert find_cases(tmp_path / "none", images)[0] == []
 
 
-def test_problems_of_both_splits_are_told_at_once(boxes):
+def test_problems_of_both_splits_are_reported_together(boxes):
     for name in ("imagesTr/box_0", "labelsVal/box_9"):
         (boxes / f"{name}.nii.gz").unlink()
     with pytest.raises(InputError) as caught:
@@ -106,7 +106,7 @@ def test_problems_of_both_splits_are_told_at_once(boxes):
     assert ["box_0" in line or "box_9" in line for line in str(caught.value).splitlines()] == [True, True]
 
 
-def test_test_cases_are_found_where_there_are_any(boxes):
+def test_test_cases_are_found_if_there_are_any(boxes):
     amos = find_description("amos")
     assert list(find_splits(boxes, amos, test=True)[0]) == ["training", "validation"]
     (boxes / "imagesVal").rename(boxes / "imagesTs")
@@ -118,7 +118,7 @@ def test_test_cases_are_found_where_there_are_any(boxes):
     assert "label" in find_splits(boxes, amos, test=True)[0]["test"][0]
 
 
-def test_cases_remember_their_files_where_transforms_put_volumes(boxes):
+def test_transformed_cases_keep_the_paths_of_their_files(boxes):
     description = find_description(str(boxes / "boxes.json"))
     for case in find_test_cases(str(boxes), None, None, description):
         sample = prediction_pipeline(description)(case)

@@ -1,4 +1,4 @@
-"""Crops found through counts are those that MONAI finds by listing every voxel."""
+"""Crops drawn from counts of candidates equal those of MONAI, which lists every voxel."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ KEYS, SIZE, SAMPLES = ["image", "label"], (4, 3, 5), 12
 
 
 def make_case(channels, labelled, seed=0, shape=(9, 7, 11)):
-    """Noise around 0, and a share of the voxels labelled 1 or 2."""
+    """Draw noise around 0, and label a share of the voxels 1 or 2."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn((channels, *shape), generator=generator)
     chosen = torch.rand((1, *shape), generator=generator) < labelled
@@ -24,7 +24,7 @@ def make_case(channels, labelled, seed=0, shape=(9, 7, 11)):
 @pytest.mark.parametrize("size", [SIZE, (12, 3, 13), (1, 1, 1), (9, 7, 11)])
 @pytest.mark.parametrize("labelled", [0.0, 0.01, 0.5, 1.0])
 @pytest.mark.filterwarnings("ignore:Num foregrounds")
-def test_crops_are_bit_equal_to_monais(image_key, channels, size, labelled):
+def test_crops_are_bit_equal_to_those_of_monai(image_key, channels, size, labelled):
     case = PadToSized(KEYS, size)(make_case(channels, labelled))
     ours = Compose([CountCandidatesd(image_key), RandCropByCountsd(KEYS, size, SAMPLES, image_key)])
     theirs = Compose([RandCropByPosNegLabeld(KEYS, "label", size, 1, 1, SAMPLES, image_key=image_key)])

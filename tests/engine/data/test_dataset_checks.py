@@ -1,4 +1,4 @@
-"""What shows when the cases are looked at together, by one process or two; the start of a training."""
+"""Checks across the cases of a dataset, in one process or two, and those at the start of training."""
 
 import shutil
 from dataclasses import asdict
@@ -29,7 +29,7 @@ def examine(root, full, description=BOXES):
 
 
 def transfer(root, how, source, target):
-    """Make a case out of another one."""
+    """Create a case from another one with ``how``, which takes source and target."""
     for kind in ("images", "labels"):
         how(*(root / f"{kind}{part}" / f"{name}.nii.gz" for part, name in (source, target)))
 
@@ -42,13 +42,13 @@ def hard_link(source, target):
     target.hardlink_to(source)
 
 
-def pack_anew(source, target):
+def rewrite_as_float64(source, target):
     image = nib.load(source)
     write_nifti(target, np.asarray(image.dataobj).astype(np.float64), image.affine)
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_sound_dataset_has_nothing_to_tell(boxes, full):
+def test_a_valid_dataset_has_no_problems_or_warnings(boxes, full):
     report = examine(boxes, full)
     assert (report.problems, report.warnings) == ([], [])
     assert [case.split for case in report.cases] == ["training"] * 3 + ["validation"] * 2
@@ -65,7 +65,7 @@ FULL = ("cropped_shape", "voxels_by_class", "digest")
         (hard_link, False, "the same file"),
         (link, True, "the same voxels"),
         (shutil.copy, True, "the same voxels"),
-        (pack_anew, True, "the same voxels"),
+        (rewrite_as_float64, True, "the same voxels"),
         (shutil.copy, False, None),
     ],
 )
@@ -89,7 +89,7 @@ def test_an_id_in_two_splits_is_a_warning(boxes):
     assert report.warnings == ["box_1: found the same id in training and test, expected different patients"]
 
 
-def test_a_class_that_no_training_case_has_is_a_warning(boxes):
+def test_a_class_absent_from_all_training_cases_is_a_warning(boxes):
     description = DatasetDescription.from_json(
         DESCRIPTION | {"labels": {"background": 0, "left": 1, "right": 2, "middle": 3}}, "test"
     )
@@ -101,7 +101,7 @@ def test_a_class_that_no_training_case_has_is_a_warning(boxes):
     assert examine(boxes, False, description).warnings == []
 
 
-def test_a_case_too_large_for_the_memory_hides_no_other(boxes, monkeypatch):
+def test_a_case_too_large_for_memory_does_not_hide_other_problems(boxes, monkeypatch):
     def run_short(case, *rest):
         if case["id"] == "box_1":
             raise MemoryError("Unable to allocate 9 GiB")
@@ -133,7 +133,7 @@ def test_training_prints_warnings_and_raises_all_the_problems(boxes, capsys, ful
 
 
 def check_as(rank, folder):
-    """What one of two processes raises of three cases that are not there, and how many it looked at."""
+    """Check three missing cases as one of two processes; store the problems raised and the number of its checks."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
     results = {}
@@ -149,9 +149,9 @@ def check_as(rank, folder):
     dist.destroy_process_group()
 
 
-def test_every_process_raises_the_problems_of_all_in_the_order_of_the_cases(tmp_path):
+def test_every_rank_raises_the_problems_of_all_ranks_in_the_order_of_the_cases(tmp_path):
     mp.spawn(check_as, (str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
-    for of_one in results:
-        assert [line.partition(":")[0][-5:] for line in of_one["problems"]] == ["0.nii", "1.nii", "2.nii"]
-    assert [of_one["checks"] for of_one in results] == [2, 1]
+    for result in results:
+        assert [line.partition(":")[0][-5:] for line in result["problems"]] == ["0.nii", "1.nii", "2.nii"]
+    assert [result["checks"] for result in results] == [2, 1]

@@ -1,4 +1,4 @@
-"""Descriptions: the paper's five, those of a file, and what they survive."""
+"""Dataset descriptions: the paper's five, those of JSON files, and round trips through JSON and checkpoints."""
 
 import json
 
@@ -9,7 +9,7 @@ from engine.data.datasets import DATASETS, DatasetDescription, find_description
 from engine.runtime.errors import InputError
 from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, save_checkpoint
 
-SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity window, classes
+PAPER = {  # from the paper's table of data preparation: spacing in mm, intensity window, number of classes
     "amos": ((1.5, 1.5, 2.0), (-125, 275), 16),
     "amos_mri": ((1.0, 1.0, 1.0), (0, 1000), 14),
     "kits": ((1.5, 1.5, 2.0), (-125, 275), 4),
@@ -20,13 +20,13 @@ SEEDS = {  # the table of the paper's data preparation: spacing in mm, intensity
 
 def test_the_five_datasets_are_those_of_the_paper():
     found = {name: (made.spacing, made.window, len(made.classes)) for name, made in DATASETS.items()}
-    assert found == SEEDS
+    assert found == PAPER
     assert all(made.classes[0] == "background" for made in DATASETS.values())
     assert all(len(set(made.classes)) == len(made.classes) for made in DATASETS.values())
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_description_survives_json(name):
+def test_a_description_is_unchanged_by_json(name):
     assert DatasetDescription.from_json(DATASETS[name].to_json(), name) == DATASETS[name]
 
 
@@ -51,7 +51,7 @@ def test_modality_is_text_if_it_is_given(modality):
 
 
 def test_json_of_a_description_with_a_modality_is_unchanged():
-    """Runs to resume and folders of predictions compare it with what they have stored."""
+    """Resumed runs and prediction folders compare it with the JSON that they have stored."""
     assert json.dumps(DATASETS["kits"].to_json()) == (
         '{"name": "kits", "modality": "CT", "labels": {"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}, '
         '"spacing": [1.5, 1.5, 2.0], "intensity": {"window": [-125.0, 275.0]}, "channels": ["image"]}'

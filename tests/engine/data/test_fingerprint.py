@@ -1,4 +1,4 @@
-"""A fingerprint has in it what decides a result, and nothing that changes by itself."""
+"""Fingerprints of transforms depend on everything that affects a result, and on nothing else."""
 
 import ast
 import functools
@@ -82,24 +82,24 @@ def test_versions_of_a_class_and_its_bases_count(monkeypatch):
         assert fingerprint(Changed(1)) == before | {"class versions": versions}
 
 
-def test_modules_do_not_count_so_that_code_may_move(monkeypatch):
+def test_a_class_may_move_to_another_module(monkeypatch):
     before = fingerprint(Step(1))
     monkeypatch.setattr(Step, "__module__", "elsewhere.new_name")
     assert fingerprint(Step(1)) == before
 
 
 @pytest.mark.parametrize("value", [Unversioned(1), Unversioned])
-def test_own_classes_need_a_version_of_their_own(value):
+def test_classes_of_this_project_need_their_own_version(value):
     with pytest.raises(TypeError, match="found class Unversioned without VERSION"):
         fingerprint(value)
 
 
-def test_own_functions_cannot_be_told_apart():
+def test_functions_of_this_project_are_refused():
     with pytest.raises(TypeError, match=r"found function .*same, expected a callable class with a VERSION"):
         fingerprint(Lambda(same))
 
 
-def test_random_state_and_threads_leave_no_trace():
+def test_random_state_and_thread_locals_are_ignored():
     used = RandShiftIntensity(0.1, prob=1.0)
     used.set_random_state(3)
     used(torch.zeros(1, 2))
@@ -109,12 +109,12 @@ def test_random_state_and_threads_leave_no_trace():
 
 
 @pytest.mark.parametrize("value", [functools.partial(Adder, 1), [].append, {1}, b"1", threading, object()])
-def test_what_has_no_lasting_form_is_refused(value):
+def test_values_that_cannot_be_serialised_are_refused(value):
     with pytest.raises(TypeError, match="expected parameters that can be written"):
         fingerprint(Step(value))
 
 
-# The classes that made every cache on a user's disk: (VERSION, a digest of the source and of all that it uses here).
+# Classes behind every cache on a user's disk: (VERSION, digest of the source and of all code of the project it uses).
 CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LoadVolumed, PadToSized)
 TRANSFORMS = {
     "AboveMinimum": (1, "f75341c5ee50914e"),
@@ -126,10 +126,10 @@ TRANSFORMS = {
 
 
 def test_source_of_the_cached_transforms_has_a_version():
-    found = {kind.__name__: (kind.VERSION, digest_source(kind)) for kind in CACHED}
+    found = {kind.__name__: (kind.VERSION, hash_source(kind)) for kind in CACHED}
     assert found == TRANSFORMS, (
-        "A transform behind --cache_dir changed. If it computes something else now, bump its VERSION, and users' "
-        f"caches are made anew; if not, keep them. Then update this hash: TRANSFORMS = {found}"
+        "A transform behind --cache_dir changed. If its output changed, bump its VERSION, and users' "
+        f"caches are rebuilt; if not, keep the VERSION. Then update this hash: TRANSFORMS = {found}"
     )
 
 
@@ -139,8 +139,8 @@ def test_no_cached_transform_is_left_out():
     assert set(re.findall(r'"class name": "([^"]*)", "class versions"', settings)) == set(TRANSFORMS)
 
 
-def digest_source(kind):
-    """A hash of a class and of all the classes, functions and constants of this project that it uses, however far."""
+def hash_source(kind):
+    """Hash the source of a class and, recursively, of all classes, functions and constants of this project it uses."""
     sources, left = {}, [kind]
     while left:
         item = left.pop()

@@ -1,4 +1,4 @@
-"""What headers show: every problem in a line that names the file, whatever the header holds."""
+"""Header checks: every problem is one line that names the file, for any content of the header."""
 
 import gzip
 import tracemalloc
@@ -27,7 +27,7 @@ def write(path, shape=SHAPE, affine=None, kind=np.float32):
 
 
 def rewrite(path, **fields):
-    """Change fields of a header, unpacked or not."""
+    """Change fields of the header of a file, compressed or not."""
     packed = path.suffix == ".gz"
     content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
     header = np.frombuffer(content, nib.Nifti1Header.template_dtype, 1)
@@ -37,13 +37,13 @@ def rewrite(path, **fields):
 
 
 def check(*files_and_description):
-    """The problems of an image, or of one and its label."""
+    """Return the problems of an image, or of an image and its label."""
     *files, description = files_and_description
     return problems_of(read_headers(make_case("case", *files), description))
 
 
 def check_one(path, **fields):
-    """The problems of one image whose header was rewritten."""
+    """Return the problems of an image after changes to its header."""
     write(path)
     rewrite(path, **fields)
     return check(str(path), ONE)
@@ -70,7 +70,7 @@ BAD_FIELDS = {
         "about 1.2e+11 once they are resampled to 1 x 1 x 1 mm",
     ),
     "beyond any integer": (diagonal(1e6, 1e6, 1e6), "about 1.2e+20"),
-    "voxels that are not there": ({"dim": (3, 6, 5, 5, 1, 1, 1, 1)}, "expected the 952 that its header declares"),
+    "missing voxels": ({"dim": (3, 6, 5, 5, 1, 1, 1, 1)}, "expected the 952 that its header declares"),
     "an offset beyond the end": ({"vox_offset": 1e9}, "expected the 1000000480 that its header declares"),
     "a slope without intercept": ({"scl_slope": 1, "scl_inter": np.inf}, "cannot be read"),
 }
@@ -84,29 +84,29 @@ def test_a_bad_field_is_one_line(tmp_path, fields, part):
 
 
 @pytest.mark.parametrize("slope", [0, np.nan, 2])
-def test_slopes_that_mean_something_are_fine(tmp_path, slope):
+def test_valid_slopes_are_accepted(tmp_path, slope):
     assert check_one(tmp_path / "image.nii", scl_slope=slope) == []
 
 
-def test_no_packed_file_becomes_more_than_deflate_allows(tmp_path):
+def test_the_declared_size_is_within_the_compression_limit_of_deflate(tmp_path):
     path = tmp_path / "image.nii.gz"
     (line,) = check_one(path, dim=(3, 500, 500, 4, 1, 1, 1, 1))
     assert f"{1032 * path.stat().st_size} unpacked at most, expected the 4000352" in line
     path.write_bytes(gzip.compress(nib.Nifti1Image(np.zeros((200, 200, 200), np.float32), np.eye(4)).to_bytes()))
-    assert path.stat().st_size < 4 * 200**3 / 900  # nearly as tight as it can be
+    assert path.stat().st_size < 4 * 200**3 / 900  # close to the maximum compression of deflate
     assert check(str(path), ONE) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b\x08\x00 no more"])
 @pytest.mark.parametrize("name", ["image.nii", "image.nii.gz"])
-def test_what_is_no_nifti_file_is_one_line(tmp_path, content, name):
+def test_a_file_that_is_not_nifti_is_one_line(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
     (line,) = check(str(tmp_path / name), ONE)
     assert line.startswith(f"{tmp_path / name}: cannot be read (")
     assert line.endswith("expected a whole NIfTI file")
 
 
-def test_another_format_a_folder_and_a_dead_link_are_one_line_each(tmp_path):
+def test_another_format_a_folder_and_a_broken_link_are_each_one_line(tmp_path):
     nib.save(nib.MGHImage(np.zeros(SHAPE, np.float32), np.eye(4)), tmp_path / "image.mgz")
     (tmp_path / "image.mgz").rename(tmp_path / "mgh.nii.gz")
     (tmp_path / "folder.nii").mkdir()
@@ -115,7 +115,7 @@ def test_another_format_a_folder_and_a_dead_link_are_one_line_each(tmp_path):
         assert len(check(str(tmp_path / name), ONE)) == 1
 
 
-def test_every_problem_of_every_file_is_told(tmp_path):
+def test_every_problem_of_every_file_is_reported(tmp_path):
     image, label = tmp_path / "image.nii", tmp_path / "label.nii"
     write(label, (6, 5, 9), kind=np.complex64)
     write(image)
@@ -130,7 +130,7 @@ def test_every_problem_of_every_file_is_told(tmp_path):
     assert [part in line for part, line in zip(parts, found, strict=True)] == [True] * 4
 
 
-def test_channels_are_files_that_agree_or_one_4d_file(tmp_path):
+def test_channels_are_files_on_one_grid_or_one_4d_file(tmp_path):
     moved = np.eye(4) + np.eye(4)[:, [3, 0, 1, 2]] * 4
     same, other = write(tmp_path / "a.nii"), write(tmp_path / "b.nii", affine=moved)
     whole, more = write(tmp_path / "c.nii", (*SHAPE, 2)), write(tmp_path / "d.nii", (*SHAPE, 3))
@@ -150,7 +150,7 @@ def test_affines_may_differ_by_a_tenth_of_a_voxel_at_the_corners(tmp_path, share
     assert len(check(*case, ONE)) == problems
 
 
-def test_a_grid_that_has_more_voxels_than_integers_count(tmp_path):
+def test_a_grid_with_more_voxels_than_int64_can_count(tmp_path):
     tiny = DatasetDescription.from_json(DESCRIPTION | {"spacing": [1e-9] * 3}, "test")
     image = write(tmp_path / "image.nii")
     rewrite(tmp_path / "image.nii", dim=(3, *[32767] * 3, 1, 1, 1, 1), **diagonal(1e6, 1e6, 1e6))
@@ -159,19 +159,19 @@ def test_a_grid_that_has_more_voxels_than_integers_count(tmp_path):
     assert f"expected at most {LARGEST_GRID}" in resampling
 
 
-def test_the_largest_grid_is_one_that_can_be_had():
+def test_the_largest_grid_is_accepted():
     side = round(LARGEST_GRID ** (1 / 3))
     assert Grid((side, side, side), np.eye(4)).resampled_shape((1, 1, 1)) == (side, side, side)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzzed")
 
 
 @contextmanager
-def no_more_than(count):
-    """A block in which NumPy and Python take at most so many bytes."""
+def limit_memory(count):
+    """Assert that NumPy and Python allocate fewer than ``count`` bytes in a block."""
     tracemalloc.start()
     try:
         yield
@@ -198,8 +198,8 @@ CHANGES = st.one_of(
     packed=st.booleans(),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_no_header_raises_prints_or_takes_much(place, changes, kind, packed):
-    path, label = place / ("image.nii.gz" if packed else "image.nii"), place / "label.nii"
+def test_no_header_raises_prints_or_uses_much_memory(folder, changes, kind, packed):
+    path, label = folder / ("image.nii.gz" if packed else "image.nii"), folder / "label.nii"
     content = bytearray(kind(np.zeros(SHAPE, np.float32), np.eye(4)).to_bytes())
     for start, patch in changes:
         size = len(content)
@@ -207,12 +207,12 @@ def test_no_header_raises_prints_or_takes_much(place, changes, kind, packed):
         del content[size:]
     path.write_bytes(gzip.compress(content, 1) if packed else content)
     write(label)
-    with warnings.catch_warnings(), no_more_than(50_000_000):
+    with warnings.catch_warnings(), limit_memory(50_000_000):
         warnings.simplefilter("error")
         found = check(str(path), str(label), ONE)
-    assert all(line.count("\n") == 0 and line.startswith(str(place)) for line in found)
+    assert all(line.count("\n") == 0 and line.startswith(str(folder)) for line in found)
 
 
-def test_what_nibabel_mends_or_refuses_is_not_printed_too(tmp_path, caplog):
+def test_nibabels_own_warnings_are_not_printed(tmp_path, caplog):
     assert len(check_one(tmp_path / "image.nii", datatype=3, pixdim=(1, -1, 0, 1, 1, 1, 1, 1))) == 1
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Volumes read as MONAI reads them, and broken ones met by a pipeline: one line that names the file."""
+"""Volumes are read as MONAI reads them; a broken one in a pipeline is one line that names the file."""
 
 import pickle
 import re
@@ -34,7 +34,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:2000])
 
 
-def spoil(path):
+def add_nan(path):
     image = nib.load(path)
     voxels = image.get_fdata(dtype=np.float32)
     voxels[0, 0, :2] = np.nan, np.inf
@@ -52,14 +52,14 @@ BROKEN = [
     ("label", flip_a_bit, "cannot be read (CRC check failed"),
     ("image", Path.unlink, "cannot be read"),
     ("label", truncate, "cannot be read"),
-    ("image", spoil, "found 2 NaN or infinite voxels"),
+    ("image", add_nan, "found 2 NaN or infinite voxels"),
     ("label", mislabel, "found label values 256, 257, 258"),
 ]
 
 
 @pytest.mark.parametrize(("key", "damage", "part"), BROKEN)
 def test_a_broken_file_is_one_line(cases, key, damage, part):
-    if damage is truncate and key == "label":  # noise, which packing does not shorten
+    if damage is truncate and key == "label":  # noise, which gzip hardly compresses
         voxels = np.random.default_rng(0).integers(0, 3, (36, 28, 18), dtype=np.uint8)
         write_nifti(Path(cases[0][key]), voxels)
     damage(Path(cases[0][key]))
@@ -71,8 +71,8 @@ def test_a_broken_file_is_one_line(cases, key, damage, part):
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_a_volume_lies_where_its_sform_says(tmp_path, kind):
-    """Even where pixdim contradicts it: there MONAI's own reader takes the qform."""
+def test_the_sform_places_a_volume(tmp_path, kind):
+    """Even if pixdim contradicts it; MONAI's own reader would use the qform."""
     image = kind(np.random.default_rng(0).random((12, 10, 8), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
     image.header["pixdim"][1:4] = 1, 1, 5
     nib.save(image, tmp_path / "image.nii.gz")
@@ -95,7 +95,7 @@ def test_the_broken_one_of_several_channels_is_named(tmp_path):
         load({"image": paths})
 
 
-def test_what_is_read_is_what_monai_reads(cases):
+def test_volumes_equal_those_of_monai(cases):
     keys = ["image", "label"]
     ours, theirs = LoadVolumed(keys, 3)(dict(cases[0])), LoadImaged(keys, ensure_channel_first=True)(dict(cases[0]))
     assert ours.keys() == theirs.keys()
@@ -112,7 +112,7 @@ def fail_with(error):
     return Lambda(fail)
 
 
-def test_a_pipeline_unwraps_mistakes_alone():
+def test_a_pipeline_unwraps_only_input_errors():
     nested = Pipeline([Compose([fail_with(InputError("a: found b, expected c"))])])
     with pytest.raises(InputError, match=r"^a: found b, expected c$") as caught:
         nested({})
@@ -123,7 +123,7 @@ def test_a_pipeline_unwraps_mistakes_alone():
         assert is_out_of_memory(wrapped.value) == isinstance(error, MemoryError)
 
 
-def test_lack_of_memory_while_reading_stays_that(cases, monkeypatch):
+def test_lack_of_memory_while_reading_is_still_recognised(cases, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate 9 GiB")
 
@@ -133,7 +133,7 @@ def test_lack_of_memory_while_reading_stays_that(cases, monkeypatch):
     assert is_out_of_memory(caught.value)
 
 
-def test_a_pipeline_is_composed_cut_and_pickled_like_monais(cases):
+def test_a_pipeline_can_be_composed_split_and_pickled_like_compose(cases):
     _, validation = pipelines()
     again = pickle.loads(pickle.dumps(validation))
     whole = validation(dict(cases[0]))

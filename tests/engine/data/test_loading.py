@@ -1,4 +1,4 @@
-"""Draws that do not depend on where the run was started, and processes that load until their parent ends them."""
+"""Random draws that do not depend on where a run was resumed, and loading processes that only their parent stops."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from engine.data.loading import EndlessBatches, SeededDataset, derive_seed, seed
 
 
 @pytest.mark.parametrize(("cases", "batch_size"), [(5, 1), (5, 2), (3, 4), (1, 3)])
-def test_started_later_means_the_same_batches(cases, batch_size):
+def test_a_later_start_gives_the_same_batches(cases, batch_size):
     whole = list(EndlessBatches(cases, batch_size, seed=1, start=0, stop=12))
     assert len(whole) == 12
     for start in (1, 4, 11):
@@ -52,7 +52,7 @@ def test_derived_seeds_are_32_bit_and_different():
     assert max(seeds) < 2**32
 
 
-def test_iteration_decides_what_a_network_draws():
+def test_iteration_decides_the_random_numbers_of_a_network():
     def draw(iteration):
         seed_iteration(7, iteration)
         return torch.rand(3)
@@ -83,14 +83,14 @@ def main(_):
                     break
         stop.raise_if_requested()
 
-os.register_at_fork(after_in_child=stop_all)  # before a loading process comes to its init function
+os.register_at_fork(after_in_child=stop_all)  # before the init function of the loading process
 sys.exit(run(main, None))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("block", ["deferred", "immediate"])
-def test_a_request_to_the_whole_group_while_a_loader_starts(number, block):
+def test_a_signal_to_the_whole_group_while_a_loader_starts(number, block):
     ended = subprocess.run(
         [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number)), block],
         cwd=REPOSITORY,
@@ -112,6 +112,6 @@ raise SystemExit(3)
 """
 
 
-def test_a_script_that_ends_with_a_loader_in_its_hands_does_not_hang():
+def test_a_script_that_ends_with_an_open_loader_does_not_hang():
     ended = subprocess.run([sys.executable, "-c", HOLDS_ITS_LOADER], cwd=REPOSITORY, timeout=60, env={**os.environ})
     assert ended.returncode == 3

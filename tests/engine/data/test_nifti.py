@@ -1,4 +1,4 @@
-"""Files as they are on disk: damage is told, and a label map is written on the grid of its image."""
+"""NIfTI files: damage is reported, and a label map is written on the grid of its image."""
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +9,7 @@ from engine.data.nifti import read_voxels, save_labels
 from engine.runtime.errors import InputError
 
 
-def test_a_flipped_bit_is_told(tmp_path):
+def test_a_flipped_bit_is_reported(tmp_path):
     path = tmp_path / "image.nii.gz"
     write_nifti(path, np.random.default_rng(0).normal(5, 1, (20, 20, 20)).astype(np.float32))
     flip_a_bit(path)

@@ -1,4 +1,4 @@
-"""Dice against counting by hand, and the rule for absent classes."""
+"""Dice compared with counts by hand, the rule for absent classes, and the table."""
 
 import json
 import math
@@ -14,8 +14,8 @@ PREDICTION = np.array([0, 1, 1, 1, 0, 2, 2, 3], np.uint8).reshape(2, 2, 2)
 
 def test_dice_of_each_foreground_class():
     dice = dice_by_class(PREDICTION, LABEL, 5)
-    assert dice[:3].tolist() == pytest.approx([2 * 2 / 6, 1, 0])  # class 3 is predicted and not there
-    assert math.isnan(dice[3])  # class 4 is in neither
+    assert dice[:3].tolist() == pytest.approx([2 * 2 / 6, 1, 0])  # class 3 is predicted but not in the label
+    assert math.isnan(dice[3])  # class 4 is in neither of them
 
 
 def test_absent_classes_are_left_out_of_the_means():

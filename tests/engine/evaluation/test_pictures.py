@@ -1,4 +1,4 @@
-"""What the pictures show: volume, label and prediction the patient's way round, and a network's masks."""
+"""Pictures of volume, label and prediction in anatomical orientation, and of a network's masks."""
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +25,7 @@ def test_pictures_of_full_empty_and_flat_volumes(tmp_path):
     assert preview(str(tmp_path / "flat.nii.gz"), np.ones((9, 8, 1), np.uint8), None, description, "flat").axes
 
 
-def test_picture_shows_the_patient_the_same_way_in_any_axis_order(tmp_path):
+def test_a_picture_does_not_depend_on_the_axis_order_of_the_file(tmp_path):
     voxels = np.zeros((6, 8, 10), np.int16)
     voxels[1, 2, 3] = 100
     image = nib.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0]))
@@ -45,6 +45,6 @@ def test_picture_shows_the_patient_the_same_way_in_any_axis_order(tmp_path):
         assert aspect == pytest.approx(other_aspect)
 
 
-def test_mask_picture_has_a_slice_a_block():
+def test_the_picture_of_masks_has_one_slice_per_block():
     figure = mask_slices({name: np.random.default_rng(0).random((1, 1, 5, 5, 5)) for name in "abcde"})
     assert sum(bool(axes.images) and axes.get_title() != "" for axes in figure.axes) == 5

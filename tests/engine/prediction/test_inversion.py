@@ -1,4 +1,4 @@
-"""Labels on the native grid: block by block as by MONAI's inverse of the pipeline, whatever the image's affine."""
+"""Labels on the native grid, computed block by block, equal those of MONAI's inverse pipeline for any affine."""
 
 import itertools
 from copy import deepcopy
@@ -15,12 +15,12 @@ from engine.prediction.inversion import compare_classes, interpolate_blocks, sha
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 CLASSES = 5
-NEAR_TIE = 1e-4  # of probabilities; MONAI's coordinates are float32, off by as much of a voxel in the largest volumes
-DIFFERING = 2e-4  # share of the voxels
+NEAR_TIE = 1e-4  # of probabilities; MONAI's float32 coordinates have errors of this size in the largest volumes
+DIFFERING = 2e-4  # maximum share of differing voxels
 
 
 def make_case(folder, shape, affine, spacing, channels=1):
-    """A preprocessed image whose foreground keeps off all the sides of the file where it can, and its pipeline."""
+    """Create a preprocessed image and its pipeline; the foreground keeps away from all faces if there is room."""
     rng = np.random.default_rng(1)
     voxels = np.zeros((*shape, channels), np.float32)
     inner = tuple(slice(side // 6, side - side // 5) for side in shape)
@@ -36,23 +36,23 @@ def make_case(folder, shape, affine, spacing, channels=1):
 
 
 def make_logits(image, classes=CLASSES, sharpness=4.0):
-    """Smooth random logits on the image's grid."""
+    """Draw smooth random logits on the image's grid."""
     coarse = torch.randn(1, classes, 6, 5, 4, generator=torch.Generator().manual_seed(2)) * sharpness
     return F.interpolate(coarse, size=image.shape[1:], mode="trilinear")[0]
 
 
 def invert_whole(logits, image, transforms):
-    """The published way: MONAI's inverse of all the probabilities, (classes, X, Y, Z)."""
+    """Invert all probabilities with MONAI, as the published code does; returns (classes, X, Y, Z)."""
     operations = deepcopy(image.applied_operations)
     placed = MetaTensor(logits.softmax(0), meta=image.meta, applied_operations=operations)
     return transforms.inverse({"image": placed})["image"].as_subclass(torch.Tensor)
 
 
 def assert_same_labels(labels, probabilities):
-    """Equal to the argmax but for a few voxels, where the label's probability is the largest one's or nearly so.
+    """Assert that labels equal the argmax, except for few voxels, in which the probability is nearly the largest.
 
-    Exactly on the edge of the crop all the probabilities are 0, where float32 coordinates give them some millionths:
-    there they are all nearly the largest.
+    Exactly on the edge of the crop all probabilities are 0, or some millionths with float32 coordinates; there every
+    class counts as nearly the largest.
     """
     largest, expected = probabilities.max(dim=0)
     assert labels.shape == expected.shape
@@ -80,7 +80,7 @@ def test_every_orientation(tmp_path, order, signs):
 
 
 def rotation(*angles):
-    """A rotation about x, then y, then z."""
+    """Compute the matrix of rotations about x, then y, then z."""
     turns = np.eye(3)
     for axis, angle in enumerate(angles):
         first, second = (axis + 1) % 3, (axis + 2) % 3
@@ -92,7 +92,7 @@ def rotation(*angles):
 
 
 def with_steps(steps):
-    """An affine of a 3 x 3 matrix, as a NIfTI file keeps it."""
+    """Build the affine of a 3 x 3 matrix in the precision of a NIfTI file."""
     affine = np.eye(4)
     affine[:3, :3] = steps
     affine[:3, 3] = (12.5, -7.25, 100)
@@ -126,7 +126,7 @@ def test_geometries(tmp_path, name):
 
 
 def test_voxels_outside_the_crop_are_background(tmp_path):
-    """Even where the network sees no background anywhere."""
+    """Even if the network predicts no background anywhere."""
     image, transforms = make_case(tmp_path, *GEOMETRIES["coarser grid"])
     logits = torch.zeros(CLASSES, *image.shape[1:])
     logits[3] = 50
@@ -136,7 +136,7 @@ def test_voxels_outside_the_crop_are_background(tmp_path):
     assert set(labels.unique().tolist()) == {0, 3}
 
 
-def test_a_crop_between_two_slices_touches_none(tmp_path):
+def test_a_crop_between_two_slices_labels_none(tmp_path):
     image, transforms = make_case(tmp_path, (12, 12, 8), with_steps(np.diag([1, 1, 10])), (1.0, 1.0, 1.0))
     thin = transforms.transforms[-2]  # CropForegroundd
     thin.cropper.select_fn = lambda volume: torch.zeros_like(volume).index_fill_(3, torch.tensor([34, 35]), 1)
@@ -148,7 +148,7 @@ def test_a_crop_between_two_slices_touches_none(tmp_path):
 
 
 def test_flat_probabilities_are_compared_in_every_class(tmp_path):
-    """No class stands out, so that none may be left out of a block."""
+    """No class can be skipped in any block, because all have similar probabilities."""
     image, transforms = make_case(tmp_path, *GEOMETRIES["finer grid"])
     logits = make_logits(image, classes=16, sharpness=0.05)
     labels = to_native_labels(logits, image, transforms)
@@ -172,20 +172,20 @@ def test_logits_that_are_not_finite_are_refused(tmp_path, name, value):
 
 
 @pytest.mark.parametrize(("shear", "shared"), [(1e-5, True), (1e-2, False)])
-def test_shear_is_judged_over_the_volume(tmp_path, shear, shared):
+def test_shear_is_judged_by_its_effect_over_the_volume(tmp_path, shear, shared):
     steps = np.eye(3)
     steps[0, 1] = shear
     image, _ = make_case(tmp_path, (30, 31, 19), with_steps(steps), (1.0, 1.0, 1.0))
     assert (shared_axes(image) is not None) == shared
 
 
-def test_other_pipelines_go_the_general_way(tmp_path):
+def test_other_pipelines_use_the_general_path(tmp_path):
     image, _ = make_case(tmp_path, *GEOMETRIES["oblique"])
     image.applied_operations.pop()
     assert shared_axes(image) is None
 
 
-def test_blocks_leave_the_logits_alone(tmp_path):
+def test_blocks_do_not_modify_the_logits(tmp_path):
     image, _ = make_case(tmp_path, *GEOMETRIES["oblique"])
     logits = make_logits(image)
     before = logits.clone()

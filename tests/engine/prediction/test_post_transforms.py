@@ -1,4 +1,4 @@
-"""Labels back on the image's own grid and in a file, and logits that cannot become any."""
+"""Predicted labels are inverted to the image's own grid and written; logits that are not finite are refused."""
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +15,7 @@ from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 
 def rotated(angle, spacing, origin=(-20.0, 35.0, 7.0)):
-    """An affine in mm that turns about the z axis."""
+    """Build an affine in mm with a rotation about the z axis."""
     cos, sin = np.cos(angle), np.sin(angle)
     affine = np.eye(4)
     affine[:3, :3] = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) * spacing
@@ -33,8 +33,8 @@ AFFINES = {
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-def test_labels_come_back_to_where_they_were(tmp_path, affine):
-    """Labels shown as intensities, sent through the pipeline and back, are the same but for the edges' voxels."""
+def test_labels_return_to_their_place(tmp_path, affine):
+    """Labels used as intensities, transformed and inverted, are the same except for voxels at edges."""
     labels = np.zeros((24, 30, 16), np.uint8)
     labels[2:10, 6:24, 1:8] = 1
     labels[14:20, 3:14, 2:9] = 2
@@ -46,10 +46,10 @@ def test_labels_come_back_to_where_they_were(tmp_path, affine):
     assert case["image"].shape[1:] != labels.shape  # resampled or cropped
     distance = (case["image"] - torch.tensor([0, 0.5, 1])[:, None, None, None]).abs()
     case["pred"] = -10 * distance
-    invert, save = infer_post_transforms(transforms, tmp_path)
+    invert, save = infer_post_transforms(tmp_path, transforms)
     out = save(invert(case))["pred"]
     assert out.shape == labels.shape
-    assert dice_by_class(out, labels, 3).min() > 0.85  # any flip or shift by a voxel or two falls below
+    assert dice_by_class(out, labels, 3).min() > 0.85  # a flip, or a shift by a voxel or two, gives less
     written = nib.load(tmp_path / "case_seg.nii.gz")
     assert np.array_equal(written.affine, nib.load(source).affine)
     assert np.array_equal(np.asarray(written.dataobj), out)
@@ -60,6 +60,6 @@ def test_logits_that_are_not_finite_name_the_case(tmp_path):
     transforms = prediction_pipeline(DatasetDescription.from_json(DESCRIPTION, "test"))
     case = transforms(make_case("liver_7", str(tmp_path / "image.nii.gz")))
     case["pred"] = torch.full((3, *case["image"].shape[1:]), torch.nan)
-    invert, _ = infer_post_transforms(transforms, tmp_path)
+    invert, _ = infer_post_transforms(tmp_path, transforms)
     with pytest.raises(InputError, match="liver_7: found logits that are not finite"):
         invert(case)

@@ -1,4 +1,4 @@
-"""A case is finished in a thread while the network works on the next one: in order, few at a time, errors told."""
+"""A case is finished in a thread while the network processes the next one: order, memory and errors."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import pytest
 from engine.prediction.predict_cases import overlap_steps
 
 
-def test_work_goes_on_while_the_item_before_is_finished():
+def test_work_continues_while_the_previous_item_is_finished():
     started, order = threading.Event(), []
 
     def work(item):
@@ -19,7 +19,7 @@ def test_work_goes_on_while_the_item_before_is_finished():
         return item
 
     def finish(item):
-        assert item or started.wait(10)  # the second item's work begins before the first one's finish is over
+        assert item or started.wait(10)  # the second item's work begins before the first one is finished
         order.append(f"finish {item}")
 
     overlap_steps(range(3), work, finish)
@@ -28,8 +28,8 @@ def test_work_goes_on_while_the_item_before_is_finished():
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_items_live_no_longer_than_their_finish(slow):
-    """Of what was made, two at most are alive however slow the finish, and one once the one before is finished."""
+def test_items_are_freed_when_they_are_finished(slow):
+    """At most two items are alive, however slow ``finish`` is, and one after the previous item is finished."""
 
     class Volume:
         pass
@@ -47,11 +47,11 @@ def test_items_live_no_longer_than_their_finish(slow):
         return volume
 
     overlap_steps(range(5), work, lambda volume: time.sleep(0.05 if slow else 0))
-    assert max(counts) <= (3 if slow else 1)  # three in the moment between the end of a finish and its return
+    assert max(counts) <= (3 if slow else 1)  # briefly three, between the end of ``finish`` and its return
 
 
 @pytest.mark.parametrize("bad", [0, 2])
-def test_an_error_in_the_thread_surfaces(bad):
+def test_an_error_in_the_thread_is_raised(bad):
     done = []
 
     def finish(item):

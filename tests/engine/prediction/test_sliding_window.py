@@ -1,4 +1,4 @@
-"""Windows that slide over a volume of any shape, and where their logits are added up."""
+"""Sliding windows over volumes of any shape, and the device on which their logits are summed."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ NO_AUTOCAST = partial(torch.autocast, "cpu", enabled=False)
 
 
 class BrightIsForeground(nn.Module):
-    """Logits from the voxel alone, whatever the window."""
+    """Network whose logits depend only on the voxel, not on the window."""
 
     out_chans = 2
 
@@ -31,7 +31,7 @@ def test_sliding_window_covers_every_voxel_of_any_volume(shape):
     assert not logits[0].any()
 
 
-def test_logits_are_added_up_where_there_is_room():
+def test_logits_are_summed_on_the_gpu_if_they_fit():
     gpu, needed = torch.device("cuda", 1), 4 * 17 * 300 * 200 * 100
     assert choose_accumulator(16, (300, 200, 100), gpu, 2 * needed) == gpu
     assert choose_accumulator(16, (300, 200, 100), gpu, 2 * needed - 1) == torch.device("cpu")

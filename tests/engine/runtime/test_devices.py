@@ -1,4 +1,4 @@
-"""Which device and precision a run gets, and how a network lies on its device."""
+"""Choice of device and autocast precision, and the memory layout of a network."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from engine.runtime.errors import InputError
 from networks.base import InputSizes
 
 
-def test_cpu_is_taken_and_said_where_there_is_no_cuda(capsys, monkeypatch):
+def test_without_cuda_the_cpu_is_used_and_reported(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("0").type == "cpu"
     assert capsys.readouterr().out.count("\n") == 1
@@ -33,7 +33,7 @@ def test_autocast_computes_in_the_precision_asked_for(amp, dtype):
 
 
 @pytest.mark.parametrize(("amx", "side", "expected"), [(True, 48, torch.bfloat16), (True, 32, None), (False, 48, None)])
-def test_auto_precision_of_a_cpu_follows_its_instructions_and_the_coarsest_grid(monkeypatch, amx, side, expected):
+def test_auto_precision_on_a_cpu_depends_on_amx_and_the_coarsest_grid(monkeypatch, amx, side, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
     assert choose_precision("auto", torch.device("cpu"), (96, side, 96), InputSizes(16)) is expected
 
@@ -47,5 +47,5 @@ def test_bf16_on_grids_that_a_cpu_gets_wrong_is_refused():
 def test_cpu_networks_are_placed_channels_last():
     network = to_device(nn.Conv3d(4, 4, 3), torch.device("cpu"))
     assert network.weight.is_contiguous(memory_format=torch.channels_last_3d)
-    # With one input channel both layouts are contiguous, and only the strides tell PyTorch which is meant.
+    # With one input channel both layouts are contiguous, and PyTorch decides by the strides.
     assert to_device(nn.Conv3d(1, 4, 3), torch.device("cpu")).weight.stride() == (27, 1, 9, 3, 1)

@@ -1,4 +1,4 @@
-"""What processes share: batches, results, gradients, statistics. Two of them exchange tensors by gloo."""
+"""Shards, gathering, gradients and batch statistics in two processes that communicate by gloo."""
 
 import time
 from pathlib import Path
@@ -31,7 +31,7 @@ LENGTHS = range(6)
 
 
 def make_batch():
-    """Crops (N, C, D, H, W) and what their outputs are multiplied by; far from zero, where cancellation would show."""
+    """Draw crops (N, C, D, H, W), far from zero, where cancellation would show, and factors of the outputs."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2 * PROCESSES, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
     return image * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1, 1) + 100, torch.randn(image.shape, generator=generator)
@@ -46,7 +46,7 @@ def make_network():
 
 
 def step(network, forward, image, factors):
-    """Everything that a step leaves behind."""
+    """Take a step; return output, gradients and state."""
     image.requires_grad_()
     output = forward(image)
     (output * factors).mean().backward()
@@ -62,8 +62,8 @@ def worker(rank, folder):
     synchronise_batch_norm(synchronised)
     results = {
         "process": (process_rank(), process_count()),
-        "collected": [gather(shard(list(range(length)))) for length in LENGTHS],
-        "dealt": [shard(list(range(length))) for length in LENGTHS],
+        "gathered": [gather(shard(list(range(length)))) for length in LENGTHS],
+        "shards": [shard(list(range(length))) for length in LENGTHS],
         "types": [type(module).__name__ for module in synchronised.modules()],
         "step": step(synchronised, parallelise(synchronised), image.clone(), factors),
         "evaluated": synchronised.eval()(image),
@@ -84,37 +84,37 @@ def worker(rank, folder):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each of two processes found."""
+    """Results of each of the two processes."""
     folder = tmp_path_factory.mktemp("processes")
     mp.spawn(worker, (str(folder),), nprocs=PROCESSES)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(PROCESSES)]
 
 
-def test_processes_know_their_numbers(results):
-    assert [of_one["process"] for of_one in results] == [(0, 2), (1, 2)]
+def test_processes_have_their_rank_and_world_size(results):
+    assert [result["process"] for result in results] == [(0, 2), (1, 2)]
 
 
-def test_collecting_undoes_dealing_in_every_process(results):
+def test_gather_inverts_shard_in_every_process(results):
     for length in LENGTHS:
-        parts = [of_one["dealt"][length] for of_one in results]
+        parts = [result["shards"][length] for result in results]
         assert sorted([*parts[0], *parts[1]]) == list(range(length))
         assert abs(len(parts[0]) - len(parts[1])) <= 1
-        assert all(of_one["collected"][length] == list(range(length)) for of_one in results)
+        assert all(result["gathered"][length] == list(range(length)) for result in results)
 
 
 def test_processes_wait_for_each_other(results):
-    assert all(of_one["waited"] for of_one in results)
+    assert all(result["waited"] for result in results)
 
 
 def test_means_are_over_processes(results):
-    assert [of_one["mean"].item() for of_one in results] == [0.5, 0.5]
+    assert [result["mean"].item() for result in results] == [0.5, 0.5]
 
 
-def test_synchronised_step_is_that_of_one_process_with_the_whole_batch(results):
+def test_a_synchronised_step_equals_one_process_with_the_whole_batch(results):
     image, factors = make_batch()
     network = make_network()
     whole = step(network, network, image, factors)
-    steps = [of_one["step"] for of_one in results]
+    steps = [result["step"] for result in results]
     assert {"gradient of 1.weight", "0.0.running_var"} < set(whole)
     for part in steps:
         assert list(part) == list(whole)
@@ -122,7 +122,7 @@ def test_synchronised_step_is_that_of_one_process_with_the_whole_batch(results):
         for rank, part in enumerate(steps):
             if name == "output":
                 found, wanted = part[name], expected.chunk(PROCESSES)[rank]
-            elif name == "image":  # of a mean over half as many outputs
+            elif name == "image":  # its loss is a mean over half as many outputs
                 found, wanted = part[name] / PROCESSES, expected.chunk(PROCESSES)[rank]
             else:
                 found, wanted = part[name], expected
@@ -133,7 +133,7 @@ def test_synchronised_normalisation_evaluates_like_one_process(results):
     image, factors = make_batch()
     network = make_network()
     step(network, network, image.clone(), factors)
-    parts = torch.cat([of_one["evaluated"] for of_one in results])
+    parts = torch.cat([result["evaluated"] for result in results])
     torch.testing.assert_close(parts, network.eval()(image), rtol=1e-9, atol=1e-9)
 
 
@@ -150,7 +150,7 @@ def test_buffers_become_those_of_process_0(results):
         assert torch.equal(second["shared"][name], buffer)
 
 
-def test_low_precision_is_normalised_in_that_of_the_parameters():
+def test_low_precision_input_is_normalised_in_the_precision_of_the_parameters():
     norm, native = SyncBatchNorm3d(3), nn.BatchNorm3d(3)
     image = (make_batch()[0] - 100).bfloat16()
     output = norm(image)
@@ -172,7 +172,7 @@ def test_one_process_is_the_trivial_case():
 
 @pytest.fixture
 def _second_of_two(monkeypatch):
-    """As torchrun starts the second of two processes on a machine."""
+    """Set the environment that torchrun gives the second of two processes on a machine."""
     numbers = {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     monkeypatch.setattr(distributed, "SECONDS_TO_STOP", 0)
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
@@ -213,7 +213,7 @@ def test_only_the_first_process_prints(capsys):
         ("0", RuntimeError("closed by peer"), 1),
     ],
 )
-def test_whoever_stops_for_another_waits_to_be_ended(monkeypatch, rank, error, waits):
+def test_a_process_that_fails_because_of_another_waits_to_be_ended(monkeypatch, rank, error, waits):
     monkeypatch.setenv("RANK", rank)
     with (
         patch.object(distributed.time, "sleep") as sleep,

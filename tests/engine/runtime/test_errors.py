@@ -1,4 +1,4 @@
-"""How a script ends: mistakes of its user in a line with status 2, ours with a traceback."""
+"""Exit of a script: user errors are one line with status 2, and bugs keep their traceback."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def fail_with(error):
     return main
 
 
-def test_every_line_of_a_mistake_is_an_error(capsys):
+def test_every_line_of_an_input_error_is_reported(capsys):
     assert run(fail_with(InputError("one\ntwo")), ARGS) == 2
     assert capsys.readouterr().err == "error: one\nerror: two\n"
 
@@ -48,7 +48,7 @@ class Broken(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_mistake_found_while_loading_is_one_line(capsys, workers):
+def test_an_input_error_in_a_loading_process_is_one_line(capsys, workers):
     assert run(lambda args: list(DataLoader(Broken(), num_workers=workers)), ARGS) == 2
     assert capsys.readouterr().err == "error: case_1: found nothing, expected a volume\n"
 
@@ -66,7 +66,7 @@ def test_mistake_found_while_loading_is_one_line(capsys, workers):
         wrap_as_monai_does,
     ],
 )
-def test_lack_of_memory_is_one_line_that_says_what_to_lower(capsys, main):
+def test_lack_of_memory_is_one_line_that_names_the_flag_to_lower(capsys, main):
     assert run(main, ARGS, to_lower="--batch_size") == 2
     message = capsys.readouterr().err
     assert message.startswith("error: out of memory (")
@@ -75,7 +75,7 @@ def test_lack_of_memory_is_one_line_that_says_what_to_lower(capsys, main):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_nothing_is_one_line(capsys, number):
+def test_a_full_or_read_only_disk_is_one_line(capsys, number):
     reason = os.strerror(number)
     assert run(fail_with(OSError(number, reason, "/data/log")), ARGS) == 2
     assert capsys.readouterr().err == f"error: /data/log: {reason}, expected a disk with space\n"
@@ -89,7 +89,7 @@ sys.exit(run(lambda _: [print("a line", number) for number in range(int(sys.argv
 
 
 @pytest.mark.parametrize("lines", [3, 100_000])
-def test_a_reader_that_has_enough_is_no_error(lines):
+def test_a_reader_that_closes_the_pipe_is_not_an_error(lines):
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-c", PRINTS_MUCH, str(lines)], cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE
@@ -106,7 +106,7 @@ def test_a_broken_pipe_that_is_not_stdout_keeps_its_traceback(capfd):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EIO, "broken"), ValueError("ours")])
-def test_our_own_mistakes_keep_their_traceback(error):
+def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run(fail_with(error), ARGS, to_lower="--batch_size")
 
@@ -120,6 +120,6 @@ def test_parser_reports_in_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_names_that_are_no_text_can_be_printed(capfdbinary):
+def test_file_names_that_are_not_valid_text_can_be_printed(capfdbinary):
     assert run(lambda args: print("case_\udcff"), ARGS) == 0
     assert capfdbinary.readouterr().out == b"case_\\udcff\n"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever the disk does."""
+"""Files are written completely or not at all, even if the disk fails."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def test_a_disk_that_becomes_read_only_is_one_line(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
-def test_other_mistakes_while_writing_are_not_taken_for_a_full_disk(tmp_path):
+def test_other_errors_while_writing_are_not_reported_as_a_full_disk(tmp_path):
     with pytest.raises(RuntimeError, match="inconsistent"):
         write_whole(tmp_path / "file", lambda file: torch.ones(2) @ torch.ones(3))
     assert not list(tmp_path.iterdir())

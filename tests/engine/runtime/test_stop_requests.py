@@ -1,4 +1,4 @@
-"""Who may stop what: requests at once or later, and processes that only their parent ends."""
+"""Stop requests take effect at once or after the current work, and only their parent stops loading processes."""
 
 import multiprocessing
 import signal
@@ -20,7 +20,7 @@ def test_a_request_stops_at_once(number):
         signal.raise_signal(number)
 
 
-def test_only_the_first_request_counts_where_work_is_not_to_be_cut():
+def test_only_the_first_request_counts_in_a_deferred_block():
     with StopRequests() as stop, stop.deferred():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
@@ -30,7 +30,7 @@ def test_only_the_first_request_counts_where_work_is_not_to_be_cut():
     assert stop.reason == "SIGTERM"
 
 
-def test_a_block_within_may_be_cut():
+def test_an_immediate_block_within_a_deferred_one_stops_at_once():
     with StopRequests() as stop, stop.deferred():
         with stop.immediate():
             pass
@@ -38,7 +38,7 @@ def test_a_block_within_may_be_cut():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_handlers_and_timer_are_those_of_before_afterwards():
+def test_handlers_and_timer_are_restored():
     before = [signal.getsignal(number) for number in NUMBERS]
     with StopRequests(max_hours=1):
         assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(3600, abs=5)
@@ -46,12 +46,12 @@ def test_handlers_and_timer_are_those_of_before_afterwards():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_time_is_up_is_a_request():
+def test_max_hours_are_a_request():
     with pytest.raises(Stopped, match="--max_hours"), StopRequests(max_hours=0.01 / 3600):
         time.sleep(10)
 
 
-def test_the_command_that_goes_on(monkeypatch, tmp_path):
+def test_the_resume_command(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["main_train.py", "--output", "a run"])
     monkeypatch.setattr(sys, "executable", "python")
     assert resume_command(tmp_path) == "python main_train.py --output 'a run'"
@@ -69,7 +69,7 @@ def wait_long(started):
     time.sleep(60)
 
 
-def test_a_process_that_loads_data_is_ended_by_its_parent_alone():
+def test_only_its_parent_stops_a_loading_process():
     started = multiprocessing.Event()
     process = multiprocessing.Process(target=wait_long, args=(started,), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""The monitor of training steps: skipped ones are counted, and too many in a row end the run."""
+"""Logging of training steps: skipped steps are counted, and too many in a row end the run."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from engine.training.step import StepResult
 
 
 def log_steps(skipped, progress=None):
-    """Log one step for each of ``skipped``; the progress afterwards."""
+    """Log one step for each element of ``skipped``; return the progress."""
     monitor = StepMonitor(NoLog(), progress or Progress())
     for iteration, bad in enumerate(skipped, start=1):
         monitor.add(iteration, StepResult(torch.tensor(torch.nan if bad else 0.5), torch.tensor(bad)), 1e-4, 0.0, 0.0)
@@ -20,7 +20,7 @@ def log_steps(skipped, progress=None):
     return monitor.progress
 
 
-def test_skipped_steps_are_counted_and_told(capsys):
+def test_skipped_steps_are_counted_and_reported(capsys):
     progress = log_steps([False, True, True, False, True])
     assert (progress.skipped, progress.skipped_in_a_row) == (3, 1)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
@@ -33,12 +33,12 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
     assert log_steps([*almost, False, *almost]).skipped_in_a_row == SKIPS_IN_A_ROW - 1
     with pytest.raises(InputError, match=f"found {SKIPS_IN_A_ROW} iterations in a row, up to {SKIPS_IN_A_ROW + 1}"):
         log_steps([False, *almost, True])
-    with pytest.raises(InputError, match="up to 1,"):  # the others were before the run was resumed
+    with pytest.raises(InputError, match="up to 1,"):  # the other steps were skipped before the run was resumed
         log_steps([True], Progress(skipped_in_a_row=SKIPS_IN_A_ROW - 1))
 
 
 class ListLog(NoLog):
-    """Keeps what it is given."""
+    """Log that stores its entries in a list."""
 
     def __init__(self):
         self.entries = []
@@ -47,7 +47,7 @@ class ListLog(NoLog):
         self.entries.append((step, values))
 
 
-def test_a_step_is_logged_when_the_next_one_is_under_way():
+def test_a_step_is_logged_after_the_next_one_has_started():
     log = ListLog()
     monitor = StepMonitor(log, Progress())
     for iteration in (1, 2):
@@ -59,8 +59,8 @@ def test_a_step_is_logged_when_the_next_one_is_under_way():
     assert log.entries[0][1].keys() == {"train/loss", "train/lr", "train/data_wait_s", "train/compute_s"}
 
 
-def test_the_last_step_is_logged_again_where_its_evaluation_is_pending():
-    """TensorBoard voids whole steps: the evaluation's, which may be half logged, is the last one's."""
+def test_the_last_step_is_logged_again_if_its_evaluation_is_pending():
+    """Resuming discards whole steps; an evaluation, which may be partly logged, has the number of its last step."""
     log = ListLog()
     StepMonitor(log, Progress(iteration=4, awaits_evaluation=True, scalars={"loss": 0.5}))
     assert log.entries == [(4, {"train/loss": 0.5})]

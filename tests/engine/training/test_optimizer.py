@@ -1,4 +1,4 @@
-"""Schedule and optimisers."""
+"""Learning-rate schedule and optimisers."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_warmup_rises_to_the_peak_and_the_cosine_falls_to_zero():
 
 
 @pytest.mark.parametrize("schedule", [("constant", 1e-4, 10, 110), ("warmup_cosine", 1e-4, 0, 1)])
-def test_rate_without_warmup(schedule):
+def test_learning_rate_without_warmup(schedule):
     assert LearningRateSchedule(*schedule)(0) == 1e-4
 
 
@@ -41,7 +41,7 @@ def test_every_optimiser_steps(name):
 
 
 def test_rep_optimizer_scales_the_updates_of_its_network_only():
-    """With a gradient of one everywhere a step of SGD moves each weight by what its mask says."""
+    """With a gradient of one everywhere, a step of SGD moves each weight in proportion to its mask."""
     torch.manual_seed(0)
     moved = {}
     for name in ("REPOPT", "REP3D_NONE"):
@@ -59,7 +59,7 @@ def test_rep_optimizer_scales_the_updates_of_its_network_only():
     torch.testing.assert_close(ratio, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_frozen_parameters_are_left_to_no_optimiser():
+def test_frozen_parameters_are_not_optimised():
     network = build_network("TransBTS", 1, 2, (16, 16, 16), embed_dim=8, num_layers=1, mlp_dim=8)
     (group,) = make_optimizer("AdamW", network, 1e-4, 0.08).param_groups
     assert len(group["params"]) == sum(parameter.requires_grad for parameter in network.parameters())

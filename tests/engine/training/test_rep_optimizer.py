@@ -1,4 +1,4 @@
-"""A single kernel with scaled updates takes the course of two branches with constant scales."""
+"""A single kernel with scaled updates trains like two branches with constant scales."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SCALES = {"ks": 7, "small_ks": 3, "large_scale": 0.7, "small_scale": 1.3}
 
 
 def two_forms():
-    """Both blocks, in float64, with the same starting point."""
+    """Build both blocks in float64 with the same equivalent kernel."""
     torch.manual_seed(0)
     branches, single = csla_block(3, **SCALES).double(), repopt_block(3, **SCALES).double()
     with torch.no_grad():
@@ -21,7 +21,7 @@ def two_forms():
 
 
 def kernels_after(blocks, make_optimizer, steps=50):
-    """Train each block on the same noise; the kernels that convolve at the end."""
+    """Train each block on the same noise; return the final equivalent kernels."""
     for block in blocks:
         optimizer = make_optimizer(block.parameters())
         scale_updates(optimizer, block)
@@ -35,7 +35,7 @@ def kernels_after(blocks, make_optimizer, steps=50):
 
 
 def relative_difference(found, expected, start):
-    """Of the ways that two kernels went from the same start."""
+    """Compute the distance of two kernels relative to the update of ``expected`` from their common start."""
     return ((found - expected).norm() / (expected - start).norm()).item()
 
 
@@ -48,7 +48,7 @@ def relative_difference(found, expected, start):
     ],
     ids=["SGD", "SGD with momentum and decay", "AdamW"],
 )
-def test_same_course_as_two_branches(make_optimizer):
+def test_scaled_updates_train_like_two_branches(make_optimizer):
     blocks = two_forms()
     start = blocks[1].get_equivalent_kernel().detach().clone()
     branches, single = kernels_after(blocks, make_optimizer)
@@ -56,7 +56,7 @@ def test_same_course_as_two_branches(make_optimizer):
     torch.testing.assert_close(blocks[0].norm.weight, blocks[1].norm.weight)
 
 
-def test_unscaled_updates_take_another_course():
+def test_unscaled_updates_train_differently():
     blocks = two_forms()
     start = blocks[1].get_equivalent_kernel().detach().clone()
     plain = repopt_block(3, **{**SCALES, "large_scale": 1.0, "small_scale": 1e-9}).double()
@@ -76,7 +76,7 @@ def test_adamw_decays_weights_unscaled():
     torch.testing.assert_close(block.dwconv.weight, before * (1 - 0.1 * 0.5))
 
 
-def test_a_kernel_without_gradient_stays():
+def test_a_kernel_without_gradient_is_unchanged():
     _, block = two_forms()
     before = block.dwconv.weight.detach().clone()
     optimizer = AdamW(block.parameters(), 0.1, weight_decay=0.5)
@@ -85,7 +85,7 @@ def test_a_kernel_without_gradient_stays():
     assert torch.equal(block.dwconv.weight, before)
 
 
-def test_a_resumed_optimiser_goes_on_alike():
+def test_a_resumed_optimiser_continues_identically():
     def run(steps, resume_at=None):
         _, block = two_forms()
         optimizer = AdamW(block.parameters(), 1e-3)
@@ -105,7 +105,7 @@ def test_a_resumed_optimiser_goes_on_alike():
     assert torch.equal(run(6), run(6, resume_at=3))
 
 
-def test_the_mask_is_the_sum_of_powers():
+def test_the_update_mask_is_the_sum_of_powers_of_the_scales():
     mask = repopt_block(3, **SCALES).update_mask(2)
     assert mask.shape == (7, 7, 7)
     assert mask[0, 0, 0] == mask[1, 3, 3] == pytest.approx(0.7**2)
@@ -119,7 +119,7 @@ def test_other_optimisers_are_refused():
         scale_updates(Adam(block.parameters()), block)
 
 
-def test_networks_without_such_blocks_are_left_alone():
+def test_networks_without_repopt_blocks_get_no_hook():
     layer = nn.Linear(2, 2)
     optimizer = Adam(layer.parameters())
     scale_updates(optimizer, layer)

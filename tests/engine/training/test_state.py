@@ -1,4 +1,4 @@
-"""The state of a run: what is saved, what is restored, which evaluation is the best."""
+"""State of a training run: saving, restoring, and choosing the best evaluation."""
 
 import copy
 import math
@@ -11,19 +11,19 @@ from engine.training.step import running_statistics, train_step
 
 
 def step(state, image):
-    """With a loss of logits alone."""
+    """Train with a loss that depends only on the logits."""
     return train_step(state, lambda logits, _: logits.square().mean(), image, image, 1e-2)
 
 
-def test_moments_saved_in_another_layout_are_those_of_the_same_weights(make_state, tmp_path):
+def test_moments_saved_in_another_memory_layout_are_restored(make_state, tmp_path):
     saved, resumed = make_state(), make_state()
     image = torch.randn(1, 1, 32, 32, 16)
     step(saved, image)
-    laid_out = copy.deepcopy(saved.optimizer.state_dict())
+    channels_last = copy.deepcopy(saved.optimizer.state_dict())
     for moments in saved.optimizer.state.values():
-        moments.update({name: value.contiguous() for name, value in moments.items()})  # as a GPU has them
+        moments.update({name: value.contiguous() for name, value in moments.items()})  # as on a GPU
     saved.save(tmp_path)
-    saved.optimizer.load_state_dict(laid_out)
+    saved.optimizer.load_state_dict(channels_last)
     resumed.restore(tmp_path)
     for state in (saved, resumed):
         step(state, image)
@@ -46,12 +46,12 @@ def test_weights_that_are_not_finite_are_not_saved(make_state, value):
         state.check_weights()
 
 
-def test_a_dice_that_is_no_number_is_never_the_best(make_state, tmp_path):
+def test_a_nan_dice_is_never_the_best(make_state, tmp_path):
     state = make_state()
     best = tmp_path / "best_metric_model.pth"
     state.progress.iteration = 1
     state.keep_best(math.nan, tmp_path)
-    assert best.exists()  # stands in, so that there is something to predict with
+    assert best.exists()  # saved so that weights for prediction exist
     assert state.progress.best_dice == -math.inf
     for iteration, dice, kept in (
         (2, 0.0, 2),

@@ -1,4 +1,4 @@
-"""One training step: it never waits for the device, and changes nothing where loss or gradients are not finite."""
+"""A training step has no host sync, and changes nothing if loss or gradients are not finite."""
 
 import copy
 
@@ -14,7 +14,7 @@ CRITERION = DiceCELoss(to_onehot_y=True, softmax=True)
 
 
 class CountReads(TorchDispatchMode):
-    """Counts the operations that bring a value to the host; on a GPU each would wait for the device."""
+    """Counter of operations that copy a value to the host; each would be a host sync on a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -30,10 +30,10 @@ def step(state, image):
     return train_step(state, CRITERION, image, label, 1e-2)
 
 
-def test_a_step_reads_nothing_back(make_state):
+def test_a_step_has_no_host_sync(make_state):
     state = make_state()
     image = torch.randn(1, 1, 32, 32, 16)
-    step(state, image)  # the first one may set things up
+    step(state, image)  # the first step may initialise state
     with CountReads() as reads:
         done = step(state, image)
         assert reads.count == 0
@@ -42,7 +42,7 @@ def test_a_step_reads_nothing_back(make_state):
 
 
 def everything(state):
-    """What a step may change."""
+    """Copy everything that a step may change."""
     return copy.deepcopy((state.network.state_dict(), state.optimizer.state_dict()["state"]))
 
 
@@ -84,7 +84,7 @@ def test_gradients_that_are_not_finite_change_nothing(make_state):
 def test_infinite_gradients_of_fp16_are_skipped_at_a_lower_scale_each_time(make_state):
     state = make_state("--amp", "fp16")
     image = torch.randn(1, 1, 32, 32, 16)
-    assert not step(state, image).skipped  # makes the moments
+    assert not step(state, image).skipped  # creates the moments
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = everything(state)
     assert step(state, image).skipped
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_in_another_process_changes_no_weight(make_sta
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
 def test_a_first_step_that_is_skipped_leaves_no_trace(make_state, name):
-    """As with --amp fp16, whose scale starts too high."""
+    """This happens with --amp fp16, whose initial loss scale is too high."""
     skipped, other = make_state("--optim", name), make_state("--optim", name)
     image = torch.randn(1, 1, 32, 32, 16)
     step(skipped, torch.full_like(image, torch.nan))

@@ -1,4 +1,4 @@
-"""Checkpoints that outlive a full disk, and those of other programs."""
+"""Checkpoints survive a full disk, and those of other programs can be read."""
 
 import resource
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from networks import build_network
 
 
 @contextmanager
-def little_space(size):
-    """Files of this process cannot grow beyond ``size`` bytes, which fails as a full disk does."""
+def limited_file_size(size):
+    """Limit the files of this process to ``size`` bytes, so that writing fails like on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
-    finally:  # pytest's own log is a file, too
+    finally:  # pytest's own log is limited as well
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
@@ -28,13 +28,13 @@ def test_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, {"model": {"weight": torch.ones(2)}})
     expected = f"{path}: cannot be written .File too large., expected a disk with space"
-    with little_space(2000), pytest.raises(InputError, match=expected):
+    with limited_file_size(2000), pytest.raises(InputError, match=expected):
         save_checkpoint(path, {"model": {"weight": torch.ones(2000)}})
     assert torch.equal(load_checkpoint(path, "--resume")["model"]["weight"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_numbers_of_numpy_beside_the_weights_are_read(tmp_path):
+def test_numpy_numbers_next_to_the_weights_are_read(tmp_path):
     path = tmp_path / "checkpoint_final.pth"
     options = {"depths": (1, 1, 1, 1), "feat_size": (4, 8, 12, 16), "kernel_size": 5}
     source, network = (build_network("3DUXNET", 1, 3, (32, 32, 16), **options) for _ in range(2))

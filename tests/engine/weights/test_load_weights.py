@@ -1,4 +1,4 @@
-"""load_weights: names, wrappings, class and channel counts, and what is refused."""
+"""load_weights: names, wrappers, other numbers of classes and channels, and refused files."""
 
 import pytest
 import torch
@@ -42,9 +42,9 @@ def assert_same_weights(network, other):
         lambda weights: {"model": {f"_orig_mod.module.{key}": value for key, value in weights.items()}},
         lambda weights: {"state_dict": {f"model.{key}": value for key, value in weights.items()}},
     ],
-    ids=["bare", "state_dict", "nnU-Net", "nested", "beside a description", "DDP", "compiled DDP", "Lightning"],
+    ids=["bare", "state_dict", "nnU-Net", "nested", "next to a description", "DDP", "compiled DDP", "Lightning"],
 )
-def test_wrappings_and_prefixes_come_off(wrap, strict):
+def test_wrappers_and_prefixes_are_removed(wrap, strict):
     source, network = tiny(), tiny()
     report = load_weights(network, wrap(source.state_dict()), "weights.pth", strict)
     assert_same_weights(network, source)
@@ -53,7 +53,7 @@ def test_wrappings_and_prefixes_come_off(wrap, strict):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model."])
-def test_names_that_begin_with_a_prefix_of_their_own(prefix):
+def test_names_that_begin_like_a_removable_prefix(prefix):
     source, network = (build_network("UNet3D", 1, 3, ROI, channels=(2, 4, 4, 4, 4)) for _ in range(2))
     load_weights(network, {prefix + key: value for key, value in source.state_dict().items()}, "weights.pth", True)
     assert_same_weights(network, source)
@@ -120,7 +120,7 @@ def test_officially_unused_parameters_may_be_missing():
     assert_same_weights(network, source)
 
 
-def test_plain_kernels_start_a_masked_network_at_the_same_function():
+def test_plain_kernels_give_a_masked_network_the_same_output():
     torch.manual_seed(0)
     source, network = tiny("3DUXNET_K21").eval(), tiny("3DUXNET_LRBM").eval()
     report = load_weights(network, source.state_dict(), "weights.pth")
@@ -160,7 +160,7 @@ def test_single_tensors_may_be_missing_or_left_over_unless_strict():
         "unknown",
     ],
 )
-def test_what_does_not_fit_is_refused(weights, message):
+def test_weights_that_do_not_fit_are_refused(weights, message):
     with pytest.raises(InputError, match=f"^weights.pth .*{message}"):
         load_weights(tiny(), weights(), "weights.pth")
 
@@ -191,7 +191,7 @@ def test_a_refused_file_leaves_the_network_as_it_was():
         ("3DUXNET_LRBM", "3DUXNET"),
     ],
 )
-def test_networks_that_differ_in_their_mask_start_one_another_at_the_same_function(old, new):
+def test_networks_that_differ_only_in_the_mask_exchange_weights_with_the_same_output(old, new):
     torch.manual_seed(0)
     source, network = tiny(old).eval(), tiny(new).eval()
     for module in source.modules():
@@ -206,14 +206,14 @@ def test_networks_that_differ_in_their_mask_start_one_another_at_the_same_functi
     assert ("other masks, 4 of them folded" in str(report)) == any("lrbm" in key for key in source.state_dict())
 
 
-def test_strictly_a_mask_of_another_kind_is_another_network():
+def test_strict_refuses_a_mask_of_another_kind():
     for old, new in (("REP3D", "REP3D_FIXED"), ("REP3D_FIXED", "REP3D"), ("REP3D", "REP3D_NONE")):
         for deploy in (False, True):
             with pytest.raises(InputError, match="does not fit the network"):
                 load_weights(tiny(new, deploy=deploy), tiny(old).state_dict(), "weights.pth", strict=True)
 
 
-def test_a_kernel_of_one_voxel_is_no_large_one():
+def test_a_kernel_of_one_voxel_does_not_fit_a_large_one():
     weights = build_network("REP3D_NONE", 1, 3, ROI, **{**TINY, "kernel_size": 1}).state_dict()
     with pytest.raises(InputError, match=r"4 of another shape, such as rep3d.stages.0.0.dwconv.weight"):
         load_weights(tiny("REP3D"), weights, "weights.pth", strict=True)
@@ -226,7 +226,7 @@ def test_a_kernel_of_one_voxel_is_no_large_one():
         ("ResEncUNet", {"feat_size": (4, 8), "n_blocks": (1, 1)}),
     ],
 )
-def test_files_that_name_a_shared_tensor_once(name, options):
+def test_files_with_one_name_for_a_shared_tensor(name, options):
     source, network = (build_network(name, 1, 3, (32, 32, 64), **options) for _ in range(2))
     once = {id(value): (key, value) for key, value in source.state_dict(keep_vars=True).items()}
     weights = {key: value.detach() for key, value in once.values()}
@@ -235,7 +235,7 @@ def test_files_that_name_a_shared_tensor_once(name, options):
     assert_same_weights(network, source)
 
 
-def test_nnformer_takes_the_finest_head_of_a_deeply_supervised_one():
+def test_nnformer_loads_only_the_finest_head_of_deep_supervision():
     options = {"embed_dim": 8, "num_heads": (1, 1, 2, 2)}
     source, network = (build_network("nnFormer", 1, 3, (16, 32, 32), **options) for _ in range(2))
     weights = source.state_dict()
@@ -247,8 +247,8 @@ def test_nnformer_takes_the_finest_head_of_a_deeply_supervised_one():
     assert torch.equal(network.final[0].up.weight, source.final[0].up.weight)
 
 
-def test_counts_are_of_the_file():
-    """Three channels for one: the unused linear_encoding cannot be taken over."""
+def test_reported_counts_refer_to_the_file():
+    """From one channel to three, the unused linear_encoding cannot be loaded."""
     options = {"embed_dim": 16, "num_layers": 1, "mlp_dim": 16}
     source, network = (build_network("TransBTS", channels, 3, (8, 8, 16), **options) for channels in (1, 3))
     report = load_weights(network, source.state_dict(), "weights.pth")
