@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--max_iter", type=number(int, 1), default=60000, metavar="N", help="training iterations")
     recipe.add_argument("--batch_size", type=number(int, 1), default=1, metavar="N", help="cases per batch and device")
     recipe.add_argument("--crop_sample", type=number(int, 1), default=2, metavar="N", help="random crops per case")
-    side, size = number(int, 1), "size of crops and sliding windows, voxels"
+    side, size = number(int, 1), "size of crops and windows, voxels (R-L, A-P, I-S)"
     recipe.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
     recipe.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
     recipe.add_argument("--lr", type=positive, default=1e-4, metavar="RATE", help="peak learning rate")
@@ -143,7 +143,9 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     if args.resume:
         state.restore(output)
     elif (output / LAST).exists() or (output / PREVIOUS).exists():
-        raise InputError(f"--output: {output} holds a run already, expected --resume or another folder")
+        raise InputError(
+            f"--output: {output} holds a run already, expected --resume, another folder, or the run deleted"
+        )
     elif args.pretrain:
         weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
         print(f"{flag}: {load_weights(state.network, load_checkpoint(weights, flag), f'{flag}: {weights}')}")

@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=3,
         type=number(int, 1),
         metavar=("D", "H", "W"),
-        help="size, voxels (default: as trained, or 96 96 96)",
+        help="size, voxels along R-L, A-P, I-S (default: as trained, or 96 96 96)",
     )
     add_window_arguments(window)
 

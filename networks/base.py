@@ -116,7 +116,7 @@ class SegmentationNetwork(nn.Module):
         Raises:
             ValueError: the network does not support it.
         """
-        raise ValueError(f"{type(self).__name__} keeps all its activations, expected a network with checkpointing")
+        raise ValueError(f"{type(self).__name__} keeps all its activations")
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
         """Fold every ``FoldableBlock`` in place; a second call changes nothing."""

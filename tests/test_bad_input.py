@@ -115,6 +115,22 @@ def test_resume_with_other_cases(boxes, trained, train):
     assert_one_line(train(*arguments), "--root", "training cases")
 
 
+def test_every_flag_that_differs_at_a_resume_is_named(boxes, trained, train):
+    status, _, err = train(*train_arguments(boxes, trained, *TRAINED, "--lr", "1", "--seed", "3", "--resume"))
+    assert status == 2
+    assert err.splitlines()[-2:] == [
+        "error: --lr: found 1.0, expected 0.01 as in the run to resume",
+        "error: --seed: found 3, expected 0 as in the run to resume",
+    ]
+
+
+def test_resume_with_another_description_names_what_differs(boxes, trained, train):
+    description = json.loads((boxes / "boxes.json").read_text()) | {"spacing": [2, 2, 2]}
+    (boxes / "boxes.json").write_text(json.dumps(description))
+    result = train(*train_arguments(boxes, trained, *TRAINED, "--resume"))
+    assert_one_line(result, "--dataset: found boxes with another spacing, expected that of the run to resume")
+
+
 def test_resume_in_another_precision(boxes, trained, train):
     arguments = train_arguments(boxes, trained, *TRAINED, "--amp", "fp16", "--resume")
     assert_one_line(train(*arguments), "--amp: found fp16, expected off as in the run to resume")

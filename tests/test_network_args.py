@@ -66,7 +66,7 @@ def test_prediction_from_a_bare_state_dict_needs_the_flags(ablation, boxes, tmp_
 
 @pytest.mark.parametrize("arguments", [(), ("--network_args", "beta=3", "generator_depth=3", "per_channel=true")])
 def test_resuming_with_other_arguments_is_refused(ablation, boxes, train, arguments):
-    result = train(*train_arguments(boxes, ablation, "--max_iter", "3", *arguments, "--resume"))
+    result = train(*train_arguments(boxes, ablation, "--max_iter", "2", *arguments, "--resume"))
     assert_one_line(result, "--network_args", "expected beta=2", "as in the run to resume")
 
 

@@ -120,7 +120,7 @@ def _check_type(image: nib.Nifti1Image) -> list[str]:
 def _check_shape(image: nib.Nifti1Image, volumes: int) -> list[str]:
     expected = 3 if volumes == 1 else 4
     if len(image.shape) != expected or image.shape[3:] not in ((), (volumes,)):
-        last = "" if volumes == 1 else f" with {volumes} channels last"
+        last = "" if volumes == 1 else f" with {volumes} channels last, or one file per channel"
         return [f"found {len(image.shape)}D of shape {format_size(image.shape)}, expected a {expected}D volume{last}"]
     if min(image.shape) < 1:
         return [f"found shape {format_size(image.shape)}, expected voxels along every axis"]

@@ -13,7 +13,7 @@ from engine.data.datasets import DatasetDescription
 from engine.runtime.arguments import format_value
 from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_device
 from engine.runtime.distributed import process_count, synchronise_batch_norm
-from engine.runtime.errors import InputError
+from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.step import Learner
@@ -175,10 +175,15 @@ class TrainingState(Learner):
             raise InputError(f"{flag}: {path} holds no training state of this version, expected one") from error
 
     def _check_same_run(self, content: dict[str, Any]) -> None:
-        for name in MUST_MATCH:
-            if (saved := content["args"].get(name)) != self.flags[name]:  # older checkpoints may lack a flag
-                found = format_value(self.flags[name])
-                raise InputError(f"--{name}: found {found}, expected {format_value(saved)} as in the run to resume")
+        saved_flags = content["args"]  # an older checkpoint may lack a flag
+        raise_problems(
+            [
+                f"--{name}: found {format_value(self.flags[name])}, expected {format_value(saved_flags.get(name))} as "
+                "in the run to resume"
+                for name in MUST_MATCH
+                if saved_flags.get(name) != self.flags[name]
+            ]
+        )
         found, saved = (
             processes * arguments["batch_size"]
             for processes, arguments in ((process_count(), self.flags), (content["processes"], content["args"]))
@@ -195,8 +200,14 @@ class TrainingState(Learner):
                 (name for name, dtype in PRECISIONS.items() if str(dtype) == content["precision"]), content["precision"]
             )
             raise InputError(f"--amp: found {amp_name(self.precision)}, expected {saved} as in the run to resume")
-        if content["description"] != self.description.to_json():
-            raise InputError(f"--dataset: found {self.description.name}, expected the dataset of the run to resume")
+        found, saved = self.description.to_json(), content["description"]
+        if found != saved:
+            other = ", ".join(
+                sorted(name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name))
+            )
+            raise InputError(
+                f"--dataset: found {found['name']} with another {other}, expected that of the run to resume"
+            )
         if content["cases"] != self.cases:
             raise InputError("--root: found other training cases, expected those of the run to resume")
 
@@ -206,4 +217,6 @@ def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
     try:
         network.enable_checkpointing()
     except ValueError as error:
-        raise InputError(f"--checkpointing: found --network {name}, expected a network that can: {error}") from error
+        raise InputError(
+            f"--checkpointing: found --network {name}, expected a network that supports it ({error})"
+        ) from error

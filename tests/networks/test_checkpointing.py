@@ -72,5 +72,5 @@ def test_running_statistics_would_count_a_batch_twice():
 
 
 def test_networks_without_checkpointing_refuse_it():
-    with pytest.raises(ValueError, match="UNet3D keeps all its activations, expected"):
+    with pytest.raises(ValueError, match="UNet3D keeps all its activations"):
         build_network("UNet3D", 1, 3).enable_checkpointing()
