@@ -3,7 +3,7 @@
 #   make test        tests except the slow ones: less than ten minutes on two CPU cores
 #   make test-slow   tests that take long and add little; CI runs them as well
 #   make lint        ruff and mypy
-#   make bench       benchmarks, seven minutes on two CPU cores, and the tables of docs/speed.md from their results
+#   make bench       benchmarks, four minutes on two CPU cores, and the tables of docs/speed.md from their results
 #   make bench-slow  benchmarks of PyTorch's own large kernels and of a real network on a CT: an hour and a half
 #   make soak        stop a small training run at random moments, and compare its end with that of an undisturbed run
 #   make fuzz        run the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes

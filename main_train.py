@@ -82,7 +82,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
 
     validation = parser.add_argument_group("validation")
-    validation.add_argument("--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations between two")
+    validation.add_argument(
+        "--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations between validations"
+    )
     add_window_arguments(validation)
 
     execution = parser.add_argument_group("execution")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
+    NETWORK_FLAGS,
     add_device_arguments,
     add_network_arguments,
     add_window_arguments,
@@ -102,7 +103,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     network, roi_size, description = load_network(weights, described, args.network, args.roi_size, overrides)
     cases = find_test_cases(args.root, args.images, args.labels, description)
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
-    network_flags = {name: getattr(args, name) for name in ("network", "feat_size", "kernel_size", "network_args")}
+    network_flags = {name: getattr(args, name) for name in ("network", *NETWORK_FLAGS, "network_args")}
     settings = prediction_settings(digest, network_flags, roi_size, args.overlap, amp_name(precision), description)
     finished, missing = divide_cases(cases, output, settings, args.overwrite)
     if finished:

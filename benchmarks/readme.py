@@ -19,7 +19,7 @@ from benchmarks.gpu.schedule import STEPS
 from benchmarks.gpu.steps import convolution, training_step
 from benchmarks.gpu.steps.prediction import script_row
 from benchmarks.kernel_size import draw
-from benchmarks.report import name_machine
+from benchmarks.report import name_machine, replace_section
 from engine.evaluation.pictures import save_png
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import write_text
@@ -265,24 +265,11 @@ def cards_section(cards: dict[str, Card]) -> str:
     return "\n".join(tables)
 
 
-def replace_section(text: str, section: str) -> str:
-    """Replace the text between the markers of a document.
-
-    Raises:
-        InputError: a marker is missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"found no {BEGIN.strip()} or {END.strip()}, expected both on lines of their own")
-    return f"{before}{BEGIN}{section}{END}{after}"
-
-
 def documents() -> dict[Path, str]:
     """Generate the current text of each document with measured tables."""
     cards = read_cards()
     sections = {ROOT / "docs" / "speed.md": speed_section(cards), ROOT / "docs" / "gpu.md": cards_section(cards)}
-    return {path: replace_section(path.read_text(), section) for path, section in sections.items()}
+    return {path: replace_section(path, BEGIN, section, END) for path, section in sections.items()}
 
 
 def kernel_size_results() -> list[Results]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from engine.runtime.errors import InputError
 from engine.runtime.files import write_text
 
 
@@ -36,6 +37,19 @@ def name_machine(results: dict[str, Any]) -> str:
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format rows with right-aligned columns."""
     return tabulate([header, *rows], tablefmt="plain", colglobalalign="right", disable_numparse=True)
+
+
+def replace_section(path: Path, begin: str, section: str, end: str) -> str:
+    """Return a document with another text between two markers, which stand on lines of their own.
+
+    Raises:
+        InputError: a marker is missing.
+    """
+    before, found_begin, rest = path.read_text().partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise InputError(f"{path}: found no {begin.strip()} or {end.strip()}, expected both on their own lines")
+    return f"{before}{begin}{section}{end}{after}"
 
 
 def publish(results: dict[str, Any], text: str, path: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ MISTAKES = {
     "no name": (("=2",), "found '=2', expected NAME=VALUE"),
     "twice": (("beta=1", "beta=2"), "found beta twice, expected it once"),
     "also a flag": (("kernel_size=7",), "found kernel_size, expected it once, as --kernel_size"),
-    "also a flag, by the constructor's name": (("ks=7",), "found both kernel_size and ks"),
+    "also a flag, by the constructor's name": (("ks=7",), "found ks, expected it once, as --kernel_size"),
 }
 
 

@@ -229,7 +229,7 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = OneLineParser(description=__doc__)
+    parser = OneLineParser("make_phantoms", description=__doc__)
     parser.add_argument("--root", type=Path, metavar="DIR", required=True, help="folder to write the dataset into")
     parser.add_argument("--train", type=int, default=6, metavar="N", help="number of training cases")
     parser.add_argument("--val", type=int, default=2, metavar="N", help="number of validation cases")

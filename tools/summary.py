@@ -36,8 +36,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.measure import OUT_OF_MEMORY, UNMEASURED, Step, available_memory, measure_step
-from benchmarks.report import describe_machine, name_machine
-from engine.runtime.arguments import AMP_CHOICES, add_network_arguments, network_overrides, number
+from benchmarks.report import describe_machine, name_machine, replace_section
+from engine.runtime.arguments import (
+    NETWORK_FLAGS,
+    add_device_arguments,
+    add_network_arguments,
+    format_value,
+    network_overrides,
+    number,
+)
 from engine.runtime.devices import choose_device, choose_precision
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import write_text
@@ -103,8 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     networks.add_argument("--batch_size", type=number(int, 1), default=1, metavar="N", help="samples per batch")
 
     step = parser.add_argument_group("step")
-    step.add_argument("--gpu", default="0", metavar="DEVICE", help="CUDA device number, or cpu")
-    step.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="autocast precision")
+    add_device_arguments(step)
     step.add_argument("--steps", type=number(int, 1), default=3, metavar="N", help="timed steps, of which the median")
     step.add_argument("--no_step", action="store_true", help="count only")
     parser.add_argument("--update", action="store_true", help="add or replace these rows in docs/networks.md")
@@ -252,14 +258,13 @@ def check_update(args: argparse.Namespace, overrides: dict[str, Any], device: to
     """
     for name, expected in PAGE_SETTINGS.items():
         if (found := getattr(args, name)) != expected:
-            shown = [" ".join(map(str, value)) if isinstance(value, list) else value for value in (found, expected)]
-            raise InputError(f"--{name}: found {shown[0]}, expected {shown[1]} with --update")
+            raise InputError(f"--{name}: found {format_value(found)}, expected {format_value(expected)} with --update")
     if overrides:
-        flag = next(name for name in ("feat_size", "kernel_size", "network_args") if getattr(args, name))
+        flag = next(name for name in (*NETWORK_FLAGS, "network_args") if getattr(args, name))
         raise InputError(f"--{flag}: found it with --update, expected networks with their default arguments")
     if device.type != "cpu" and not args.no_step:
         raise InputError(f"--gpu: found {args.gpu}, expected cpu with --update")
-    replace_table(PAGE.read_text(), page_table(read_rows()))
+    updated_page(read_rows())
 
 
 def read_rows() -> list[Row]:
@@ -272,7 +277,7 @@ def update(measured: Sequence[Row]) -> None:
     """Add or replace rows in the results, and write the table of docs/networks.md from them."""
     rows = merge_rows(read_rows(), measured)
     write_text(RESULTS, json.dumps({**PAGE_SETTINGS, "rows": rows}, indent=2) + "\n")
-    write_text(PAGE, replace_table(PAGE.read_text(), page_table(rows)))
+    write_text(PAGE, updated_page(rows))
     print(f"\nwrote {RESULTS} and {PAGE}")
 
 
@@ -287,6 +292,11 @@ def merge_rows(stored: Sequence[Row], measured: Sequence[Row]) -> list[Row]:
             del new[name]
     rows = {**old, **new}
     return [rows[name] for name in NETWORKS if name in rows]
+
+
+def updated_page(rows: Sequence[Row]) -> str:
+    """Return docs/networks.md with the table of these rows; InputError if a marker is missing."""
+    return replace_section(PAGE, BEGIN, page_table(rows), END)
 
 
 def page_table(rows: Sequence[Row]) -> str:
@@ -308,19 +318,6 @@ def describe_machines(machines: dict[str, list[str]]) -> str:
     """Format which machine measured which networks; those of the most common machine are not listed."""
     most_common, *others = sorted(machines, key=lambda how: -len(machines[how])) or ["not measured"]
     return "; ".join([most_common, *(f"{', '.join(machines[how])}: {how}" for how in others)])
-
-
-def replace_table(page: str, table: str) -> str:
-    """Replace the text between the markers of a page.
-
-    Raises:
-        InputError: the page does not have both markers.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{PAGE}: found no {BEGIN.strip()} or {END.strip()}, expected both on their own lines")
-    return f"{before}{BEGIN}{table}{END}{after}"
 
 
 if __name__ == "__main__":

@@ -16,33 +16,33 @@ from engine.runtime.distributed import gather, process_rank, shard
 from engine.runtime.errors import InputError
 from engine.runtime.files import combine_digests, digest_file, file_state, write_text
 
-Memory = dict[str, list[Any]]  # absolute path -> [size, modification time, digest]
+Digests = dict[str, list[Any]]  # absolute path -> [size, modification time, digest]
 
 
-def digest_cases(cases: Sequence[Case], memory_file: Path, num_workers: int) -> list[str]:
+def digest_cases(cases: Sequence[Case], store: Path, num_workers: int) -> list[str]:
     """Compute a digest of each case's files, in order; the same in every process.
 
     The processes share the reading, so all of them have to call this.
 
     Args:
         cases: "image" (one path, or one per channel) and, if any, "label".
-        memory_file: JSON file with the digests of earlier calls; updated by rank 0, if it is writable.
+        store: JSON file with the digests of earlier calls; updated by rank 0, if it is writable.
         num_workers: files that a process reads at the same time; 0 counts as 1.
     Raises:
         InputError: a file cannot be read.
     """
-    known = _read_memory(memory_file)
+    known = _read_store(store)
     paths = sorted({os.path.abspath(path) for case in cases for path in case_files(case)})
     part = shard(paths)
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         found = pool.map(lambda path: _digest_if_changed(path, known.get(path)), part)
         bar = tqdm(found, "looking for cached cases", len(part), leave=False, disable=process_rank() != 0)
-        memory = dict(zip(paths, gather(list(bar)), strict=True))
-    if process_rank() == 0 and any(known.get(path) != entry for path, entry in memory.items()):
+        digests = dict(zip(paths, gather(list(bar)), strict=True))
+    if process_rank() == 0 and any(known.get(path) != entry for path, entry in digests.items()):
         # Read again, since another run may have added to it.
-        known = {path: entry for path, entry in _read_memory(memory_file).items() if os.path.exists(path)}
-        _write_memory(memory_file, known | memory)
-    return [combine_digests(memory[os.path.abspath(path)][-1] for path in case_files(case)) for case in cases]
+        known = {path: entry for path, entry in _read_store(store).items() if os.path.exists(path)}
+        _write_store(store, known | digests)
+    return [combine_digests(digests[os.path.abspath(path)][-1] for path in case_files(case)) for case in cases]
 
 
 def _digest_if_changed(path: str, known: list[Any] | None) -> list[Any]:
@@ -54,17 +54,17 @@ def _digest_if_changed(path: str, known: list[Any] | None) -> list[Any]:
         raise unreadable(path, error) from error
 
 
-def _read_memory(path: Path) -> Memory:
+def _read_store(path: Path) -> Digests:
     """Read the stored digests; if that fails all files are read again, which costs nothing but time."""
     try:
-        memory = json.loads(path.read_text())
+        digests = json.loads(path.read_text())
         return {
-            name: [int(size), int(time), bytes.fromhex(digest).hex()] for name, (size, time, digest) in memory.items()
+            name: [int(size), int(time), bytes.fromhex(digest).hex()] for name, (size, time, digest) in digests.items()
         }
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def _write_memory(path: Path, memory: Memory) -> None:
+def _write_store(path: Path, digests: Digests) -> None:
     with suppress(InputError):  # a complete cache need not be writable; the files are then read again next time
-        write_text(path, json.dumps(memory, indent=0, sort_keys=True) + "\n", shared=True)
+        write_text(path, json.dumps(digests, indent=0, sort_keys=True) + "\n", shared=True)

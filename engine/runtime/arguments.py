@@ -4,12 +4,13 @@ import argparse
 import ast
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from engine.runtime.errors import InputError
 
 HOURS_OF_A_YEAR = 8760
+NETWORK_FLAGS = ("feat_size", "kernel_size")  # arguments of the network's constructor that have flags of their own
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 
 
@@ -154,8 +155,16 @@ def network_overrides(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: an argument was given twice.
     """
-    named = {name: getattr(args, name) for name in ("feat_size", "kernel_size") if getattr(args, name) is not None}
-    others = args.network_args or {}
-    if twice := sorted(named.keys() & others.keys()):
-        raise InputError(f"--network_args: found {twice[0]}, expected it once, as --{twice[0]}")
-    return {**named, **others}
+    overrides = {name: getattr(args, name) for name in NETWORK_FLAGS if getattr(args, name) is not None}
+    for given, value in (args.network_args or {}).items():
+        # Some constructors call it ks; with one name for both, a flag replaces the argument that a checkpoint holds.
+        name = "kernel_size" if given == "ks" else given
+        if name in overrides:
+            raise InputError(f"--network_args: found {given}, expected it once, as --{name}")
+        overrides[name] = value
+    return overrides
+
+
+def name_network_flags(overrides: Iterable[str]) -> str:
+    """List the flags that set these arguments of the network's constructor, for messages."""
+    return ", ".join(sorted({f"--{name}" if name in NETWORK_FLAGS else "--network_args" for name in overrides}))

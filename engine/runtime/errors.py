@@ -72,8 +72,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class OneLineParser(argparse.ArgumentParser):
     """Argument parser that reports a mistake in one line, without the usage text."""
 
-    def __init__(self, prog: str | None = None, *, formatter_class: Any = HelpFormatter, **options: Any) -> None:
-        super().__init__(prog, formatter_class=formatter_class, **options)
+    def __init__(self, prog: str, description: str | None = None) -> None:
+        super().__init__(prog, description=description, formatter_class=HelpFormatter)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, and refuse NUL characters: other programs can pass them, no file name has them."""

@@ -74,7 +74,7 @@ class TrainingState(Learner):
     Random state is not part of it: every draw is a function of the seed and the iteration (``engine.data.loading``).
 
     Args:
-        args: arguments of main_train.
+        flags: flags of main_train and their values.
         config: configuration of the network.
         description: description of the dataset.
         cases: ids of the training cases, in order.
@@ -196,9 +196,8 @@ class TrainingState(Learner):
             expected = f"{content['processes']} as in the run to resume, where each process normalises its own batches"
             raise InputError(f"--nproc_per_node: found {process_count()} processes, expected {expected}")
         if content["precision"] != str(self.precision):
-            saved = next(
-                (name for name, dtype in PRECISIONS.items() if str(dtype) == content["precision"]), content["precision"]
-            )
+            names = {str(dtype): name for name, dtype in PRECISIONS.items()}
+            saved = names.get(content["precision"], content["precision"])
             raise InputError(f"--amp: found {amp_name(self.precision)}, expected {saved} as in the run to resume")
         found, saved = self.description.to_json(), content["description"]
         if found != saved:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.datasets import DatasetDescription
+from engine.runtime.arguments import name_network_flags
 from engine.runtime.errors import InputError
 from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint
 from engine.weights.load_weights import load_weights
@@ -43,7 +44,10 @@ def load_network(
         config = NetworkConfig.for_dataset(description, network, roi_size, overrides)
     else:
         raise InputError(f"--dataset: found none, expected one because {path} is a bare state dict")
-    built = config.build(deploy=True, source=_name_source(path, overrides) if saved else None)
+    source = None  # of a state dict's network: the flags
+    if saved is not None:
+        source = f"{FLAG}: {path}" + (f" with {name_network_flags(overrides)}" if overrides else "")
+    built = config.build(deploy=True, source=source)
     load_weights(built, content, f"{FLAG}: {path}", strict=True)
     window = tuple(roi_size or config.roi_size)
     try:
@@ -71,13 +75,4 @@ def _adapt(
             )
     if network not in (None, config.network):  # the checkpoint's arguments are for another network
         config = replace(config, network=network, overrides={})
-    # Two names of one argument: the flag replaces the checkpoint's.
-    aliases = {"ks", "kernel_size"}
-    kept = {name: value for name, value in config.overrides.items() if not {name, *overrides} >= aliases}
-    return replace(config, overrides={**kept, **overrides}), description or saved
-
-
-def _name_source(path: Path, overrides: dict[str, Any]) -> str:
-    """Name the checkpoint and the flags that change its network, for messages."""
-    flags = {f"--{name}" if name in ("feat_size", "kernel_size") else "--network_args" for name in overrides}
-    return f"{FLAG}: {path}" + (f" with {', '.join(sorted(flags))}" if flags else "")
+    return replace(config, overrides={**config.overrides, **overrides}), description or saved

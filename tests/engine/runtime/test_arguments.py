@@ -9,6 +9,7 @@ from engine.runtime.arguments import (
     boolean,
     format_value,
     hours,
+    name_network_flags,
     network_overrides,
     number,
     odd,
@@ -77,6 +78,26 @@ def test_malformed_network_arguments_are_one_line(words, capsys):
         parse("--network_args", *words)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("script: error: argument --network_args: found ")
+
+
+def test_the_side_of_the_kernels_has_one_name():
+    """So that a flag replaces the argument of a checkpoint, whichever name either was given by."""
+    assert network_overrides(parse("--network_args", "ks=5")) == {"kernel_size": 5}
+    for words in (["--network_args", "ks=5", "kernel_size=7"], ["--kernel_size", "5", "--network_args", "ks=7"]):
+        with pytest.raises(InputError, match="expected it once, as --kernel_size"):
+            network_overrides(parse(*words))
+
+
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        ([], ""),
+        (["feat_size"], "--feat_size"),
+        (["beta", "kernel_size", "per_channel"], "--kernel_size, --network_args"),
+    ],
+)
+def test_flags_of_network_arguments_are_named(names, flags):
+    assert name_network_flags(names) == flags
 
 
 def test_flags_and_network_arguments_are_merged():
