@@ -16,7 +16,7 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.data.datasets import DatasetDescription
-from engine.runtime.arguments import name_network_flags
+from engine.runtime.arguments import NETWORK_FLAGS
 from engine.runtime.distributed import barrier, gather, process_rank
 from engine.runtime.errors import InputError, is_out_of_memory
 from engine.runtime.files import DAMAGED, LAST, PREVIOUS, write_whole
@@ -71,7 +71,9 @@ class NetworkConfig:
             InputError: the arguments are invalid for the network, or it does not fit in memory.
         """
         if source is None:
-            source = f"--network {self.network} {name_network_flags(self.overrides)}".rstrip()
+            source = f"--network {self.network}" + (
+                " --network_args" if self.overrides.keys() - set(NETWORK_FLAGS) else ""
+            )
         try:
             return build_network(
                 self.network, self.in_chans, self.out_chans, self.roi_size, deploy=deploy, **self.overrides
