@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from engine.runtime.errors import Stopped
@@ -117,10 +117,20 @@ def ignore_stop_signals(_: int = 0) -> None:
     Start them within ``block_stop_signals``, since this function comes too late for their first moments.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_disconnected
     if hasattr(signal, "sigwaitinfo"):  # macOS lacks it, and does not report the sender of a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process()
         Thread(target=_end_by, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
+
+
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Keep silent where a training process that stops drops the connection over which it receives a batch.
+
+    multiprocessing's thread that hands out batches reports here; errors of the data go to the training process instead.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_by(parent: int | None) -> None:

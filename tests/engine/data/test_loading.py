@@ -104,6 +104,37 @@ def test_a_signal_to_the_whole_group_while_a_loader_starts(number, block):
     assert "Traceback" not in ended.stderr
 
 
+STOPPED_WHILE_IT_RECEIVES_A_BATCH = """
+import sys, time
+from multiprocessing import connection
+import torch
+from engine.runtime.errors import Stopped, run
+from engine.data.loading import Loader
+
+def stop(*_):  # in the middle of the handshake with the thread that hands out the batch
+    raise Stopped("SIGTERM")
+
+def main(_):
+    batches = iter(Loader(torch.arange(1000.), num_workers=1))
+    next(batches)
+    connection.answer_challenge = stop
+    try:
+        next(batches)
+    finally:
+        time.sleep(0.3)  # the loading process has noticed, and is not at its end yet
+
+sys.exit(run(main, None))
+"""
+
+
+def test_stopping_while_a_batch_is_received_prints_one_line():
+    command = [sys.executable, "-c", STOPPED_WHILE_IT_RECEIVES_A_BATCH]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stderr.startswith("stopped by SIGTERM")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 HOLDS_ITS_LOADER = """
 from engine.data.loading import Loader
 held = iter(Loader(range(1000), num_workers=1))
