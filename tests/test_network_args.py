@@ -78,7 +78,7 @@ def test_resuming_with_the_same_arguments_in_another_order(ablation, boxes, tmp_
 
 
 MISTAKES = {
-    "unknown name": (("dropout=0.5",), "found argument dropout, expected some of beta, depths, feat_size"),
+    "unknown name": (("dropout=0.5",), "found argument dropout, expected some of beta, correction, depths"),
     "text for a number": (("beta=two",), "beta: found 'two', expected a number"),
     "number for a boolean": (("per_channel=1",), "per_channel: found 1, expected true or false"),
     "one number for several": (("depths=2",), "depths: found 2, expected a list of whole numbers"),

@@ -10,6 +10,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.runtime.errors import InputError
 from engine.training.rep_optimizer import scale_updates
+from networks.Rep3D import LRBM
+from networks.RepOptimizer import csla_block
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,36 @@ class LearningRateSchedule:
         return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+def make_optimizer(
+    name: str, network: nn.Module, lr: float, weight_decay: float, mask_lr_factor: float = 1.0
+) -> Optimizer:
     """Build the optimiser ``name`` of ``--optim`` for the trainable parameters.
 
     AdamW and Adam have betas (0.9, 0.999) and eps 1e-8, SGD has Nesterov momentum 0.99. All are fused: one kernel
     updates all parameters, and a step can be skipped on the device (``skip_step_where``). For REPOPT the updates of the
     large kernels are scaled.
 
+    Args:
+        name: "AdamW", "Adam" or "SGD".
+        network: network on its device.
+        lr: learning rate.
+        weight_decay: weight decay; AdamW's is decoupled from the gradient.
+        mask_lr_factor: factor of the learning rate of the masks' parameters (``LRBM``).
     Raises:
-        InputError: the network needs scaled updates, which this optimiser does not support.
+        InputError: the network needs scaled updates, which this optimiser does not support; a ``mask_lr_factor``
+            without masks to train.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = group_by_rate(network, mask_lr_factor)
     common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "SGD":
-        optimizer: Optimizer = SGD(parameters, momentum=0.99, nesterov=True, **common)
-        for parameter in parameters:  # PyTorch leaves it unset if the first step of a fused optimiser is skipped
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        optimizer: Optimizer = SGD(groups, momentum=0.99, nesterov=True, **common)
+        for group in groups:
+            for parameter in group["params"]:  # PyTorch leaves it unset if a fused optimiser skips its first step
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     else:
         kind = {"AdamW": AdamW, "Adam": Adam}[name]
-        optimizer = kind(parameters, betas=(0.9, 0.999), eps=1e-8, **common)
+        optimizer = kind(groups, betas=(0.9, 0.999), eps=1e-8, **common)
+    set_learning_rate(optimizer, lr)
     try:
         scale_updates(optimizer, network)
     except ValueError as error:
@@ -64,10 +77,30 @@ def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float
     return optimizer
 
 
+def group_by_rate(network: nn.Module, mask_lr_factor: float) -> list[dict[str, Any]]:
+    """Group the trainable parameters by the factor of their learning rate, for an optimiser.
+
+    Raises:
+        InputError: a factor for masks, and none that is trained.
+    """
+    masks = [parameter for lrbm in network.modules() if isinstance(lrbm, LRBM) for parameter in lrbm.parameters()]
+    if mask_lr_factor != 1 and not masks:
+        raise InputError(f"--mask_lr_factor: found {mask_lr_factor:g}, expected a network with learned masks")
+    factors: dict[Tensor, float] = dict.fromkeys(masks, mask_lr_factor)
+    for block in network.modules():
+        if isinstance(block, csla_block):
+            factors.update(block.rate_factors())
+    groups: dict[float, list[Tensor]] = {}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    return [{"params": parameters, "rate_factor": factor} for factor, parameters in groups.items()]
+
+
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters, times the factor of their group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)  # older checkpoints have no factors
 
 
 def skip_step_where(bad: Tensor, optimizer: Optimizer) -> None:

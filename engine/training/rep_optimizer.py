@@ -1,9 +1,11 @@
-"""RepOptimizer: scale the updates of some parameters by constant masks, in place of parallel branches.
+"""RepOptimizer: scale the updates of some parameters by constant masks, in place of parallel branches or fixed masks.
 
-Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023. For SGD the gradient is
-multiplied by aL^2 + aS^2, and training is exactly equivalent to two branches, momentum and weight decay included. For
-AdamW gradient and update are multiplied by aL + aS: the first factor cancels except for eps, the second does not apply
-to the weight decay; training is equivalent to two branches in the limit of zero eps and weight decay.
+For SGD the gradient is multiplied by the mask of power 2 (aL^2 + aS^2 for branches, P^2 for a fixed mask P); training
+is equivalent, momentum and weight decay included. For AdamW gradient and update are multiplied by the mask of power 1
+(aL + aS, or P), the weight decay is not. That is equivalent to a fixed mask, and to two branches in the limit of zero
+eps and weight decay.
+
+Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023.
 """
 
 import torch

@@ -17,15 +17,16 @@ from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.step import Learner
-from engine.weights.checkpoints import NetworkConfig, load_last_good, save_checkpoint
+from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
 # Flags that a resumed run must have in common with the run that it continues.
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
-    *("optim", "lr", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
+    *("optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
 )
+NEWER_FLAGS = {"mask_lr_factor": 1.0}  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cases", "precision", "description"}
 
 
@@ -96,7 +97,8 @@ class TrainingState(Learner):
         if flags["sync_batchnorm"]:
             synchronise_batch_norm(network)
         precision = choose_precision(flags["amp"], device, config.roi_size, network.input_sizes)
-        optimizer = make_optimizer(flags["optim"], network, flags["lr"], flags["weight_decay"])
+        rates = flags["lr"], flags["weight_decay"], flags["mask_lr_factor"]
+        optimizer = make_optimizer(flags["optim"], network, *rates)
         super().__init__(network, optimizer, precision, flags["compile"])
         self.progress = Progress()
 
@@ -175,7 +177,8 @@ class TrainingState(Learner):
             raise InputError(f"{flag}: {path} holds no training state of this version, expected one") from error
 
     def _check_same_run(self, content: dict[str, Any]) -> None:
-        saved_flags = content["args"]  # an older checkpoint may lack a flag
+        arguments = complete_overrides(content["args"].get("network_args") or {}, content)
+        saved_flags = {**NEWER_FLAGS, **content["args"], "network_args": arguments or None}
         raise_problems(
             [
                 f"--{name}: found {format_value(self.flags[name])}, expected {format_value(saved_flags.get(name))} as "

@@ -7,7 +7,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -178,13 +178,26 @@ def load_last_good(folder: Path, flag: str) -> dict[str, Any]:
     return content
 
 
+def complete_overrides(overrides: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Add the arguments of a network whose defaults have changed since its checkpoint was written.
+
+    Args:
+        overrides: arguments of the network's constructor that were given then.
+        content: the checkpoint.
+    """
+    names = content.get("model", ())
+    masks = {name.rpartition(".lrbm.")[2] for name in names if ".lrbm." in name}
+    additive = any(name.startswith("generator.") for name in masks) and "gain" not in masks
+    return {**overrides, "correction": "additive"} if additive else overrides
+
+
 def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkConfig, DatasetDescription] | None:
     """Return the network configuration and dataset description of a checkpoint; None for a bare state dict."""
     if "config" not in content:
         return None
     try:
         config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
-        dict(**config.overrides)  # a TypeError unless all keys are names
+        config = replace(config, overrides=complete_overrides(dict(**config.overrides), content))  # keys are names
         if not isinstance(config.network, str):
             raise TypeError(config.network)
         for number in (config.in_chans, config.out_chans, *config.roi_size):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..large_kernel_unet import LargeKernelUNet
+from .lrbm import Correction, Padding
 from .rep3d_encoder import MaskMode, rep3d_block
 
 
@@ -26,7 +27,11 @@ class REP3D(LargeKernelUNet):
         beta: decay distance of the prior, voxels.
         generator_depth: convolutions in the mask's generator.
         generator_ks: odd side of their kernels, voxels.
+        generator_padding: what they see outside the map, "zeros" or the values of its border ("replicate").
         per_channel: learn one mask per channel instead of one per block.
+        correction: what is learned: "gated", "additive" or "free", see ``LRBM``.
+        mask_floor: smallest value of a mask; None for no limit.
+        learn_beta: train ``beta``, one per block, as well.
         norm_name: MONAI normalisation of skips and decoder.
         res_block: build skip and decoder blocks as residual ones.
         deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
@@ -49,7 +54,11 @@ class REP3D(LargeKernelUNet):
         beta: float = 1.0,
         generator_depth: int = 2,
         generator_ks: int = 7,
+        generator_padding: Padding = "zeros",
         per_channel: bool = False,
+        correction: Correction = "gated",
+        mask_floor: float | None = None,
+        learn_beta: bool = False,
         norm_name: str = "instance",
         res_block: bool = True,
         deploy: bool = False,
@@ -62,6 +71,10 @@ class REP3D(LargeKernelUNet):
             beta=beta,
             depth=generator_depth,
             generator_ks=generator_ks,
+            generator_padding=generator_padding,
             per_channel=per_channel,
+            correction=correction,
+            mask_floor=mask_floor,
+            learn_beta=learn_beta,
         )
         super().__init__(in_chans, out_chans, depths, feat_size, make_block, hidden_size, norm_name, res_block)

@@ -1,9 +1,8 @@
-"""Parts of the Rep3D encoder: distance prior, receptive bias (LRBM), re-parameterised block.
+"""Re-parameterised blocks of the Rep3D encoder; the mask itself is in ``lrbm``.
 
 Source: Lee et al., "Spatially-Adaptive Gradient Re-parameterization for 3D Large Kernel Optimization", ICML 2026.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -14,89 +13,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..base import FoldableBlock
 from ..large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
-from ..layers import ChannelLayerNorm
+from .lrbm import LRBM, Correction, compute_distance_prior
+
+__all__ = ["LRBM", "MASK_MODES", "MaskMode", "MaskedKernelBlock", "compute_distance_prior", "rep3d_block"]
 
 MaskMode = Literal["learned", "fixed", "none"]
 MASK_MODES: tuple[MaskMode, ...] = ("learned", "fixed", "none")
-
-
-def compute_distance_prior(ks: int, beta: float = 1.0) -> Tensor:
-    """Compute the prior P[k] = beta / (||k - c||_2 + beta): 1 at the kernel's centre c, smallest in its corners.
-
-    Args:
-        ks: odd side of the kernel, voxels.
-        beta: distance at which the prior has fallen to one half, voxels.
-    Shape: returns (ks, ks, ks), float32.
-    Raises:
-        ValueError: ``ks`` is not odd and positive, or ``beta`` is not positive and finite.
-    """
-    if ks < 1 or ks % 2 == 0:
-        raise ValueError(f"ks: found {ks}, expected an odd positive number")
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta: found {beta}, expected a finite positive number")
-    offsets = torch.arange(ks, dtype=torch.float32) - ks // 2
-    grid = torch.stack(torch.meshgrid(offsets, offsets, offsets, indexing="ij"))
-    return beta / (grid.norm(dim=0) + beta)
-
-
-class LRBM(nn.Module):
-    """Low-rank receptive bias: the mask M = P + f(P) that multiplies a depthwise kernel, P being the distance prior.
-
-    f is a chain of ``depth`` convolutions with LayerNorm and sigmoid between them. Its last convolution is initialised
-    with zeros, so that training starts at the prior. The paper uses one map for all channels of a block, normalised
-    over the whole map; ``per_channel`` repeats the prior and learns one map per channel, normalised over channels.
-
-    Args:
-        channels: channels of the masked kernel.
-        ks: odd side of that kernel, voxels.
-        learned: add f; without it, M = P.
-        beta: decay distance of the prior, voxels.
-        depth: convolutions in f.
-        generator_ks: odd side of their kernels, voxels.
-        per_channel: learn one map per channel instead of one per block.
-    Shape: () -> (1, 1, ks, ks, ks), or (channels, 1, ks, ks, ks) with ``per_channel``.
-    Raises:
-        ValueError: an even or non-positive side, ``depth`` below 1, ``beta`` not positive and finite.
-    """
-
-    prior: Tensor
-
-    def __init__(
-        self,
-        channels: int,
-        ks: int,
-        learned: bool = True,
-        beta: float = 1.0,
-        depth: int = 2,
-        generator_ks: int = 7,
-        per_channel: bool = False,
-    ) -> None:
-        super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth: found {depth}, expected at least 1")
-        # Part of the state_dict, so that a checkpoint shows whether its kernels are still to be multiplied by a mask.
-        self.register_buffer("prior", compute_distance_prior(ks, beta))
-        self.maps = channels if per_channel else 1
-        self.generator = self._make_generator(ks, depth, generator_ks, per_channel) if learned else None
-
-    def _make_generator(self, ks: int, depth: int, generator_ks: int, per_channel: bool) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for _ in range(depth - 1):
-            norm = ChannelLayerNorm(self.maps, eps=1e-5) if per_channel else nn.LayerNorm((ks, ks, ks))
-            # Without a bias if the next layer normalises over the whole map, which would cancel it.
-            layers += [LargeKernelConv3d(self.maps, generator_ks, bias=per_channel), norm, nn.Sigmoid()]
-        last = LargeKernelConv3d(self.maps, generator_ks)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
-        return nn.Sequential(*layers, last)
-
-    def forward(self) -> Tensor:
-        prior = self.prior.expand(1, self.maps, -1, -1, -1)
-        if self.generator is None:
-            return prior.transpose(0, 1)
-        # The mask scales every weight, so it is computed in the parameters' precision even under autocast.
-        with torch.autocast(self.prior.device.type, enabled=False):
-            return (prior + self.generator(prior)).transpose(0, 1)  # (1, maps, ...) -> (maps, 1, ...)
+StoredMask = Literal["none", "fixed", Correction]  # of a learned mask, the form of its correction
 
 
 class MaskedKernelBlock(FoldableBlock):
@@ -113,7 +36,7 @@ class MaskedKernelBlock(FoldableBlock):
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
         deploy: build the folded form.
         bias: learn one offset per channel.
-        lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
+        lrbm_options: arguments of ``LRBM`` after ``learned``.
     Raises:
         ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
     """
@@ -122,7 +45,7 @@ class MaskedKernelBlock(FoldableBlock):
         super().__init__()
         if mask not in MASK_MODES:
             raise ValueError(f"mask: found {mask!r}, expected one of {', '.join(MASK_MODES)}")
-        self.mask = mask
+        self.kind: StoredMask = lrbm_options.get("correction", "gated") if mask == "learned" else mask
         self.lrbm_options = {"channels": dim, "ks": ks, "learned": mask == "learned", **lrbm_options}
         self.dwconv = LargeKernelConv3d(dim, ks, bias=bias)
         self.lrbm = LRBM(**self.lrbm_options) if mask != "none" and not deploy else None
@@ -167,14 +90,16 @@ class MaskedKernelBlock(FoldableBlock):
         names = [name for name in state_dict if name.startswith(lrbm_prefix)]
         if not names or key not in state_dict:
             return
-        learned = _stored_mask(state_dict, prefix) == "learned"
-        lrbm = LRBM(**{**self.lrbm_options, "learned": learned}).to(state_dict[key])
+        kind = _stored_mask(state_dict, prefix)
+        form = {"learned": False} if kind == "fixed" else {"learned": True, "correction": kind}
+        options = {**self.lrbm_options, **form, "learn_beta": f"{lrbm_prefix}log_beta" in state_dict}
+        lrbm = LRBM(**options).to(state_dict[key])
         lrbm.load_state_dict({name.removeprefix(lrbm_prefix): state_dict.pop(name) for name in names})
         state_dict[key] = state_dict[key] * lrbm()
 
     def has_other_mask(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
         """Return True if a state_dict stores this block's kernel with another kind of mask than the block's."""
-        return _stored_mask(state_dict, prefix) not in ("none", self.mask)
+        return _stored_mask(state_dict, prefix) not in ("none", self.kind)
 
 
 class rep3d_block(MaskedKernelBlock):
@@ -186,7 +111,7 @@ class rep3d_block(MaskedKernelBlock):
         mask: "learned" (LRBM), "fixed" (M = P) or "none" (plain kernel).
         deploy: build the folded form.
         bias: learn one offset per channel, as RepUX-Net does.
-        lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
+        lrbm_options: arguments of ``LRBM`` after ``learned``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
         ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
@@ -229,16 +154,20 @@ def _fold_or_unfold_while_loading(
     if key not in state_dict or state_dict[key].shape != block.dwconv.weight.shape:
         return
     kind = _stored_mask(state_dict, prefix)
-    if kind == block.mask and block.lrbm is None:
+    if kind == block.kind and block.lrbm is None:
         block.fold_stored_mask(state_dict, prefix)
     elif kind == "none" and block.lrbm is not None:
         state_dict[key] = state_dict[key] / block.lrbm().to(state_dict[key])
         state_dict.update(block.lrbm.state_dict(prefix=f"{prefix}lrbm."))
 
 
-def _stored_mask(state_dict: Mapping[str, Tensor], prefix: str) -> MaskMode:
+def _stored_mask(state_dict: Mapping[str, Tensor], prefix: str) -> StoredMask:
     """Return the kind of mask that a state_dict stores next to a kernel."""
-    names = [name for name in state_dict if name.startswith(f"{prefix}lrbm.")]
+    names = {name.removeprefix(f"{prefix}lrbm.") for name in state_dict if name.startswith(f"{prefix}lrbm.")}
     if not names:
         return "none"
-    return "learned" if any(name.startswith(f"{prefix}lrbm.generator.") for name in names) else "fixed"
+    if "free" in names:
+        return "free"
+    if any(name.startswith("generator.") for name in names):
+        return "gated" if "gain" in names else "additive"
+    return "fixed"

@@ -1,22 +1,31 @@
-"""Two equivalent large-kernel blocks: two branches with any optimiser, one kernel with a RepOptimizer.
+"""Large-kernel blocks whose taps learn at different rates, and the equivalent blocks with branches or masks.
 
-CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). A step of SGD then changes W by its
-gradient times aL^2, plus aS^2 within the small kernel's window; a step of Adam by its update times aL, plus aS within
-the window. The centre learns faster. A single kernel whose updates are scaled in this way
-(``engine.training.rep_optimizer``) is trained identically.
+CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). With the learning rates lL and lS
+for the two, a step of SGD changes W by its gradient times aL^2 lL, plus aS^2 lS within the small kernel's window; a
+step of Adam by its update times aL lL, plus aS lS within the window. The centre learns faster. A single kernel whose
+updates are scaled in this way (``engine.training.rep_optimizer``) is trained identically.
+
+A fixed mask W_eff = W * P does the same with P^2 (SGD) or P (Adam) as the scale, and also starts at P * W: a kernel
+with both, ``field="prior"`` and ``start="prior"``, is trained like ``rep3d_block`` with the fixed mask.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, here in three dimensions.
 """
 
 import math
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..large_kernel_conv import LargeKernelConv3d
+from ..Rep3D.lrbm import compute_distance_prior
 from ..Rep3D.rep3d_encoder import rep3d_block
+
+RateField = Literal["csla", "prior", "uniform"]
+RATE_FIELDS: tuple[RateField, ...] = ("csla", "prior", "uniform")
+Start = Literal["csla", "prior", "plain"]
+STARTS: tuple[Start, ...] = ("csla", "prior", "plain")
 
 
 class csla_block(rep3d_block):
@@ -27,10 +36,12 @@ class csla_block(rep3d_block):
         ks: odd side of the large kernel, voxels.
         small_ks: odd side of the small kernel, voxels; at most ``ks``.
         large_scale, small_scale: constants aL and aS.
+        large_rate, small_rate: factors lL and lS of the learning rate.
         deploy: build the folded form, a plain block; it loads training checkpoints as well.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: an even side, a small kernel larger than the large one, a scale that is not positive and finite.
+        ValueError: an even side, a small kernel larger than the large one, a scale or rate that is not positive and
+            finite.
     """
 
     def __init__(
@@ -40,10 +51,14 @@ class csla_block(rep3d_block):
         small_ks: int = 3,
         large_scale: float = 1.0,
         small_scale: float = 1.0,
+        large_rate: float = 1.0,
+        small_rate: float = 1.0,
         deploy: bool = False,
     ) -> None:
         super().__init__(dim, ks, mask="none")
-        _check_branches(ks, small_ks, large_scale, small_scale)
+        _check_small_kernel(ks, small_ks)
+        _check_factors(large_scale=large_scale, small_scale=small_scale, large_rate=large_rate, small_rate=small_rate)
+        self.large_rate, self.small_rate = large_rate, small_rate
         self.large_scale, self.small_scale = large_scale, small_scale
         self.margin = (ks - small_ks) // 2
         self.small = None if deploy else LargeKernelConv3d(dim, small_ks, bias=False)
@@ -57,6 +72,12 @@ class csla_block(rep3d_block):
         """Compute aL ``large`` + pad(aS ``small``)."""
         return self.large_scale * large + F.pad(self.small_scale * small, (self.margin,) * 6)
 
+    def rate_factors(self) -> dict[Tensor, float]:
+        """Return the factor of the learning rate of each kernel."""
+        if self.small is None:
+            return {}
+        return {self.dwconv.weight: self.large_rate, self.small.weight: self.small_rate}
+
     @torch.no_grad()
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
         super().switch_to_deploy(fuse_norm)
@@ -65,34 +86,65 @@ class csla_block(rep3d_block):
 
 
 class repopt_block(rep3d_block):
-    """Plain ``rep3d_block``, initialised like a ``csla_block``, that provides the scales of its updates.
+    """Plain ``rep3d_block`` that provides the scales of its updates, tap by tap.
 
     Args:
         dim: channels.
         ks: odd side of the kernel, voxels.
         small_ks: odd side of the small kernel of the equivalent ``csla_block``, voxels.
         large_scale, small_scale: constants aL and aS of that block.
+        large_rate, small_rate: factors lL and lS of the learning rate in that block.
+        field: scales of the updates: "csla", those of that block, "prior", those of the fixed mask of
+            ``rep3d_block``, or "uniform", one for all taps.
+        start: initial kernel: "csla", the sum of that block's branches, "prior", a plain kernel times the distance
+            prior, or "plain".
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: as ``csla_block``.
+        ValueError: as ``csla_block``; an unknown ``field`` or ``start``.
     """
 
     def __init__(
-        self, dim: int, ks: int = 21, small_ks: int = 3, large_scale: float = 1.0, small_scale: float = 1.0
+        self,
+        dim: int,
+        ks: int = 21,
+        small_ks: int = 3,
+        large_scale: float = 1.0,
+        small_scale: float = 1.0,
+        large_rate: float = 1.0,
+        small_rate: float = 1.0,
+        field: RateField = "csla",
+        start: Start = "csla",
     ) -> None:
         super().__init__(dim, ks, mask="none")
-        self.ks, self.small_ks, self.large_scale, self.small_scale = ks, small_ks, large_scale, small_scale
+        if field not in RATE_FIELDS:
+            raise ValueError(f"field: found {field!r}, expected one of {', '.join(RATE_FIELDS)}")
+        if start not in STARTS:
+            raise ValueError(f"start: found {start!r}, expected one of {', '.join(STARTS)}")
+        _check_small_kernel(ks, small_ks)
+        _check_factors(large_scale=large_scale, small_scale=small_scale, large_rate=large_rate, small_rate=small_rate)
+        self.ks, self.small_ks, self.field = ks, small_ks, field
+        self.large_scale, self.small_scale = large_scale, small_scale
+        self.large_rate, self.small_rate = large_rate, small_rate
         with torch.no_grad():
-            self.dwconv.weight.copy_(csla_block(dim, ks, small_ks, large_scale, small_scale).get_equivalent_kernel())
+            if start == "csla":
+                branches = csla_block(dim, ks, small_ks, large_scale, small_scale, large_rate, small_rate)
+                self.dwconv.weight.copy_(branches.get_equivalent_kernel())
+            elif start == "prior":
+                self.dwconv.weight.mul_(compute_distance_prior(ks))
 
     def update_mask(self, power: int) -> Tensor:
-        """Compute aL^power plus, within the small kernel's window, aS^power; shape (ks, ks, ks).
+        """Compute the factor of each tap's update, (ks, ks, ks).
 
         Args:
-            power: 2 for the gradient under SGD, 1 for the update under Adam.
+            power: 2 for the gradient under SGD, 1 for the update under Adam; the power of the scales, not of the rates.
         """
-        window = self.dwconv.weight.new_full((self.small_ks,) * 3, self.small_scale**power)
-        return self.large_scale**power + F.pad(window, ((self.ks - self.small_ks) // 2,) * 6)
+        weight = self.dwconv.weight
+        if self.field == "uniform":
+            return weight.new_ones((self.ks,) * 3)
+        if self.field == "prior":
+            return compute_distance_prior(self.ks).to(weight) ** power
+        window = weight.new_full((self.small_ks,) * 3, self.small_scale**power * self.small_rate)
+        return self.large_scale**power * self.large_rate + F.pad(window, ((self.ks - self.small_ks) // 2,) * 6)
 
 
 def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -102,9 +154,12 @@ def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor
         state_dict[large] = block.add_branches(state_dict[large], state_dict.pop(small))
 
 
-def _check_branches(ks: int, small_ks: int, large_scale: float, small_scale: float) -> None:
+def _check_small_kernel(ks: int, small_ks: int) -> None:
     if small_ks > ks:
         raise ValueError(f"small_ks: found {small_ks}, expected at most ks, {ks}")
-    for name, scale in (("large_scale", large_scale), ("small_scale", small_scale)):
-        if not 0 < scale < math.inf:  # NaN fails the comparison as well
-            raise ValueError(f"{name}: found {scale}, expected a finite positive number")
+
+
+def _check_factors(**factors: float) -> None:
+    for name, factor in factors.items():
+        if not 0 < factor < math.inf:  # NaN fails the comparison as well
+            raise ValueError(f"{name}: found {factor}, expected a finite positive number")

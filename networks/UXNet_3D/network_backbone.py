@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..large_kernel_unet import LargeKernelUNet
+from ..Rep3D.lrbm import Correction
 from ..Rep3D.rep3d_encoder import MaskMode
 from .uxnet_block import ux_block
 
@@ -25,6 +26,7 @@ class UXNET(LargeKernelUNet):
         ks: odd side of the depthwise kernels, voxels.
         hidden_size: channels of the bottleneck; by default twice the last stage's (768 in the paper).
         mask: "none" as published, "learned" (LRBM) or "fixed" (the prior alone).
+        correction: what a learned mask learns: "gated", "additive" or "free", see ``LRBM``.
         norm_name: MONAI normalisation of skips and decoder.
         res_block: build skip and decoder blocks as residual ones.
         deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
@@ -44,9 +46,10 @@ class UXNET(LargeKernelUNet):
         ks: int = 7,
         hidden_size: int | None = None,
         mask: MaskMode = "none",
+        correction: Correction = "gated",
         norm_name: str = "instance",
         res_block: bool = True,
         deploy: bool = False,
     ) -> None:
-        make_block = partial(ux_block, ks=ks, mask=mask, deploy=deploy)
+        make_block = partial(ux_block, ks=ks, mask=mask, correction=correction, deploy=deploy)
         super().__init__(in_chans, out_chans, depths, feat_size, make_block, hidden_size, norm_name, res_block)

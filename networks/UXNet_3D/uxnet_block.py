@@ -24,7 +24,7 @@ class ux_block(MaskedKernelBlock):
         ks: odd side of the kernel, voxels.
         mask: "none" as published, "learned" (LRBM) or "fixed" (the prior alone).
         deploy: build the folded form.
-        lrbm_options: ``beta``, ``depth``, ``generator_ks``, ``per_channel`` of ``LRBM``.
+        lrbm_options: arguments of ``LRBM`` after ``learned``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
         ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.

@@ -18,21 +18,21 @@ FOLDING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mask"), [("REP3D", "learned"), ("REP3D_FIXED", "fixed"), ("REP3D_NONE", "none")])
+@pytest.mark.parametrize(("name", "mask"), [("REP3D", "gated"), ("REP3D_FIXED", "fixed"), ("REP3D_NONE", "none")])
 def test_each_name_builds_its_mask(name, mask):
     network = build_network(name, 2, 5, roi_size=(32, 32, 16), **TINY, kernel_size=9)
     blocks = [module for module in network.modules() if isinstance(module, rep3d_block)]
-    assert {block.mask for block in blocks} == {mask}
+    assert {block.kind for block in blocks} == {mask}
     assert {block.dwconv.weight.shape[2:] for block in blocks} == {(9, 9, 9)}
     assert network(torch.zeros(1, 2, 32, 32, 16)).shape == (1, 5, 32, 32, 16)
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel", "mask"), [("3DUXNET", 7, "none"), ("3DUXNET_K21", 21, "none"), ("3DUXNET_LRBM", 21, "learned")]
+    ("name", "kernel", "mask"), [("3DUXNET", 7, "none"), ("3DUXNET_K21", 21, "none"), ("3DUXNET_LRBM", 21, "gated")]
 )
 def test_each_3d_uxnet_has_its_kernel_and_mask(name, kernel, mask):
     blocks = [module for module in build_network(name, 1, 2, **TINY).modules() if isinstance(module, ux_block)]
-    assert {(block.dwconv.kernel_size, block.mask) for block in blocks} == {((kernel,) * 3, mask)}
+    assert {(block.dwconv.kernel_size, block.kind) for block in blocks} == {((kernel,) * 3, mask)}
 
 
 def test_repux_prior_falls_with_alpha():

@@ -12,7 +12,8 @@ from torch import nn
 from networks.large_kernel_conv import large_kernel_conv3d
 from networks.Rep3D import LRBM, REP3D, compute_distance_prior, rep3d_block
 
-learned_mask = pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"]], ids=["shared", "per_channel"])
+GENERATED = ("shared", "per_channel", "additive", "replicate")
+learned_mask = pytest.mark.parametrize("mask", [MASKS[name] for name in GENERATED], ids=GENERATED)
 
 # Names within each block's LRBM at the default depth; only the per-channel form has a bias before the normalisation.
 EARLIER_GENERATOR_LAYERS = {f".generator.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
@@ -50,6 +51,10 @@ def test_parameter_count_of_the_paper(options, millions):
         ({"generator_ks": 3}, 2 * 3**3 + 1 + 2 * 9**3),
         ({"per_channel": True}, 2 * 6 * (7**3 + 1) + 2 * 6),
         ({"learned": False}, 0),
+        ({"correction": "additive"}, 2 * 7**3 + 1 + 2 * 9**3),
+        ({"correction": "free"}, 9**3),
+        ({"correction": "free", "per_channel": True}, 6 * 9**3),
+        ({"learned": False, "learn_beta": True}, 1),
     ],
 )
 def test_generator_parameters_counted_by_hand(options, expected):
@@ -87,7 +92,14 @@ def test_prior_refuses_invalid_arguments(arguments, message):
         compute_distance_prior(*arguments)
 
 
-@pytest.mark.parametrize("options", [{}, {"per_channel": True}, {"learned": False}, {"depth": 1}, {"beta": 3.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"per_channel": True}, {"learned": False}, {"depth": 1}, {"beta": 3.0}),
+        *({"correction": "additive"}, {"correction": "free"}, {"generator_padding": "replicate"}, {"mask_floor": 0.05}),
+        *({"learn_beta": True}, {"learn_beta": True, "learned": False, "per_channel": True}),
+    ],
+)
 def test_mask_starts_exactly_at_the_prior(options):
     mask = LRBM(6, 7, **options)()
     assert mask.shape == (6 if options.get("per_channel") else 1, 1, 7, 7, 7)
@@ -96,8 +108,10 @@ def test_mask_starts_exactly_at_the_prior(options):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["shared", "per_channel"])
-def test_mask_is_the_formula_of_the_paper(depth, per_channel):
-    lrbm = randomise(LRBM(6, 9, depth=depth, generator_ks=5, per_channel=per_channel)).double()
+@pytest.mark.parametrize("correction", ["gated", "additive"])
+def test_mask_is_the_formula_of_the_paper(depth, per_channel, correction):
+    options = {"depth": depth, "per_channel": per_channel, "correction": correction}
+    lrbm = randomise(LRBM(6, 9, generator_ks=5, **options)).double()
     parameters = iter(lrbm.parameters())
     maps = 6 if per_channel else 1
     prior = lrbm.prior.expand(1, maps, 9, 9, 9)
@@ -110,7 +124,50 @@ def test_mask_is_the_formula_of_the_paper(depth, per_channel):
         elif layer < depth - 1:
             value = F.layer_norm(value, (9, 9, 9), next(parameters), next(parameters))
         value = value.sigmoid() if layer < depth - 1 else value
-    assert relative_error(lrbm(), (prior + value).transpose(0, 1)) < 1e-10
+    if correction == "gated":
+        value = prior * torch.tanh(value / math.sqrt(5**3))
+    assert relative_error(lrbm(), (prior + value).transpose(0, 1)) < 1e-6
+
+
+def test_a_gated_mask_stays_between_zero_and_twice_the_prior():
+    lrbm = LRBM(2, 9)
+    for sign in (-1, 1):
+        nn.init.constant_(lrbm.generator[-1].weight, sign * 1e3)
+        ratio = lrbm() / lrbm.prior
+        assert (ratio >= 0).all()
+        assert (ratio <= 2).all()
+        assert (ratio - (1 + sign)).abs().max() < 1e-3
+
+
+def test_a_free_mask_is_the_prior_plus_a_parameter_per_tap():
+    lrbm = LRBM(2, 5, correction="free")
+    nn.init.normal_(lrbm.free)
+    assert torch.equal(lrbm()[0], lrbm.prior + lrbm.free)
+
+
+def test_a_floor_bounds_the_mask_from_below_only():
+    lrbm = randomise(LRBM(2, 9, correction="additive"))
+    assert lrbm().min() < 0.05
+    bounded = LRBM(2, 9, correction="additive", mask_floor=0.05)
+    bounded.load_state_dict(lrbm.state_dict())
+    assert torch.equal(bounded(), lrbm().clamp(min=0.05))
+
+
+def test_a_learned_beta_changes_the_prior_and_receives_its_gradient():
+    lrbm = LRBM(1, 7, learned=False, beta=2.0, learn_beta=True).double()
+    lrbm().sum().backward()
+    low, high = (compute_distance_prior(7, 2.0 * math.exp(step)).sum().item() for step in (-1e-3, 1e-3))
+    assert lrbm.log_beta.grad.item() == pytest.approx((high - low) / 2e-3, rel=1e-3)
+    nn.init.constant_(lrbm.log_beta, math.log(5))
+    torch.testing.assert_close(lrbm()[0, 0].float(), compute_distance_prior(7, 5.0))
+
+
+def test_replicate_padding_leaves_no_frame():
+    """A map without structure stays without structure: with zeros outside, the outermost three voxels differ."""
+    flat = torch.full((1, 1, 9, 9, 9), 0.3)
+    for padding, frame in (("replicate", False), ("zeros", True)):
+        generated = randomise(LRBM(1, 9, depth=1, generator_padding=padding)).generator(flat)
+        assert bool((generated - generated[0, 0, 4, 4, 4]).abs().max() > 1e-4) == frame
 
 
 @pytest.mark.parametrize(
@@ -120,6 +177,9 @@ def test_mask_is_the_formula_of_the_paper(depth, per_channel):
         ({"generator_ks": 4}, "found 4"),
         ({"ks": 6}, "ks: found 6"),
         ({"beta": 0}, "beta"),
+        ({"correction": "guessed"}, "correction: found 'guessed', expected one of gated, additive, free"),
+        ({"generator_padding": "mirror"}, "generator_padding: found 'mirror', expected one of zeros, replicate"),
+        ({"mask_floor": math.nan}, "mask_floor: found nan"),
     ],
 )
 def test_mask_refuses_invalid_arguments(options, message):
@@ -146,6 +206,9 @@ SHAPES = [
     ({"norm_name": "batch", "res_block": False}, (2, 1, 32, 32, 16), 3),
     ({"beta": 4.0, "generator_depth": 3, "generator_ks": 3}, (1, 1, 32, 32, 16), 3),
     ({"generator_depth": 1, "per_channel": True}, (1, 1, 32, 32, 16), 3),
+    ({"correction": "additive", "mask_floor": 0.01}, (1, 1, 32, 32, 16), 3),
+    ({"correction": "free", "learn_beta": True}, (1, 1, 32, 32, 16), 3),
+    ({"generator_padding": "replicate"}, (1, 1, 32, 32, 16), 3),
     ({"mask": "fixed"}, (1, 1, 32, 32, 16), 3),
     ({"mask": "none"}, (1, 1, 32, 32, 16), 3),
     ({"deploy": True}, (1, 1, 32, 32, 16), 3),
@@ -190,7 +253,7 @@ def names_without_gradient(network):
 @every_mask
 def test_every_parameter_receives_a_gradient(mask):
     network = randomise(tiny_rep3d(**mask))
-    learned = names_of(network, EARLIER_GENERATOR_LAYERS | LAST_GENERATOR_LAYER)
+    learned = names_of(network, EARLIER_GENERATOR_LAYERS | LAST_GENERATOR_LAYER | {".free", ".log_beta"})
     assert bool(learned) == (mask["mask"] == "learned")
     assert not names_without_gradient(network)
 
@@ -218,7 +281,7 @@ def test_optimiser_moves_the_kernel_and_then_the_whole_generator(mask):
     assert not names_left_by_a_step()
 
 
-@pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"], MASKS["fixed"]])
+@pytest.mark.parametrize("mask", [MASKS[name] for name in MASKS if name != "none"])
 def test_mask_scales_the_gradient_of_the_kernel(mask):
     block = randomise(rep3d_block(4, ks=7, **mask)).double()
     block.norm, block.act = nn.Identity(), nn.Identity()
@@ -287,6 +350,7 @@ def test_invalid_inputs_are_refused(shape, message):
         ({"beta": -1.0}, "beta: found -1"),
         ({"generator_depth": 0}, "depth: found 0"),
         ({"generator_ks": 2}, "found 2, expected an odd"),
+        ({"correction": "guessed"}, "correction: found"),
     ],
 )
 def test_invalid_arguments_are_refused(options, message):

@@ -76,7 +76,7 @@ def test_checkpoint_loads_into_a_deployed_network(mask, fold_first):
     assert relative_error(deployed(x), expected) < 1e-6
 
 
-@pytest.mark.parametrize("mask", [MASKS["shared"], MASKS["per_channel"], MASKS["fixed"]])
+@pytest.mark.parametrize("mask", [MASKS[name] for name in MASKS if name != "none"])
 def test_folded_checkpoint_loads_into_a_training_network_and_convolves_the_same(mask):
     deployed, network = randomise(tiny_rep3d(**mask, deploy=True)).eval(), tiny_rep3d(**mask).eval()
     network.load_state_dict(deployed.state_dict(), strict=True)

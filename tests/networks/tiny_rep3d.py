@@ -8,6 +8,9 @@ from networks.Rep3D import LRBM, REP3D
 MASKS = {
     "shared": {"mask": "learned"},
     "per_channel": {"mask": "learned", "per_channel": True},
+    "additive": {"mask": "learned", "correction": "additive"},
+    "free": {"mask": "learned", "correction": "free", "learn_beta": True},
+    "replicate": {"mask": "learned", "generator_padding": "replicate", "mask_floor": 0.01},
     "fixed": {"mask": "fixed"},
     "none": {"mask": "none"},
 }
