@@ -5,7 +5,8 @@
     torchrun --nproc_per_node 4 main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
 
 The recipe is the paper's: DiceCE loss, AdamW, two random crops per case, sliding-window validation. The output folder
-receives best_metric_model.pth, last_checkpoint.pth, previous_checkpoint.pth, args.json and tensorboard/.
+receives best_metric_model.pth, last_checkpoint.pth, previous_checkpoint.pth, args.json, tensorboard/, and the Dice of
+each validation case in dice.csv and dice.json.
 
 SIGTERM, Ctrl-C and the end of --max_hours stop the run after the current step: everything is saved, the command that
 resumes the run is printed, and the exit status is 75.
@@ -178,6 +179,7 @@ def train(
 
     from engine.data.cache import cached_dataset
     from engine.data.loading import seed_iteration, training_loader
+    from engine.evaluation.masks import mask_scalars
     from engine.prediction.sliding_window import SlidingWindow
     from engine.runtime.distributed import AnyProcess, barrier, process_rank
     from engine.runtime.files import BEST, write_text
@@ -224,8 +226,11 @@ def train(
         with stop.immediate():  # everything is saved: a stop request may interrupt it
             table, figures = validate(state.network, validation_set, state.description, window, args.num_workers)
         state.keep_best(table.mean(), output)
+        if first:
+            table.write(output)
         tqdm.write(f"iteration {state.iteration}: mean Dice {table.mean():.4f}, best {progress.best_dice:.4f}")
         log.scalars({f"dice/{name}": dice for name, dice in table.means().items()}, state.iteration)
+        log.scalars({f"mask/{name}": value for name, value in mask_scalars(state.network).items()}, state.iteration)
         for name, figure in figures.items():
             log.figure(name, figure, state.iteration)
         progress.awaits_evaluation = False

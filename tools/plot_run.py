@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.evaluation.pictures import learned_masks, mask_slices, save_png
+from engine.evaluation.masks import compute_masks
+from engine.evaluation.pictures import mask_slices, save_png
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import make_output_folder
 from engine.weights.checkpoints import config_of, load_checkpoint
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--run: {path} is a bare state dict, expected a checkpoint of main_train.py")
     network = described[0].build()
     load_weights(network, content, f"--run: {path}", strict=True)
-    if masks := learned_masks(network):
+    if masks := compute_masks(network):
         save_png(mask_slices(masks), output / "masks.png")
 
 

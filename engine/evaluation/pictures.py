@@ -12,12 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from torch import nn
 
 from engine.data.datasets import DatasetDescription
 from engine.data.nifti import open_volume, read_voxels, turn_to_ras
 from engine.runtime.files import write_whole
-from networks.Rep3D import LRBM
 
 PLANES = ("sagittal", "coronal", "axial")  # the plane at a fixed index along each RAS axis
 
@@ -99,14 +97,6 @@ def preview(
     to_ras = nib.io_orientation(native.affine)[:, 0].argsort()  # the voxel axis along each RAS axis
     spacing = nib.affines.voxel_sizes(native.affine)[to_ras]
     return three_planes(image, prediction, label, description.classes, spacing, case, description.window)
-
-
-def learned_masks(network: nn.Module) -> dict[str, NDArray[np.floating]]:
-    """Return the mask M of each masked block by the block's name, (maps, 1, K, K, K)."""
-    modules = {
-        name.removesuffix(".lrbm"): module for name, module in network.named_modules() if isinstance(module, LRBM)
-    }
-    return {name: lrbm().detach().cpu().numpy() for name, lrbm in modules.items()}
 
 
 def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:

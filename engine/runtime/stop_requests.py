@@ -16,7 +16,7 @@ from engine.runtime.errors import Stopped
 from engine.runtime.files import LAST, PREVIOUS
 
 STDERR = 2  # the file descriptor: Python's object has a buffer, which may be in use when a signal arrives
-REASONS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: "--max_hours"}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 
 class StopRequests:
@@ -26,16 +26,18 @@ class StopRequests:
 
     Args:
         max_hours: time after which this process stops itself; None for no limit.
+        limit: flag that sets this time, for messages.
     """
 
-    def __init__(self, max_hours: float | None = None) -> None:
+    def __init__(self, max_hours: float | None = None, limit: str = "--max_hours") -> None:
         self.max_hours = max_hours
+        self.reasons = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: limit}
         self.reason: str | None = None
         self._waits = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._handlers = {number: signal.signal(number, self._receive) for number in REASONS}
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         if self.max_hours is not None:
             signal.setitimer(signal.ITIMER_REAL, self.max_hours * 3600)
         return self
@@ -48,7 +50,7 @@ class StopRequests:
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.reason is not None:
             return
-        self.reason = REASONS[signal.Signals(number)]
+        self.reason = self.reasons[signal.Signals(number)]
         if not self._waits:
             raise Stopped(self.reason)
         os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
@@ -103,7 +105,7 @@ def block_stop_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, REASONS)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

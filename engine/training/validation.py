@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from engine.data.datasets import DatasetDescription
 from engine.data.loading import case_loader
+from engine.evaluation.masks import compute_masks
 from engine.evaluation.metrics import DiceTable, dice_by_class
-from engine.evaluation.pictures import learned_masks, mask_slices, three_planes
+from engine.evaluation.pictures import mask_slices, three_planes
 from engine.prediction.sliding_window import SlidingWindow, predict_logits
 from engine.runtime.distributed import gather, process_rank, share_buffers
 from engine.runtime.memory import return_freed_memory
@@ -51,7 +52,7 @@ def validate(
             figures["validation case"] = three_planes(
                 image, prediction, label, description.classes, description.spacing, case["id"]
             )
-    if first and (masks := learned_masks(network)):
+    if first and (masks := compute_masks(network)):
         figures["mask M, central slice"] = mask_slices(masks)
     network.train()
     return_freed_memory()  # that of the volumes: training allocates other sizes

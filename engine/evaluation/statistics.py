@@ -1,0 +1,73 @@
+"""Paired comparison of two methods on the same cases: Wilcoxon test, Holm's correction, bootstrap interval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Comparison of two methods.
+
+    Args:
+        difference: mean over the cases of the first method's score minus the second's.
+        low, high: bootstrap interval of that mean, 95 % confidence.
+        p: two-sided p-value of the Wilcoxon signed-rank test.
+        cases: number of cases that have both scores.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    cases: int
+
+
+def compare(scores: NDArray[np.float64], others: NDArray[np.float64]) -> Comparison:
+    """Compare two methods by their scores on the same cases; a case without one of the scores (NaN) is left out.
+
+    Args:
+        scores, others: score of each case under the two methods.
+    Shape: (cases,), (cases,).
+    """
+    differences = (scores - others)[~np.isnan(scores - others)]
+    mean = float(differences.mean()) if differences.size else math.nan
+    return Comparison(mean, *bootstrap_interval(differences), paired_wilcoxon(differences), differences.size)
+
+
+def paired_wilcoxon(differences: NDArray[np.float64]) -> float:
+    """Return the two-sided p-value of the Wilcoxon signed-rank test of paired differences; 1 if all are zero."""
+    if not differences.size:
+        return math.nan
+    return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+
+
+def bootstrap_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean, by the percentiles of a seeded bootstrap over the cases."""
+    if differences.size < 2:
+        return math.nan, math.nan
+    found = stats.bootstrap(
+        (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=0
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for the number of tests by Holm's step-down method (Scandinavian Journal of Statistics, 1979).
+
+    NaN, a test that could not be made, does not count and stays NaN.
+    """
+    made = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(made):
+        largest = max(largest, min(1.0, (len(made) - rank) * p))
+        corrected[place] = largest
+    return corrected

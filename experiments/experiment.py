@@ -1,0 +1,48 @@
+"""Experiments as tables: the arms of ``experiments/<name>/arms.toml``, with the flags of a scale."""
+
+import shlex
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+SCALES: dict[str, dict[str, str]] = tomllib.loads((FOLDER / "scales.toml").read_text())
+NAMES = sorted(table.parent.name for table in FOLDER.glob("*/arms.toml"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One question, answered by training every arm with every seed.
+
+    Args:
+        name: name of its folder.
+        question: what it asks.
+        reference: arm that the others are compared with.
+        arms: flags of main_train.py by arm, complete except for data, seed, device and output.
+        measures: further measurements of each run (``experiments.measures``).
+        dataset: default description of the dataset.
+    """
+
+    name: str
+    question: str
+    reference: str
+    arms: dict[str, list[str]]
+    measures: tuple[str, ...]
+    dataset: str
+
+
+def read_experiment(name: str, scale: str) -> Experiment:
+    """Read an experiment's table; an arm's own flags come after those of the scale, and override them."""
+    table: dict[str, Any] = tomllib.loads((FOLDER / name / "arms.toml").read_text())
+    common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table["flags"].get(scale, ""))]
+    arms = {arm: [*common, *_own_flags(flags, scale)] for arm, flags in table["arms"].items()}
+    measures = tuple(table.get("measures", ()))
+    return Experiment(name, table["question"], table["reference"], arms, measures, SCALES[scale]["dataset"])
+
+
+def _own_flags(flags: str | dict[str, str], scale: str) -> list[str]:
+    """Return an arm's flags: one text for all scales, or a table with "flags" for all and further ones by scale."""
+    if isinstance(flags, str):
+        return shlex.split(flags)
+    return [*shlex.split(flags["flags"]), *shlex.split(flags.get(scale, ""))]
