@@ -2,8 +2,8 @@
 
     python -m experiments.report masks
 
-Prints the table, writes figure.png (and masks.png, if masks were measured) beside results.csv, and updates the table in
-the experiment's README.md, if it has one for this scale.
+Prints the table, writes figure.png (and masks.png or taps.png, if these were measured) beside results.csv, and updates
+the table in the experiment's README.md, if it has one for this scale.
 
 A score is the mean over the classes. The table has its mean over the cases, with the standard deviation over the seeds.
 The difference from the reference arm is taken case by case, of the means over the seeds that both arms have; beside it
@@ -16,14 +16,8 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib import color_sequences
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from tabulate import tabulate
 
 from benchmarks.report import replace_section
@@ -33,9 +27,8 @@ from engine.evaluation.statistics import Comparison, compare, holm
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import write_text
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
+from experiments.figures import MEASURED, Scores, draw_scores
 from experiments.results import RESULTS, Row, read_rows
-
-Scores = dict[str, dict[int, NDArray[np.float64]]]  # arm -> seed -> (cases, classes)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,8 +51,9 @@ def main(args: argparse.Namespace) -> None:
     table = make_table(scores, classes, list(experiment.arms), experiment.reference)
     print(table)
     save_png(draw_scores(scores, list(experiment.arms)), folder / "figure.png")
-    if (folder / "masks.csv").exists():
-        save_png(draw_masks(read_rows(folder / "masks.csv"), list(experiment.arms)), folder / "masks.png")
+    for name, draw in MEASURED.items():
+        if (folder / f"{name}.csv").exists():
+            save_png(draw(read_rows(folder / f"{name}.csv"), list(experiment.arms)), folder / f"{name}.png")
     readme = FOLDER / experiment.name / "README.md"
     begin, end = f"<!-- {args.scale} -->\n", f"<!-- end of {args.scale} -->"
     if args.results is None and begin in readme.read_text():
@@ -117,55 +111,6 @@ def _difference(comparison: Comparison | None, p: float | None, is_reference: bo
         return "reference" if is_reference else "", ""
     interval = f" ({comparison.low:+.3f} to {comparison.high:+.3f})" if not math.isnan(comparison.low) else ""
     return f"{comparison.difference:+.3f}{interval}", "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def draw_scores(scores: Scores, arms: Sequence[str]) -> Figure:
-    """Draw the mean Dice of every run as a dot, and the mean of every arm as a line."""
-    figure = Figure(figsize=(8, 0.8 + 0.35 * len(arms)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for place, arm in enumerate(arms):
-        values = [mean_over_classes(mean_over_cases(list(table))) for table in scores.get(arm, {}).values()]
-        axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
-        if values:
-            axes.plot(np.mean(values), place, "|", color="black", markersize=16, markeredgewidth=2)
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set(xlabel="mean Dice: each seed (dots), all seeds (lines)", ylim=(len(arms) - 0.5, -0.5))
-    axes.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
-    """Draw the size of the correction and the smallest mask value over the training, and the final radial profiles.
-
-    Every point is a median over blocks and seeds.
-    """
-    figure = Figure(figsize=(16, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    correction, smallest, profile = figure.subplots(1, 3)
-    for arm, colour in zip(arms, color_sequences["tab10"] * 2, strict=False):
-        own = [row for row in rows if row["arm"] == arm]
-        _plot_medians(correction, own, "correction", "iteration", "o-", color=colour)
-        _plot_medians(smallest, own, "smallest", "iteration", "o-", color=colour)
-        _plot_medians(profile, own, "M at distance", "distance", "-", color=colour, label=arm)
-    _plot_medians(profile, rows, "P at distance", "distance", "k--", label="prior P")
-    correction.set(xlabel="iteration", ylabel="mean of |M - P| / P", title="size of the correction", yscale="log")
-    smallest.axhline(0, color="black", linewidth=0.8)
-    smallest.set(xlabel="iteration", ylabel="M", title="smallest value of the mask")
-    profile.set(xlabel="distance from the centre, voxels", ylabel="M", title="mask after training")
-    figure.legend(loc="outside right upper")
-    return figure
-
-
-def _plot_medians(axes: Axes, rows: Sequence[Row], quantity: str, over: str, style: str, **options: Any) -> None:
-    """Plot the medians of a quantity of masks.csv over the iterations, or over the distances that end its name."""
-    groups: dict[int, list[float]] = {}
-    for row in rows:
-        if row["quantity"].startswith(quantity):
-            place = row["iteration"] if over == "iteration" else row["quantity"].rpartition(" ")[2]
-            groups.setdefault(int(place), []).append(float(row["value"]))
-    if groups:
-        axes.plot(sorted(groups), [np.median(groups[place]) for place in sorted(groups)], style, **options)
 
 
 if __name__ == "__main__":

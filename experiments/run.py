@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,24 +164,34 @@ def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, 
     running: dict[Future[int], tuple[tuple[str, int], subprocess.Popen[bytes]]] = {}
     failures: list[str] = []
     with stop.deferred(), ThreadPoolExecutor(trainer.jobs) as pool:
-        while True:
-            while len(running) < trainer.jobs and stop.reason is None and (item := next(queue, None)) is not None:
-                process, started[item] = trainer.start(*item), time.perf_counter()
-                running[pool.submit(process.wait)] = item, process
-            if not running:
-                break
-            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            if stop.reason is not None:
-                for _, process in running.values():
-                    process.terminate()
-                done, _ = wait(running)
-            for future in done:
-                item, _ = running.pop(future)
-                if failure := finish(item, future.result(), time.perf_counter() - started[item], trainer, results):
-                    failures.append(failure)
+        try:
+            while True:
+                while len(running) < trainer.jobs and stop.reason is None and (item := next(queue, None)) is not None:
+                    process, started[item] = trainer.start(*item), time.perf_counter()
+                    running[pool.submit(process.wait)] = item, process
+                if not running:
+                    break
+                done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                if stop.reason is not None:
+                    terminate(running.values())
+                    done, _ = wait(running)
+                for future in done:
+                    item, _ = running.pop(future)
+                    seconds = time.perf_counter() - started[item]
+                    if failure := finish(item, future.result(), seconds, trainer, results):
+                        failures.append(failure)
+        except BaseException:
+            terminate(running.values())
+            raise
     if failures:
         raise InputError("\n".join(failures))
     stop.raise_if_requested()
+
+
+def terminate(running: Iterable[tuple[object, subprocess.Popen[bytes]]]) -> None:
+    """Ask all runs to save their state and end."""
+    for _, process in running:
+        process.terminate()
 
 
 def finish(item: tuple[str, int], status: int, seconds: float, trainer: Trainer, results: Results) -> str | None:

@@ -27,9 +27,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "3DUXNET": (".UXNet_3D:UXNET", {}),
     "3DUXNET_K21": (".UXNet_3D:UXNET", {"ks": 21}),
     "3DUXNET_LRBM": (".UXNet_3D:UXNET", {"ks": 21, "mask": "learned"}),
+    "3DUXNET_LRBM_K7": (".UXNet_3D:UXNET", {"mask": "learned"}),
     "REPUXNET": (".RepUXNet:REPUXNET", {}),
     "REPOPT": (".RepOptimizer:REPOPT", {}),
     "SwinUNETR": (".monai_networks:SwinUNETR", {}),
+    # Global kernels in the two outer stages: the best variant of its paper.
+    "HyenaNDUNETR": (".monai_networks:SwinUNETR", {"hyena_stages": (True, True, False, False)}),
     "UNETR": (".monai_networks:UNETR", {}),
     "UNet3D": (".monai_networks:UNet3D", {}),
     "nnUNet": (".monai_networks:nnUNet", {}),

@@ -6,6 +6,7 @@ State_dict keys are MONAI's.
 from collections.abc import Sequence
 
 import torch
+from monai.networks.blocks.hyena import is_nvsubquadratic_available
 from monai.networks.blocks.mednext_block import MedNeXtDownBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
 from torch import nn
@@ -17,6 +18,9 @@ from .large_kernel_unet import ENCODER1_STEM
 class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
     """Swin transformer encoder, convolutional decoder (Hatamizadeh et al., BrainLes 2021); 62.19 M parameters.
 
+    With ``hyena_stages`` it is MONAI's HyenaNDUNETR (NVIDIA, 2026): instead of attending within windows, these stages
+    convolve by FFT with input-dependent kernels as large as the grid; 62.19 M parameters as well.
+
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
@@ -27,9 +31,11 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         dropout_path_rate: rate of stochastic depth.
         use_checkpoint: recompute activations in the backward pass.
         use_v2: add a residual convolution before each stage (72.76 M; not the network of the papers).
+        hyena_stages: whether each of the four stages is a HyenaND stage; None for none.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
     Raises:
         ValueError: an invalid argument.
+        ImportError: HyenaND stages without the optional package nvsubquadratic.
     """
 
     stem_prefixes = ("swinViT.patch_embed.proj.weight", *ENCODER1_STEM)
@@ -46,6 +52,7 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         dropout_path_rate: float = 0.0,
         use_checkpoint: bool = False,
         use_v2: bool = False,
+        hyena_stages: Sequence[bool] | None = None,
     ) -> None:
         check_positive(in_chans=in_chans, out_chans=out_chans, feature_size=feature_size, window_size=window_size)
         check_all_positive(4, depths=depths, num_heads=num_heads)
@@ -54,6 +61,13 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         dims = tuple(feature_size * 2**stage for stage in range(4))
         if any(dim % heads for dim, heads in zip(dims, num_heads, strict=True)):
             raise ValueError(f"num_heads: found {tuple(num_heads)}, expected divisors of the channels {dims}")
+        if hyena_stages is not None and len(hyena_stages) != 4:
+            raise ValueError(f"hyena_stages: found {tuple(hyena_stages)}, expected 4 of true or false")
+        if hyena_stages is not None and not is_nvsubquadratic_available():
+            raise ImportError(
+                "found no package nvsubquadratic, expected it installed: "
+                "pip install --no-deps -r requirements-optional.txt"
+            )
         device = torch.get_default_device()
         with torch.device("cpu"):  # MONAI reads tensor values here, which the meta device does not have
             super().__init__(
@@ -66,6 +80,8 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
                 dropout_path_rate=dropout_path_rate,
                 use_checkpoint=use_checkpoint,
                 use_v2=use_v2,
+                use_hyena=hyena_stages is not None,
+                hyena_stages=None if hyena_stages is None else tuple(hyena_stages),
             )
         self.to(device)
         self.in_chans, self.out_chans = in_chans, out_chans
@@ -197,7 +213,6 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
 
 MEDNEXT_RATIOS = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
 MEDNEXT_BLOCKS = {"S": (2, 2, 2, 2, 2), "B": (2, 2, 2, 2, 2), "M": (3, 4, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
-MEDNEXT_CHANNELS = 32
 
 
 class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
@@ -211,6 +226,7 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         out_chans: classes, background included.
         size: "S", "B", "M" or "L".
         kernel_size: side of the depthwise kernels, 3 or 5 voxels.
+        channels: channels at full resolution.
     Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 16, not all equal to 16.
     Raises:
         ValueError: an invalid argument.
@@ -225,15 +241,16 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         out_chans: int = 16,
         size: str = "S",
         kernel_size: int = 3,
+        channels: int = 32,
     ) -> None:
         if size not in MEDNEXT_RATIOS:
             raise ValueError(f"size: found {size!r}, expected one of {', '.join(MEDNEXT_RATIOS)}")
         if kernel_size not in (3, 5):
             raise ValueError(f"kernel_size: found {kernel_size}, expected 3 or 5")
-        check_positive(in_chans=in_chans, out_chans=out_chans)
+        check_positive(in_chans=in_chans, out_chans=out_chans, channels=channels)
         ratios, blocks = MEDNEXT_RATIOS[size], MEDNEXT_BLOCKS[size]
         super().__init__(
-            init_filters=MEDNEXT_CHANNELS,
+            init_filters=channels,
             in_channels=in_chans,
             out_channels=out_chans,
             encoder_expansion_ratio=ratios[:4],
@@ -247,8 +264,8 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         )
         self.down_blocks = nn.ModuleList(
             MedNeXtDownBlock(
-                MEDNEXT_CHANNELS * 2**stage,
-                MEDNEXT_CHANNELS * 2 ** (stage + 1),
+                channels * 2**stage,
+                channels * 2 ** (stage + 1),
                 ratios[stage + 1],
                 kernel_size,
                 use_residual_connection=True,

@@ -5,10 +5,14 @@ Source: Lee et al., ICML 2026.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from ..large_kernel_unet import LargeKernelUNet
+from .compounding_block import compounding_block
 from .lrbm import Correction, Padding
 from .rep3d_encoder import MaskMode, rep3d_block
+
+Product = Literal["functional", "compounding", "published"]
 
 
 class REP3D(LargeKernelUNet):
@@ -32,6 +36,8 @@ class REP3D(LargeKernelUNet):
         correction: what is learned: "gated", "additive" or "free", see ``LRBM``.
         mask_floor: smallest value of a mask; None for no limit.
         learn_beta: train ``beta``, one per block, as well.
+        product: "functional", W * M in every forward pass, or one of the two readings of the published product in
+            ``compounding_block``, "compounding" as stated or "published" as in the code; these need the fixed mask.
         norm_name: MONAI normalisation of skips and decoder.
         res_block: build skip and decoder blocks as residual ones.
         deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
@@ -59,10 +65,15 @@ class REP3D(LargeKernelUNet):
         correction: Correction = "gated",
         mask_floor: float | None = None,
         learn_beta: bool = False,
+        product: Product = "functional",
         norm_name: str = "instance",
         res_block: bool = True,
         deploy: bool = False,
     ) -> None:
+        if product not in ("functional", "compounding", "published"):
+            raise ValueError(f"product: found {product!r}, expected functional, compounding or published")
+        if product != "functional" and mask != "fixed":
+            raise ValueError(f"product: found {product} with the mask {mask}, expected the fixed one")
         make_block = partial(
             rep3d_block,
             ks=ks,
@@ -77,4 +88,6 @@ class REP3D(LargeKernelUNet):
             mask_floor=mask_floor,
             learn_beta=learn_beta,
         )
-        super().__init__(in_chans, out_chans, depths, feat_size, make_block, hidden_size, norm_name, res_block)
+        compounding = partial(compounding_block, ks=ks, trained=product == "compounding", beta=beta, deploy=deploy)
+        blocks = make_block if product == "functional" else compounding
+        super().__init__(in_chans, out_chans, depths, feat_size, blocks, hidden_size, norm_name, res_block)
