@@ -3,7 +3,7 @@
 For SGD the gradient is multiplied by the mask of power 2 (aL^2 + aS^2 for branches, P^2 for a fixed mask P); training
 is equivalent, momentum and weight decay included. For AdamW gradient and update are multiplied by the mask of power 1
 (aL + aS, or P), the weight decay is not. That is equivalent to a fixed mask, and to two branches in the limit of zero
-eps and weight decay.
+eps; if the branches have rates of their own, in the limit of zero weight decay as well.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023.
 """

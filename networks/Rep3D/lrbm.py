@@ -58,7 +58,7 @@ class LRBM(nn.Module):
     channels. ``correction`` chooses f:
 
     - "gated": f(P) = P * tanh(g(P) / sqrt(n)), n being the taps of g's last convolution. M stays between 0 and 2 P.
-    - "additive": f(P) = g(P). A step of Adam moves M by up to 171 times the learning rate (``docs/theory.md``).
+    - "additive": f(P) = g(P). A step of Adam may move M by 172 times the learning rate (``docs/theory.md``).
     - "free": f is no function of P but one parameter per tap, initialised with zeros.
 
     Args:
