@@ -16,6 +16,7 @@ from experiments.results import Row
 Scores = dict[str, dict[int, NDArray[np.float64]]]  # arm -> seed -> (cases, classes)
 COLOURS = color_sequences["tab10"] * 2
 STAGES = 4
+DISTANCES = (1, 4, 16)  # voxels, of the masks that are drawn over the training
 
 
 def draw_scores(scores: Scores, arms: Sequence[str]) -> Figure:
@@ -35,19 +36,27 @@ def draw_scores(scores: Scores, arms: Sequence[str]) -> Figure:
 
 
 def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
-    """Draw the size of the correction and the smallest mask value over the training, and the final radial profiles.
+    """Draw the masks over the training: correction, smallest value, values at three distances; and the final profiles.
 
     Every point is a median over blocks and seeds.
     """
-    figure = Figure(figsize=(16, 4.5), layout="constrained")
+    figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    correction, smallest, profile = figure.subplots(1, 3)
+    (correction, smallest, profile), over_training = figure.subplots(2, 3)
+    last = max(int(row["iteration"]) for row in rows)
+    final = [row for row in rows if int(row["iteration"]) == last]
     for arm, colour in zip(arms, COLOURS, strict=False):
         own = [row for row in rows if row["arm"] == arm]
         _plot_medians(correction, own, "correction", "iteration", "o-", color=colour)
         _plot_medians(smallest, own, "smallest", "iteration", "o-", color=colour)
-        _plot_medians(profile, own, "M at distance", "distance", "-", color=colour, label=arm)
-    _plot_medians(profile, rows, "P at distance", "distance", "k--", label="prior P")
+        own_final = [row for row in final if row["arm"] == arm]
+        _plot_medians(profile, own_final, "M at distance", "distance", "-", color=colour, label=arm)
+        for axes, distance in zip(over_training, DISTANCES, strict=True):
+            at = [row for row in own if row["quantity"] == f"M at distance {distance}"]
+            _plot_medians(axes, at, "M at distance", "iteration", "o-", color=colour)
+    _plot_medians(profile, final, "P at distance", "distance", "k--", label="prior P")
+    for axes, distance in zip(over_training, DISTANCES, strict=True):
+        axes.set(xlabel="iteration", ylabel="M", title=f"mask at {distance} voxels from the centre")
     correction.set(xlabel="iteration", ylabel="mean of |M - P| / P", title="size of the correction", yscale="log")
     smallest.axhline(0, color="black", linewidth=0.8)
     smallest.set(xlabel="iteration", ylabel="M", title="smallest value of the mask")

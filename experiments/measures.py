@@ -8,37 +8,39 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from engine.evaluation.masks import find_masks, radial_profile
+from engine.evaluation.masks import find_blocks, find_masks, radial_profile
 from engine.runtime.files import LAST
 from engine.training.optimizer import make_optimizer
-from engine.weights.checkpoints import config_of, load_checkpoint
-from engine.weights.load_weights import load_weights
+from engine.weights.load_network import build_start, load_trained
 from experiments.results import Row
 from networks.base import SegmentationNetwork
-from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
 BETA2 = 0.999  # of AdamW
 
 
 def measure_masks(run: Path) -> list[Row]:
-    """Describe the masks of a run: each evaluation's correction |M - P| / P and smallest M, and the final profile.
+    """Describe the masks of a run at each evaluation, and at the end in full.
 
-    Columns: iteration, block, quantity ("correction", "smallest", or "M at distance d" and "P at distance d", means
-    over the taps whose rounded distance from the centre is d voxels), value.
+    Columns: iteration, block, quantity, value. The quantities are those of ``mask_scalars`` ("M at distance d" stands
+    for distance_d) and, after the last iteration, "M at distance d" and "P at distance d" for all d.
     """
     log = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    rows = []
+    network, _, _, content = load_trained(run / LAST, "run")
+    last, rows = content["iteration"], []
     for tag in log.Tags()["scalars"]:
         if tag.startswith("mask/"):
-            _, block, quantity = tag.split("/")
-            rows += [_row(event.step, block, quantity, event.value) for event in log.Scalars(tag)]
-    network, content = load_last(run)
+            _, block, name = tag.split("/")
+            quantity = name.replace("distance_", "M at distance ")
+            until = last if quantity == name else last - 1  # the final profile has all distances
+            rows += [
+                _row(event.step, block, quantity, event.value) for event in log.Scalars(tag) if event.step <= until
+            ]
     for block, lrbm in find_masks(network).items():
         for name, values in (("M", lrbm()[0, 0]), ("P", lrbm.prior)):
-            rows += _profile_rows(content["iteration"], block, name, radial_profile(values.detach().numpy()))
+            rows += _profile_rows(last, block, name, radial_profile(values.detach().numpy()))
     return rows
 
 
@@ -50,17 +52,17 @@ def measure_taps(run: Path) -> list[Row]:
     dL/dW_eff by Adam's second moment; "change at distance d", the norm of the change of W_eff since the start relative
     to its norm at the start; "overlap at distance d", the mean share of the grid's positions in which a tap meets data.
     """
-    network, content = load_last(run)
+    network, config, _, content = load_trained(run / LAST, "run")
     optimizer = load_optimizer(network, content)
-    starts = dict(large_kernel_blocks(build_start(content)))
+    starts = find_blocks(build_start(config, content["args"]["seed"]))
     rows = []
-    for name, block in large_kernel_blocks(network):
+    for name, block in find_blocks(network).items():
         kernel, start = block.get_equivalent_kernel(), starts[name].get_equivalent_kernel()
         mask = torch.ones(()) if block.lrbm is None else block.lrbm()
         # The gradient of W is that of W_eff times the mask.
         moment = optimizer.state[block.dwconv.weight]["exp_avg_sq"] / mask.square()
         stage = int(name.split(".")[2])
-        grid = [side // 2 ** (stage + 1) for side in content["config"]["roi_size"]]
+        grid = [side // 2 ** (stage + 1) for side in config.roi_size]
         profiles = {
             "gradient": np.sqrt(channel_profile(moment) / (1 - BETA2 ** content["iteration"])),
             "change": np.sqrt(channel_profile((kernel - start).square()) / channel_profile(start.square())),
@@ -71,36 +73,12 @@ def measure_taps(run: Path) -> list[Row]:
     return rows
 
 
-def load_last(run: Path) -> tuple[SegmentationNetwork, dict[str, Any]]:
-    """Load the last checkpoint of a run and its network, in training form."""
-    path = run / LAST
-    content = load_checkpoint(path, "run")
-    described = config_of(content, path, "run")
-    assert described is not None
-    network = described[0].build()
-    load_weights(network, content, str(path), strict=True)
-    return network, content
-
-
-def build_start(content: dict[str, Any]) -> SegmentationNetwork:
-    """Build the network of a checkpoint as it was before the first iteration, which its seed determines."""
-    described = config_of(content, Path(LAST), "run")
-    assert described is not None
-    torch.manual_seed(content["args"]["seed"])  # as main_train.py does
-    return described[0].build()
-
-
 def load_optimizer(network: SegmentationNetwork, content: dict[str, Any]) -> Optimizer:
     """Load the optimiser of a checkpoint, whose state belongs to the parameters of ``network``."""
     flags = content["args"]
     optimizer = make_optimizer(flags["optim"], network, flags["lr"], flags["weight_decay"], flags["mask_lr_factor"])
     optimizer.load_state_dict(content["optimizer"])
     return optimizer
-
-
-def large_kernel_blocks(network: nn.Module) -> list[tuple[str, MaskedKernelBlock]]:
-    """List the blocks with large kernels by name."""
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, MaskedKernelBlock)]
 
 
 def channel_profile(values: Tensor) -> NDArray[np.float64]:

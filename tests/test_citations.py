@@ -38,6 +38,8 @@ GENERATED = {
         "boxes.json",
     ),
     *("entry.json", "digests.json", "log.jsonl"),
+    *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
+    *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")
 MODULE = re.compile(r"(?<![\w./-])((?:engine|networks|tools|benchmarks|experiments)(?:\.[A-Za-z_]\w*)+)")

@@ -39,6 +39,8 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
     assert {path.name for path in trained.iterdir()} == {
         "args.json",
         "best_metric_model.pth",
+        "dice.csv",
+        "dice.json",
         "last_checkpoint.pth",
         "previous_checkpoint.pth",
         "tensorboard",
@@ -49,6 +51,15 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
     log = EventAccumulator(str(trained / "tensorboard")).Reload()
     scalars = {"train/loss", "train/lr", "train/data_wait_s", "train/compute_s", "dice/mean", "dice/left", "dice/right"}
     assert scalars <= set(log.Tags()["scalars"])
+    masks = {tag for tag in log.Tags()["scalars"] if tag.startswith("mask/")}
+    assert masks == {
+        f"mask/rep3d.stages.{stage}.{block}/{name}"
+        for stage in range(4)
+        for block in range(2)
+        for name in ("correction", "smallest", "distance_0", "distance_1", "distance_2")
+    }
+    written = json.loads((trained / "dice.json").read_text())
+    assert written["mean"]["mean"] == pytest.approx(log.Scalars("dice/mean")[-1].value, abs=1e-5)
     assert set(log.Tags()["images"]) == {"validation case", "mask M, central slice"}
     assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 61))
     losses = [event.value for event in log.Scalars("train/loss")]

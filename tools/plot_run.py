@@ -19,9 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine.evaluation.masks import compute_masks
 from engine.evaluation.pictures import mask_slices, save_png
 from engine.runtime.errors import InputError, OneLineParser, run
-from engine.runtime.files import make_output_folder
-from engine.weights.checkpoints import config_of, load_checkpoint
-from engine.weights.load_weights import load_weights
+from engine.runtime.files import BEST, make_output_folder
+from engine.weights.load_network import load_trained
 
 SMOOTHED = 20  # iterations in the running mean of the plotted loss
 
@@ -42,13 +41,7 @@ def main(args: argparse.Namespace) -> None:
     make_output_folder(output)
     save_png(draw_curve(EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()), output / "curve.png")
 
-    path = Path(args.run) / "best_metric_model.pth"
-    content = load_checkpoint(path, "--run")
-    described = config_of(content, path, "--run")
-    if described is None:
-        raise InputError(f"--run: {path} is a bare state dict, expected a checkpoint of main_train.py")
-    network = described[0].build()
-    load_weights(network, content, f"--run: {path}", strict=True)
+    network = load_trained(Path(args.run) / BEST, "--run").network
     if masks := compute_masks(network):
         save_png(mask_slices(masks), output / "masks.png")
 

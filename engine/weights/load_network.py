@@ -1,9 +1,11 @@
-"""Load the network of a checkpoint for prediction."""
+"""Load the network of a checkpoint: for prediction, or as it was trained."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from engine.data.datasets import DatasetDescription
 from engine.runtime.arguments import name_network_flags
@@ -13,6 +15,47 @@ from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
 FLAG = "--trained_weights"
+
+
+class TrainedNetwork(NamedTuple):
+    """Network of a checkpoint of main_train.
+
+    Args:
+        network: the network with its weights.
+        config: its configuration.
+        description: description of the dataset.
+        content: the checkpoint.
+    """
+
+    network: SegmentationNetwork
+    config: NetworkConfig
+    description: DatasetDescription
+    content: dict[str, Any]
+
+
+def load_trained(path: Path, flag: str, deploy: bool = False) -> TrainedNetwork:
+    """Load the network of a checkpoint of main_train, as it was trained.
+
+    Args:
+        path: the checkpoint.
+        flag: flag that named the file, for messages.
+        deploy: whether to load the folded form instead.
+    Raises:
+        InputError: the file is no checkpoint of main_train, or its weights do not fit the network.
+    """
+    content = load_checkpoint(path, flag)
+    described = config_of(content, path, flag)
+    if described is None:
+        raise InputError(f"{flag}: {path} is a bare state dict, expected a checkpoint of main_train.py")
+    network = described[0].build(deploy=deploy, source=f"{flag}: {path}")
+    load_weights(network, content, f"{flag}: {path}", strict=True)
+    return TrainedNetwork(network, *described, content)
+
+
+def build_start(config: NetworkConfig, seed: int) -> SegmentationNetwork:
+    """Build a network as main_train.py does with this seed, before the first iteration."""
+    torch.manual_seed(seed)
+    return config.build()
 
 
 def load_network(

@@ -8,9 +8,11 @@ import torch
 from conftest import train_arguments
 
 from engine.evaluation.masks import radial_profile
-from experiments.measures import build_start, load_last, measure_masks, measure_taps, overlap
+from engine.weights.load_network import build_start, load_trained
+from experiments.measures import measure_masks, measure_taps, overlap
 from networks.Rep3D import compute_distance_prior
 
+LAST = "last_checkpoint.pth"
 BLOCK = "rep3d.stages.0.0"
 FLAGS = ("--max_iter", "2", "--eval_step", "1", "--kernel_size", "5")
 
@@ -37,7 +39,8 @@ def values(rows, quantity, block=BLOCK):
 
 
 def profile(rows, name, block=BLOCK):
-    found = [row for row in rows if row["block"] == block and row["quantity"].startswith(f"{name} at distance ")]
+    own = [row for row in rows if row["block"] == block and row["iteration"] == "2"]
+    found = [row for row in own if row["quantity"].startswith(f"{name} at distance ")]
     assert [row["quantity"] for row in found] == [f"{name} at distance {distance}" for distance in range(len(found))]
     return [float(row["value"]) for row in found]
 
@@ -47,7 +50,10 @@ def test_masks_of_every_evaluation_and_the_final_profile(run_folder):
     rows = measure_masks(folder)
     assert len({row["block"] for row in rows}) == 8
     assert list(values(rows, "correction")) == list(values(rows, "smallest")) == [1, 2]
-    network, _ = load_last(folder)
+    assert list(values(rows, "M at distance 2")) == [1, 2]
+    assert list(values(rows, "M at distance 3")) == [2]
+    assert len({(row["iteration"], row["block"], row["quantity"]) for row in rows}) == len(rows)
+    network = load_trained(folder / LAST, "run").network
     mask, prior = network.encoder.stages[0][0].lrbm()[0, 0].detach(), compute_distance_prior(5)
     assert values(rows, "correction")[2] == pytest.approx(((mask - prior).abs() / prior).mean().item(), rel=1e-4)
     assert profile(rows, "M") == pytest.approx(radial_profile(mask.numpy()), rel=1e-4)
@@ -62,7 +68,7 @@ def test_a_network_without_masks_has_no_rows(run_folder):
 def test_gradients_are_those_of_the_effective_kernel(run_folder, network):
     folder = run_folder("--network", network)
     rows = measure_taps(folder)
-    _, content = load_last(folder)
+    content = load_trained(folder / LAST, "run").content
     names = [
         name for name in content["model"] if "running" not in name and "batches" not in name and "prior" not in name
     ]
@@ -74,9 +80,9 @@ def test_gradients_are_those_of_the_effective_kernel(run_folder, network):
 
 def test_changes_are_relative_to_the_start_of_the_seed(run_folder):
     folder = run_folder("--network", "REP3D_NONE", "--seed", "3")
-    network, content = load_last(folder)
+    network, config, *_ = load_trained(folder / LAST, "run")
     kernel = network.encoder.stages[0][0].dwconv.weight.detach()
-    start = build_start(content).encoder.stages[0][0].dwconv.weight.detach()
+    start = build_start(config, 3).encoder.stages[0][0].dwconv.weight.detach()
     expected = (kernel - start)[..., 2, 2, 2].norm() / start[..., 2, 2, 2].norm()
     assert profile(measure_taps(folder), "change")[0] == pytest.approx(expected.item(), rel=1e-4)
     assert expected > 1e-3

@@ -1,0 +1,137 @@
+"""Plot of masks and kernels, and of their movement since the start."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_line, train_arguments
+
+import main_train
+from engine.data.datasets import DatasetDescription
+from engine.runtime.errors import run
+from engine.weights.checkpoints import NetworkConfig, load_checkpoint
+from networks.Rep3D.rep3d_encoder import rep3d_block
+from tools import plot_masks
+
+
+@pytest.fixture
+def plot(tmp_path, capsys):
+    """Run the tool; returns (exit status, stdout, stderr)."""
+
+    def run_tool(*words):
+        capsys.readouterr()
+        arguments = [str(word) for word in ("--output", tmp_path / "out", "--weights", *words)]
+        status = run(plot_masks.main, plot_masks.parse_args(arguments))
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run_tool
+
+
+@pytest.fixture
+def save(box_template, tmp_path):
+    """Save a checkpoint of an untrained network, with further entries."""
+
+    def save_network(network, deploy=False, **more):
+        description = DatasetDescription.read(box_template / "boxes.json")
+        small = {"feat_size": [4, 4, 4, 4], "depths": [1, 1, 1, 1], "kernel_size": 5}
+        overrides = small if network.startswith("REP3D") else {}
+        config = NetworkConfig.for_dataset(description, network, (32, 32, 16), overrides)
+        weights = config.build(deploy).state_dict()
+        described = {"config": config.to_plain(), "description": description.to_json()}
+        torch.save({"model": weights, **described, **more}, tmp_path / "network.pth")
+        return tmp_path / "network.pth"
+
+    return save_network
+
+
+def read_columns(path):
+    """Read profiles.csv by column; empty cells are NaN."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {key: np.array([float(row[key] or math.nan) for row in rows]) for key in rows[0] if key != "block"}
+    return [row["block"] for row in rows], numbers
+
+
+def test_an_untrained_network_has_not_moved(plot, box_template, tmp_path):
+    words = train_arguments(box_template, tmp_path / "run", "--seed", "7", "--network_args", "depths=1,1,1,1")
+    state, _, _ = main_train.prepare(main_train.parse_args([str(word) for word in words]), torch.device("cpu"))
+    state.save(tmp_path / "run")
+    status, out, _ = plot(tmp_path / "run" / "last_checkpoint.pth")
+    assert (status, out) == (0, "")
+    _, columns = read_columns(tmp_path / "out" / "profiles.csv")
+    assert not columns["moved"].any()
+    assert (columns["effective"] > 0).all()
+    assert np.array_equal(columns["mask"], columns["prior"])
+
+
+def test_a_trained_network_has_moved(plot, trained, tmp_path):
+    status, out, _ = plot(trained / "best_metric_model.pth")
+    assert (status, out) == (0, "")
+    blocks, columns = read_columns(tmp_path / "out" / "profiles.csv")
+    assert list(dict.fromkeys(blocks)) == [f"rep3d.stages.{stage}.{block}" for stage in range(4) for block in range(2)]
+    assert columns["distance"][:5].tolist() == [0, 1, 2, 3, 0]  # the corners of 5^3 taps are 3.5 voxels away
+    assert (columns["moved"] > 0).all()
+    for name in ("masks.png", "profiles.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+
+
+def test_profiles_of_a_known_kernel():
+    block, start = (rep3d_block(2, 3, mask="fixed") for _ in range(2))
+    block.dwconv.weight.data[0], block.dwconv.weight.data[1] = 2, -4
+    torch.nn.init.constant_(start.dwconv.weight, 1)
+    profiles = plot_masks.average_shells(plot_masks.measure_taps(block, start))
+    # Shell 0 is the centre, shell 1 has six taps at 1 and twelve at sqrt(2), shell 2 eight at sqrt(3).
+    prior = np.array([1, (6 / 2 + 12 / (1 + 2**0.5)) / 18, 1 / (1 + 3**0.5)])
+    expected = {"prior": prior, "mask": prior, "kernel": [3, 3, 3], "effective": 3 * prior, "moved": 3 * prior}
+    assert profiles.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(profiles[key], values, rtol=1e-6, err_msg=key)
+
+
+def test_network_without_masks_has_kernels_only(plot, save, tmp_path):
+    status, out, _ = plot(save("REP3D_NONE"))
+    assert status == 0
+    assert out == "movement left out: found no seed in the checkpoint and no args.json beside it, expected --seed\n"
+    _, columns = read_columns(tmp_path / "out" / "profiles.csv")
+    assert all(np.isnan(columns[key]).all() for key in ("prior", "mask", "moved"))
+    assert (columns["kernel"] > 0).all()
+    assert np.array_equal(columns["effective"], columns["kernel"])
+
+
+def test_where_the_seed_is_found(save, tmp_path, capsys):
+    path = save("REP3D")
+    content = load_checkpoint(path, "")
+    config, blocks = plot_masks.load_blocks(content, path)
+    assert plot_masks.read_flags(content, path) == {}
+    (tmp_path / "args.json").write_text(json.dumps({"seed": 5, "pretrain": False}))
+    assert plot_masks.read_flags(content, path) == {"seed": 5, "pretrain": False}
+    own = {**content, "args": {"seed": 6, "pretrain": True}}
+    assert plot_masks.read_flags(own, path) == {"seed": 6, "pretrain": True}
+
+    start = plot_masks.rebuild_start(config, {"seed": 5, "pretrain": False}, None)
+    same = plot_masks.rebuild_start(config, {}, 5)
+    assert start.keys() == same.keys() == blocks.keys()
+    assert all(torch.equal(start[name].dwconv.weight, same[name].dwconv.weight) for name in blocks)
+    assert capsys.readouterr().out == ""
+    assert plot_masks.rebuild_start(config, {}, None) == {}
+    assert capsys.readouterr().out.startswith("movement left out: found no seed")
+    assert plot_masks.rebuild_start(config, {"seed": 5, "pretrain": True}, 5) == {}
+    assert capsys.readouterr().out == "movement left out: the run started from other weights (--pretrain)\n"
+
+
+def test_files_that_have_no_masks_to_plot(plot, save, tmp_path):
+    assert_one_line(plot("nowhere.pth"), "--weights: nowhere.pth cannot be read")
+    assert_one_line(plot(save("UNet3D")), "--weights: found UNet3D in", "expected a network with large-kernel blocks")
+    assert_one_line(plot(save("REP3D", deploy=True)), "network.pth is deployed, its masks are folded")
+    torch.save(load_checkpoint(save("REP3D"), "")["model"], tmp_path / "bare.pth")
+    assert_one_line(plot(tmp_path / "bare.pth"), "bare.pth is a bare state dict, expected a checkpoint")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seed": null, "pretrain": false}', "{}"])
+def test_args_json_of_something_else(plot, save, tmp_path, text):
+    (tmp_path / "args.json").write_text(text)
+    assert_one_line(plot(save("REP3D")), "args.json lacks seed and pretrain, expected the flags of main_train.py")

@@ -1,0 +1,178 @@
+"""Plot the masks and large kernels of a trained network, and how far training has moved each tap.
+
+    python -m tools.plot_masks --weights runs/a/best_metric_model.pth --output pictures
+
+For each block with a kernel W and, if the network has masks, a mask M: the prior P at the start, M, |W|, |W_eff| with
+W_eff = W * M, and the movement |W_eff - W_eff at the start|; all but P are means over the channels or maps. Without a
+mask W_eff is W: the pictures then show |W| and the movement only.
+
+The start is rebuilt from the seed of the run, which is in last_checkpoint.pth and args.json. This needs the code and
+PyTorch that the run had. Without a seed, or after --pretrain, the movement is left out.
+
+Writes masks.png, the central slices; profiles.png and profiles.csv, the means over shells of equal distance from the
+kernel's centre.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from engine.evaluation.masks import find_blocks, radial_profile
+from engine.evaluation.pictures import save_png
+from engine.runtime.arguments import number
+from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import make_output_folder, write_text
+from engine.weights.checkpoints import NetworkConfig
+from engine.weights.load_network import TrainedNetwork, build_start, load_trained
+from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
+
+# Quantities by their column in profiles.csv, and their titles.
+QUANTITIES = {"prior": "prior P", "mask": "mask M", "kernel": "|W|", "effective": "|W_eff|", "moved": "|W_eff - start|"}
+MASKS = ("prior", "mask")  # share one scale
+Taps = dict[str, NDArray[np.floating[Any]]]  # quantity -> (K, K, K), or its profile (shells,)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = OneLineParser("plot_masks", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", metavar="FILE", required=True, help="training checkpoint of main_train.py")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures and the table")
+    seed = "seed of the run (default: that in the checkpoint or in args.json beside it)"
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="N", help=seed)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw slices and profiles, and write the table."""
+    output, path = Path(args.output), Path(args.weights)
+    make_output_folder(output)
+    trained = load_trained(path, "--weights")
+    blocks = find_blocks(trained.network)
+    check_blocks(trained, blocks, path)
+    start = rebuild_start(trained.config, read_flags(trained.content, path), args.seed)
+    taps = {name: measure_taps(block, start.get(name)) for name, block in blocks.items()}
+    save_png(draw_slices(taps), output / "masks.png")
+    profiles = {name: average_shells(cubes) for name, cubes in taps.items()}
+    save_png(draw_profiles(profiles), output / "profiles.png")
+    write_profiles(profiles, output / "profiles.csv")
+
+
+def check_blocks(trained: TrainedNetwork, blocks: dict[str, MaskedKernelBlock], path: Path) -> None:
+    """Raise InputError if a network has no large kernels, or if its checkpoint has them multiplied by their masks."""
+    if not blocks:
+        name = trained.config.network
+        raise InputError(f"--weights: found {name} in {path}, expected a network with large-kernel blocks")
+    masked = any(block.lrbm is not None for block in blocks.values())
+    if masked and not any(".lrbm." in name for name in trained.content["model"]):
+        raise InputError(f"--weights: {path} is deployed, its masks are folded, expected a training checkpoint")
+
+
+def read_flags(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return seed and pretrain of a run, from its checkpoint or from args.json beside it; nothing without either."""
+    beside = path.with_name("args.json")
+    if "args" not in content and not beside.exists():
+        return {}
+    try:
+        flags = content["args"] if "args" in content else json.loads(beside.read_text(encoding="utf-8"))
+        return {"seed": int(flags["seed"]), "pretrain": bool(flags["pretrain"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        place = path if "args" in content else beside
+        raise InputError(f"--weights: {place} lacks seed and pretrain, expected the flags of main_train.py") from error
+
+
+def rebuild_start(config: NetworkConfig, flags: dict[str, Any], seed: int | None) -> dict[str, MaskedKernelBlock]:
+    """Rebuild the blocks as they were before training; if that is impossible, print why and return none."""
+    seed = flags.get("seed") if seed is None else seed
+    if flags.get("pretrain"):
+        print("movement left out: the run started from other weights (--pretrain)")
+        return {}
+    if seed is None:
+        print("movement left out: found no seed in the checkpoint and no args.json beside it, expected --seed")
+        return {}
+    return find_blocks(build_start(config, seed))
+
+
+@torch.no_grad()
+def measure_taps(block: MaskedKernelBlock, start: MaskedKernelBlock | None) -> Taps:
+    """Compute the quantities of a block; those that it lacks are left out."""
+    kernel, effective = block.dwconv.weight, block.get_equivalent_kernel()
+    taps = {"kernel": kernel.abs()}
+    if block.lrbm is not None:
+        taps = {"prior": block.lrbm.prior[None, None], "mask": block.lrbm(), **taps}
+    if effective is not kernel:
+        taps["effective"] = effective.abs()
+    if start is not None:
+        taps["moved"] = (effective - start.get_equivalent_kernel()).abs()
+    return {key: cubes.mean(dim=(0, 1)).numpy() for key, cubes in taps.items()}  # (maps, 1, K, K, K) -> (K, K, K)
+
+
+def average_shells(taps: Taps) -> Taps:
+    """Average each quantity over the shells of equal distance from the centre, (K, K, K) -> (shells,)."""
+    return {key: radial_profile(cube) for key, cube in taps.items()}
+
+
+def draw_slices(taps: dict[str, Taps]) -> Figure:
+    """Draw the central slices, one row per block and one column per quantity; prior and mask share one scale."""
+    columns = list(next(iter(taps.values())))
+    figure = Figure(figsize=(2.9 * len(columns) + 0.4, 2.4 * len(taps)), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(len(taps), len(columns), squeeze=False)
+    for views, (name, cubes) in zip(rows, taps.items(), strict=True):
+        for view, (key, cube) in zip(views, cubes.items(), strict=True):
+            together = [cubes[mask] for mask in MASKS] if key in MASKS else [cube]
+            low, high = min(map(np.min, together)), max(map(np.max, together))
+            shown = view.imshow(cube[cube.shape[0] // 2], "viridis", vmin=low, vmax=high)
+            figure.colorbar(shown, ax=view, ticks=[low, high], format="%.2g")
+            view.set(xticks=[], yticks=[])
+        views[0].set_ylabel(name, fontsize=9)
+    for view, key in zip(rows[0], columns, strict=True):
+        view.set_title(QUANTITIES[key])
+    return figure
+
+
+def draw_profiles(profiles: dict[str, Taps]) -> Figure:
+    """Draw the radial profiles, one pair of axes per block: linear for prior and mask, logarithmic for the kernels."""
+    columns = 4
+    rows = -(-len(profiles) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = {}
+    for place, (name, profile) in enumerate(profiles.items(), 1):
+        left = figure.add_subplot(rows, columns, place)
+        right = left.twinx()
+        right.set(yscale="log", ylabel="kernels")
+        for colour, (key, title) in enumerate(QUANTITIES.items()):
+            if key in profile:
+                axes, style = (left, "--") if key in MASKS else (right, "-")
+                (lines[title],) = axes.plot(profile[key], style, color=f"C{colour}")
+        left.set(title=name, xlabel="distance from the centre, voxels", ylabel="masks (dashed)")
+        left.yaxis.set_visible("mask" in profile)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
+    return figure
+
+
+def write_profiles(profiles: dict[str, Taps], path: Path) -> None:
+    """Write the radial profiles, one row per block and distance; cells of missing quantities are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["block", "distance", *QUANTITIES], lineterminator="\n")
+    writer.writeheader()
+    for name, profile in profiles.items():
+        columns = {"effective": profile["kernel"], **profile}  # without a mask, W_eff is W
+        for distance in range(len(profile["kernel"])):
+            values = {key: f"{column[distance]:.6g}" for key, column in columns.items()}
+            writer.writerow({"block": name, "distance": distance, **values})
+    write_text(path, text.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, parse_args()))
