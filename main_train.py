@@ -84,6 +84,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="seed of all random numbers"
     )
 
+    snapshots = "keep the weights of every N-th iteration, as weights_<iteration>.pth"
+    recipe.add_argument("--snapshot_step", type=number(int, 1), metavar="N", help=snapshots)
+
     validation = parser.add_argument_group("validation")
     validation.add_argument(
         "--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations between validations"
@@ -253,6 +256,8 @@ def train(
             bar.set_postfix(monitor.add(state.iteration, step, rate, started, waited=started - asked))
 
             progress.awaits_evaluation = state.iteration % args.eval_step == 0 or state.iteration == args.max_iter
+            if args.snapshot_step and state.iteration % args.snapshot_step == 0:
+                state.save_weights(output / f"weights_{state.iteration}.pth")
             stopping = any_process(stop.reason is not None)
             if stopping or progress.awaits_evaluation:
                 monitor.finish()

@@ -36,13 +36,11 @@ def read_experiment(name: str, scale: str) -> Experiment:
     """Read an experiment's table; an arm's own flags come after those of the scale, and override them."""
     table: dict[str, Any] = tomllib.loads((FOLDER / name / "arms.toml").read_text())
     common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table["flags"].get(scale, ""))]
-    arms = {arm: [*common, *_own_flags(flags, scale)] for arm, flags in table["arms"].items()}
+    arms = {arm: [*common, *own] for arm, flags in table["arms"].items() if (own := _own_flags(flags, scale))}
     measures = tuple(table.get("measures", ()))
     return Experiment(name, table["question"], table["reference"], arms, measures, SCALES[scale]["dataset"])
 
 
 def _own_flags(flags: str | dict[str, str], scale: str) -> list[str]:
-    """Return an arm's flags: one text for all scales, or a table with "flags" for all and further ones by scale."""
-    if isinstance(flags, str):
-        return shlex.split(flags)
-    return [*shlex.split(flags["flags"]), *shlex.split(flags.get(scale, ""))]
+    """Return an arm's flags: one text for all scales, or one by scale; none for an arm that a scale leaves out."""
+    return shlex.split(flags if isinstance(flags, str) else flags.get(scale, ""))

@@ -35,6 +35,18 @@ def draw_scores(scores: Scores, arms: Sequence[str]) -> Figure:
     return figure
 
 
+def draw_loss(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
+    """Draw the training loss, the median over the seeds."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for arm, colour in zip(arms, COLOURS, strict=False):
+        _plot_medians(axes, select(rows, arm=arm), "iteration", "-", color=colour, label=arm)
+    axes.set(xlabel="iteration", ylabel="training loss, mean of 25", yscale="log")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
 def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     """Draw the masks over the training: correction, smallest value, values at three distances; and the final profiles.
 
@@ -43,69 +55,78 @@ def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
     (correction, smallest, profile), over_training = figure.subplots(2, 3)
-    last = max(int(row["iteration"]) for row in rows)
-    final = [row for row in rows if int(row["iteration"]) == last]
+    last = max((row["iteration"] for row in rows), key=int)
     for arm, colour in zip(arms, COLOURS, strict=False):
-        own = [row for row in rows if row["arm"] == arm]
-        _plot_medians(correction, own, "correction", "iteration", "o-", color=colour)
-        _plot_medians(smallest, own, "smallest", "iteration", "o-", color=colour)
-        own_final = [row for row in final if row["arm"] == arm]
-        _plot_medians(profile, own_final, "M at distance", "distance", "-", color=colour, label=arm)
+        own = select(rows, arm=arm)
+        _plot_medians(correction, select(own, quantity="correction"), "iteration", "o-", color=colour)
+        _plot_medians(smallest, select(own, quantity="smallest"), "iteration", "o-", color=colour)
+        masks = select(own, quantity="mask")
+        _plot_medians(profile, select(masks, iteration=last), "distance", "-", color=colour, label=arm)
         for axes, distance in zip(over_training, DISTANCES, strict=True):
-            at = [row for row in own if row["quantity"] == f"M at distance {distance}"]
-            _plot_medians(axes, at, "M at distance", "iteration", "o-", color=colour)
-    _plot_medians(profile, final, "P at distance", "distance", "k--", label="prior P")
-    for axes, distance in zip(over_training, DISTANCES, strict=True):
-        axes.set(xlabel="iteration", ylabel="M", title=f"mask at {distance} voxels from the centre")
+            _plot_medians(axes, select(masks, distance=distance), "iteration", "o-", color=colour)
+    _plot_medians(profile, select(rows, quantity="prior"), "distance", "k--", label="prior P")
     correction.set(xlabel="iteration", ylabel="mean of |M - P| / P", title="size of the correction", yscale="log")
     smallest.axhline(0, color="black", linewidth=0.8)
     smallest.set(xlabel="iteration", ylabel="M", title="smallest value of the mask")
     profile.set(xlabel="distance from the centre, voxels", ylabel="M", title="mask after training")
+    for axes, distance in zip(over_training, DISTANCES, strict=True):
+        axes.set(xlabel="iteration", ylabel="M", title=f"mask at {distance} voxels from the centre")
     figure.legend(loc="outside right upper")
     return figure
 
 
 def draw_taps(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
-    """Draw gradient, change and overlap of the taps over their distance from the centre, a column per stage.
+    """Draw the taps over their distance from the centre, a column per stage.
 
-    Every point is a median over the blocks of a stage and the seeds. Gradients are relative to that of the centre.
+    The rows are gradient, change, and what remained to be learned at a fifth of the training. Every point is a median
+    over the blocks of a stage and the seeds. Gradients are relative to that of the centre.
     """
-    figure = Figure(figsize=(16, 7), layout="constrained")
+    figure = Figure(figsize=(16, 10), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, STAGES, sharex=True, sharey="row")
+    panels = figure.subplots(3, STAGES, sharex=True, sharey="row")
+    early = max((row["iteration"] for row in rows), key=int, default="0")
+    early = str(int(early) // 5)
     for stage in range(STAGES):
         own = [row for row in rows if f".stages.{stage}." in row["block"]]
-        gradient, change = panels[:, stage]
+        gradient, change, remaining = panels[:, stage]
         for arm, colour in zip(arms, COLOURS, strict=False):
-            of_arm = [row for row in own if row["arm"] == arm]
+            taps = select(own, arm=arm)
             label = arm if stage == 0 else None
-            _plot_medians(gradient, of_arm, "gradient at distance", "distance", "-", relative=True, color=colour)
-            _plot_medians(change, of_arm, "change at distance", "distance", "-", color=colour, label=label)
-        overlap = "share of the grid that the tap meets" if stage == 0 else None
-        _plot_medians(gradient, own, "overlap at distance", "distance", "k--", label=overlap)
+            _plot_medians(gradient, select(taps, quantity="gradient"), "distance", "-", relative=True, color=colour)
+            _plot_medians(change, select(taps, quantity="change"), "distance", "-", color=colour, label=label)
+            rest = select(taps, quantity="remaining", iteration=early)
+            _plot_medians(remaining, rest, "distance", "-", color=colour)
+        shares = "share of the grid that the tap meets" if stage == 0 else None
+        _plot_medians(gradient, select(own, quantity="overlap"), "distance", "k--", label=shares)
         gradient.set(title=f"stage {stage + 1}", yscale="log")
-        change.set(xlabel="distance from the centre, voxels", yscale="log")
+        change.set(yscale="log")
+        remaining.set(xlabel="distance from the centre, voxels")
     panels[0, 0].set_ylabel("root mean square of dL/dW_eff, centre = 1")
     panels[1, 0].set_ylabel("|change of W_eff| / |W_eff at the start|")
+    panels[2, 0].set_ylabel(f"share of the way left at iteration {early}")
     figure.legend(loc="outside right upper")
     return figure
 
 
-def _plot_medians(
-    axes: Axes, rows: Sequence[Row], quantity: str, over: str, style: str, relative: bool = False, **options: Any
-) -> None:
-    """Plot the medians of a quantity over the iterations, or over the distances that end its name.
+def select(rows: Sequence[Row], **values: object) -> list[Row]:
+    """Return the rows whose columns have these values."""
+    return [row for row in rows if all(row[column] == str(value) for column, value in values.items())]
 
-    With ``relative``, all medians are divided by the first.
-    """
+
+def _plot_medians(
+    axes: Axes, rows: Sequence[Row], over: str, style: str, relative: bool = False, **options: Any
+) -> None:
+    """Plot the medians of rows over a column of numbers; with ``relative``, divided by the first of them."""
     groups: dict[int, list[float]] = {}
     for row in rows:
-        if row["quantity"].startswith(quantity):
-            place = row["iteration"] if over == "iteration" else row["quantity"].rpartition(" ")[2]
-            groups.setdefault(int(place), []).append(float(row["value"]))
+        groups.setdefault(int(row[over]), []).append(float(row["value"]))
     places = sorted(groups)
-    if medians := np.array([np.median(groups[place]) for place in places]).tolist():
+    if medians := [float(np.median(groups[place])) for place in places]:
         axes.plot(places, np.divide(medians, medians[0] if relative else 1), style, **options)
 
 
-MEASURED: dict[str, Callable[[Sequence[Row], Sequence[str]], Figure]] = {"masks": draw_masks, "taps": draw_taps}
+MEASURED: dict[str, Callable[[Sequence[Row], Sequence[str]], Figure]] = {
+    "loss": draw_loss,
+    "masks": draw_masks,
+    "taps": draw_taps,
+}

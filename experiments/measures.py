@@ -1,6 +1,10 @@
-"""Further measurements of a finished run, each a table beside results.csv: from its log and its last checkpoint."""
+"""Further measurements of a finished run, each a table beside results.csv: from its log and its checkpoints.
 
-from collections.abc import Callable, Sequence
+Every row has the columns iteration, block, quantity, distance (from the kernel's centre, rounded, voxels; empty for a
+quantity of the whole block) and value. A value at a distance is a mean over the taps at this distance.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +17,90 @@ from torch.optim import Optimizer
 
 from engine.evaluation.masks import find_blocks, find_masks, radial_profile
 from engine.runtime.files import LAST
-from engine.training.optimizer import make_optimizer
+from engine.training.optimizer import LearningRateSchedule, make_optimizer
 from engine.weights.load_network import build_start, load_trained
 from experiments.results import Row
 from networks.base import SegmentationNetwork
 
 BETA2 = 0.999  # of AdamW
+LOSS_WINDOW = 25  # iterations
+
+
+def measure_loss(run: Path) -> list[Row]:
+    """Average the training loss over windows of iterations."""
+    losses = read_log(run).Scalars("train/loss")
+    rows = []
+    for first in range(0, len(losses), LOSS_WINDOW):
+        window = losses[first : first + LOSS_WINDOW]
+        rows.append(make_row(window[-1].step, "", "loss", np.mean([event.value for event in window])))
+    return rows
 
 
 def measure_masks(run: Path) -> list[Row]:
-    """Describe the masks of a run at each evaluation, and at the end in full.
+    """Describe the masks of a run at each evaluation: all that ``mask_scalars`` logs, and in the end full profiles.
 
-    Columns: iteration, block, quantity, value. The quantities are those of ``mask_scalars`` ("M at distance d" stands
-    for distance_d) and, after the last iteration, "M at distance d" and "P at distance d" for all d.
+    Quantities: "correction", "smallest", "mask" at distances, and the "prior" of the start at distances.
     """
-    log = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    log = read_log(run)
     network, _, _, content = load_trained(run / LAST, "run")
     last, rows = content["iteration"], []
     for tag in log.Tags()["scalars"]:
         if tag.startswith("mask/"):
             _, block, name = tag.split("/")
-            quantity = name.replace("distance_", "M at distance ")
-            until = last if quantity == name else last - 1  # the final profile has all distances
-            rows += [
-                _row(event.step, block, quantity, event.value) for event in log.Scalars(tag) if event.step <= until
-            ]
+            quantity, _, distance = name.partition("_")
+            events = log.Scalars(tag)
+            if not distance:
+                rows += [make_row(event.step, block, quantity, event.value) for event in events]
+            else:  # the final profile has all distances
+                early = [event for event in events if event.step < last]
+                rows += [make_row(event.step, block, "mask", event.value, distance) for event in early]
     for block, lrbm in find_masks(network).items():
-        for name, values in (("M", lrbm()[0, 0]), ("P", lrbm.prior)):
-            rows += _profile_rows(last, block, name, radial_profile(values.detach().numpy()))
+        rows += profile_rows(last, block, "mask", radial_profile(lrbm()[0, 0].detach().numpy()))
+        rows += profile_rows(last, block, "prior", radial_profile(lrbm.prior.numpy()))
     return rows
 
 
 @torch.no_grad()
 def measure_taps(run: Path) -> list[Row]:
-    """Describe what the taps of each large kernel learned, by their rounded distance d from the centre.
+    """Describe what the taps of each large kernel learned; taps that never meet data are left out.
 
-    Columns: iteration, block, quantity, value. The quantities are "gradient at distance d", the root mean square of
-    dL/dW_eff by Adam's second moment; "change at distance d", the norm of the change of W_eff since the start relative
-    to its norm at the start; "overlap at distance d", the mean share of the grid's positions in which a tap meets data.
+    Quantities at distances: "gradient", the root mean square of dL/dW_eff, from Adam's second moment of dL/dW and the
+    final mask; "change", the norm of the change of W_eff beyond weight decay, relative to its norm at the start;
+    "remaining", the norm of the difference of W_eff between a snapshot and the end, relative to that between start and
+    end; "overlap", the share of the grid's positions in which a tap meets data.
     """
     network, config, _, content = load_trained(run / LAST, "run")
+    flags, last = content["args"], content["iteration"]
     optimizer = load_optimizer(network, content)
-    starts = find_blocks(build_start(config, content["args"]["seed"]))
+    starts = find_blocks(build_start(config, flags["seed"]))
+    snapshots = {}
+    for path in run.glob("weights_*.pth"):
+        trained = load_trained(path, "run")
+        snapshots[trained.content["iteration"]] = find_blocks(trained.network)
     rows = []
     for name, block in find_blocks(network).items():
         kernel, start = block.get_equivalent_kernel(), starts[name].get_equivalent_kernel()
-        mask = torch.ones(()) if block.lrbm is None else block.lrbm()
-        # The gradient of W is that of W_eff times the mask.
-        moment = optimizer.state[block.dwconv.weight]["exp_avg_sq"] / mask.square()
-        stage = int(name.split(".")[2])
-        grid = [side // 2 ** (stage + 1) for side in config.roi_size]
-        profiles = {
-            "gradient": np.sqrt(channel_profile(moment) / (1 - BETA2 ** content["iteration"])),
-            "change": np.sqrt(channel_profile((kernel - start).square()) / channel_profile(start.square())),
-            "overlap": radial_profile(overlap(kernel.shape[-1], grid)),
-        }
-        for quantity, profile in profiles.items():
-            rows += _profile_rows(content["iteration"], name, quantity, profile)
+        shares = overlap(kernel.shape[-1], grid_of(name, config.roi_size))
+        mask = torch.ones(()) if block.lrbm is None else block.lrbm()  # dL/dW = M dL/dW_eff
+        moment = optimizer.state[block.dwconv.weight]["exp_avg_sq"] / (1 - BETA2**last) / mask.square()
+
+        def profile(values: Tensor, live: NDArray[np.bool_] = shares > 0) -> NDArray[np.float64]:
+            return radial_profile(values.mean(dim=(0, 1)).numpy(), live)
+
+        change = (kernel - decay_of(flags) * start).square()
+        rows += profile_rows(last, name, "gradient", np.sqrt(profile(moment)))
+        rows += profile_rows(last, name, "change", np.sqrt(profile(change) / profile(start.square())))
+        rows += profile_rows(last, name, "overlap", radial_profile(shares, shares > 0))
+        whole = profile((kernel - start).square())
+        for iteration, blocks in sorted(snapshots.items()):
+            rest = profile((kernel - blocks[name].get_equivalent_kernel()).square())
+            rows += profile_rows(iteration, name, "remaining", np.sqrt(rest / whole))
     return rows
+
+
+def read_log(run: Path) -> EventAccumulator:
+    """Read all scalars of a run's TensorBoard log."""
+    return EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
 
 
 def load_optimizer(network: SegmentationNetwork, content: dict[str, Any]) -> Optimizer:
@@ -81,9 +111,16 @@ def load_optimizer(network: SegmentationNetwork, content: dict[str, Any]) -> Opt
     return optimizer
 
 
-def channel_profile(values: Tensor) -> NDArray[np.float64]:
-    """Average a depthwise kernel's values over channels and shells of equal distance, (C, 1, K, K, K) -> (shells,)."""
-    return radial_profile(values.mean(dim=(0, 1)).numpy())
+def decay_of(flags: dict[str, Any]) -> float:
+    """Return the factor by which the weight decay of a run has multiplied a weight without gradient."""
+    rate = LearningRateSchedule(flags["lr_schedule"], flags["lr"], flags["warmup_iter"], flags["max_iter"])
+    return float(np.prod([1 - rate(iteration) * flags["weight_decay"] for iteration in range(flags["max_iter"])]))
+
+
+def grid_of(block: str, roi_size: Sequence[int]) -> list[int]:
+    """Return the grid (D, H, W) that a block of a ``LargeKernelEncoder``, "<encoder>.stages.<i>.<j>", convolves."""
+    stage = int(block.split(".")[2])
+    return [side // 2 ** (stage + 1) for side in roi_size]
 
 
 def overlap(ks: int, grid: Sequence[int]) -> NDArray[np.float64]:
@@ -93,13 +130,16 @@ def overlap(ks: int, grid: Sequence[int]) -> NDArray[np.float64]:
     return np.einsum("i,j,k->ijk", *shares)
 
 
-def _row(iteration: int, block: str, quantity: str, value: float) -> Row:
-    return {"iteration": str(iteration), "block": block, "quantity": quantity, "value": f"{value:.6g}"}
+def make_row(iteration: int, block: str, quantity: str, value: float, distance: int | str = "") -> Row:
+    """Make a row of a table."""
+    row = {"iteration": iteration, "block": block, "quantity": quantity, "distance": distance, "value": f"{value:.6g}"}
+    return {name: str(cell) for name, cell in row.items()}
 
 
-def _profile_rows(iteration: int, block: str, name: str, profile: NDArray[np.float64]) -> list[Row]:
-    named = ((f"{name} at distance {distance}", value) for distance, value in enumerate(profile.tolist()))
-    return [_row(iteration, block, quantity, value) for quantity, value in named]
+def profile_rows(iteration: int, block: str, quantity: str, profile: Iterable[float]) -> list[Row]:
+    """Make one row per distance; NaN, a distance without taps, is left out."""
+    values = enumerate(profile)
+    return [make_row(iteration, block, quantity, value, place) for place, value in values if not np.isnan(value)]
 
 
-MEASURES: dict[str, Callable[[Path], list[Row]]] = {"masks": measure_masks, "taps": measure_taps}
+MEASURES: dict[str, Callable[[Path], list[Row]]] = {"loss": measure_loss, "masks": measure_masks, "taps": measure_taps}

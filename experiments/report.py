@@ -2,13 +2,14 @@
 
     python -m experiments.report masks
 
-Prints the table, writes figure.png (and masks.png or taps.png, if these were measured) beside results.csv, and updates
-the table in the experiment's README.md, if it has one for this scale.
+Prints the table, writes figure.png (and loss.png, masks.png, taps.png, if these were measured) beside results.csv, and
+updates the table in the experiment's README.md, if it has one for this scale.
 
-A score is the mean over the classes. The table has its mean over the cases, with the standard deviation over the seeds.
-The difference from the reference arm is taken case by case, of the means over the seeds that both arms have; beside it
-are the 95 % bootstrap interval over the cases and the p-value of a Wilcoxon signed-rank test, corrected by Holm for the
-number of arms. Interval and p-value describe these cases and seeds: they do not include the spread over further seeds.
+The table has the mean Dice over classes and cases, with its standard deviation over the seeds; and the difference from
+the reference arm over the seeds that both have, with its standard deviation over these seeds and, in brackets, its 95 %
+bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is that of Wilcoxon's
+signed-rank test over the same cases, corrected by Holm for the number of arms. Interval and p-value tell whether the
+difference holds for other cases, with these seeds; the deviations, whether it holds for other seeds.
 """
 
 import argparse
@@ -16,8 +17,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from benchmarks.report import replace_section
@@ -28,7 +31,7 @@ from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import write_text
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.figures import MEASURED, Scores, draw_scores
-from experiments.results import RESULTS, Row, read_rows
+from experiments.results import RESULTS, Row, read_table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,16 +47,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Print the table, draw the figures, and update the README."""
     experiment = read_experiment(args.experiment, args.scale)
-    folder = Path(args.results or FOLDER / experiment.name / args.scale)
+    arms, folder = list(experiment.arms), Path(args.results or FOLDER / experiment.name / args.scale)
     if not (folder / RESULTS).exists():
         raise InputError(f"--results: found no {folder / RESULTS}, expected those of python -m experiments.run")
-    scores, classes = collect(read_rows(folder / RESULTS))
-    table = make_table(scores, classes, list(experiment.arms), experiment.reference)
+    rows = read_table(folder / RESULTS, arms)
+    tables = {name: folder / f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").exists()}
+    measured = {name: read_table(path, arms, rows[0]["code"]) for name, path in tables.items()}
+    scores, classes = collect(rows)
+    table = make_table(scores, classes, arms, experiment.reference)
     print(table)
-    save_png(draw_scores(scores, list(experiment.arms)), folder / "figure.png")
-    for name, draw in MEASURED.items():
-        if (folder / f"{name}.csv").exists():
-            save_png(draw(read_rows(folder / f"{name}.csv"), list(experiment.arms)), folder / f"{name}.png")
+    save_png(draw_scores(scores, arms), folder / "figure.png")
+    for name, own_rows in measured.items():
+        save_png(MEASURED[name](own_rows, arms), folder / f"{name}.png")
     readme = FOLDER / experiment.name / "README.md"
     begin, end = f"<!-- {args.scale} -->\n", f"<!-- end of {args.scale} -->"
     if args.results is None and begin in readme.read_text():
@@ -75,8 +80,9 @@ def collect(rows: Sequence[Row]) -> tuple[Scores, list[str]]:
 def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str], reference: str) -> str:
     """Format the table of an experiment; arms with fewer seeds than others are marked as unfinished."""
     seeds = max(len(runs) for runs in scores.values())
-    compared = compare_arms(scores, arms, reference)
-    corrected = dict(zip(compared, holm([comparison.p for comparison in compared.values()]), strict=True))
+    others = [arm for arm in arms if arm != reference and scores.get(arm, {}).keys() & scores.get(reference, {}).keys()]
+    compared = {arm: compare_arms(scores[arm], scores[reference]) for arm in others}
+    corrected = dict(zip(compared, holm([pair.comparison.p for pair in compared.values()]), strict=True))
     rows = []
     for arm in arms:
         runs = scores.get(arm, {})
@@ -84,33 +90,47 @@ def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str], refe
         means = [mean_over_cases(list(table)) for table in runs.values()]
         columns = [[mean_over_classes(mean), *mean] for mean in means]
         cells = [_spread(column) for column in zip(*columns, strict=True)] or [""] * (1 + len(classes))
-        rows.append([arm, count, *cells, *_difference(compared.get(arm), corrected.get(arm), arm == reference)])
+        difference = _difference(compared[arm], corrected[arm]) if arm in compared else ("", "")
+        rows.append([arm, count, *cells, *(("reference", "") if arm == reference else difference)])
     head = ["arm", "seeds", "mean Dice", *classes, f"difference from {reference}", "p (Holm)"]
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
-def compare_arms(scores: Scores, arms: Sequence[str], reference: str) -> dict[str, Comparison]:
-    """Compare every arm with the reference, by the means over their common seeds and over the classes of each case."""
-    compared = {}
-    for arm in arms:
-        common = sorted(scores.get(arm, {}).keys() & scores.get(reference, {}).keys())
-        if arm != reference and common:
-            means = [np.mean([scores[name][seed] for seed in common], axis=0) for name in (arm, reference)]
-            compared[arm] = compare(*(np.array([mean_over_classes(case) for case in table]) for table in means))
-    return compared
+class Pair(NamedTuple):
+    """Comparison of an arm with the reference.
+
+    Args:
+        comparison: over the cases, each being the mean over the common seeds.
+        by_seed: mean difference of each common seed.
+    """
+
+    comparison: Comparison
+    by_seed: list[float]
+
+
+def compare_arms(runs: dict[int, NDArray[np.float64]], others: dict[int, NDArray[np.float64]]) -> Pair:
+    """Compare two arms by the seeds that both have; a score that one of them lacks (NaN) counts in neither.
+
+    Shape: tables by seed, (cases, classes).
+    """
+    differences = np.array([runs[seed] - others[seed] for seed in sorted(runs.keys() & others.keys())])
+    by_seed = [mean_over_classes(mean_over_cases(list(table))) for table in differences]
+    by_case = mean_over_cases([np.array([mean_over_classes(case) for case in table]) for table in differences])
+    return Pair(compare(by_case), by_seed)
 
 
 def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
+    """Format a mean, and the standard deviation over the seeds if there are several."""
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def _difference(comparison: Comparison | None, p: float | None, is_reference: bool) -> tuple[str, str]:
-    if comparison is None or p is None:
-        return "reference" if is_reference else "", ""
-    interval = f" ({comparison.low:+.3f} to {comparison.high:+.3f})" if not math.isnan(comparison.low) else ""
-    return f"{comparison.difference:+.3f}{interval}", "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _difference(pair: Pair, p: float) -> tuple[str, str]:
+    """Format the difference, its standard deviation over the seeds, its interval over the cases; and the p-value."""
+    found, seeds = pair
+    spread = f" ± {np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else ""
+    interval = f" ({found.low:+.3f} to {found.high:+.3f})" if not math.isnan(found.low) else ""
+    digits = "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{found.difference:+.3f}{spread}{interval}", digits
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
 """Results of an experiment: CSV tables of all its runs, and runs.json with what made them.
 
-A run is finished when its rows are in results.csv, which is written last. Rows carry a digest of the code that trained
-them; rows of other code, arms or data are refused.
+A run is finished when its rows are in results.csv, which is written last. Every row carries a digest of the code that
+trained it; rows of other code, arms or data are refused.
 """
 
-import csv
 import hashlib
-import io
 import json
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.data.datasets import find_description
 from engine.runtime.errors import InputError
-from engine.runtime.files import write_text
+from engine.runtime.files import read_csv, write_csv, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNS = "results.csv", "runs.json"
-COLUMNS = ("arm", "seed", "case", "class", "dice", "code")
+HEAD = ("arm", "seed", "code")  # columns of every table
+COLUMNS = ("case", "class", "dice")  # further columns of results.csv
 # What decides the result of a run; documents, tests and the experiments themselves may change.
 TRAINING_CODE = ("main_train.py", "load_datasets_transforms.py", "engine", "networks")
 Row = dict[str, str]
@@ -32,50 +32,48 @@ class Results:
         identity: what all runs have in common; saved tables with another identity are refused.
         arms: names of the arms, in order.
     Raises:
-        InputError: the folder holds results of another experiment, of other arms, code or data, or rows that
-            runs.json does not know.
+        InputError: the folder holds results of another experiment, of other arms, code or data, rows that runs.json
+            does not know, or damaged files; or it cannot be made.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], arms: Sequence[str]) -> None:
         self.folder, self.identity, self.arms = folder, identity, list(arms)
         self.runs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[Row]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--results: {folder} cannot be made ({error.strerror}), expected a folder") from error
         if (folder / RUNS).exists():
-            self.runs = self._check_identity(json.loads((folder / RUNS).read_text()))
+            self.runs = self._read_runs(folder / RUNS)
         if (folder / RESULTS).exists():
-            for row in read_rows(folder / RESULTS):
-                self.rows.setdefault(run_name(row["arm"], int(row["seed"])), []).append(row)
-            self._check_rows()
+            for row in read_table(folder / RESULTS, arms, identity["code"]):
+                self.rows.setdefault(run_name(row["arm"], row["seed"]), []).append(row)
+        if unknown := sorted(self.rows.keys() - self.runs.keys()):
+            raise InputError(f"--results: {folder / RESULTS} holds rows of {unknown[0]}, which {RUNS} does not")
 
-    def _check_identity(self, saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def _read_runs(self, path: Path) -> dict[str, dict[str, Any]]:
+        try:
+            saved = json.loads(path.read_text())
+            runs = {name: {**run, "seconds": float(run["seconds"])} for name, run in saved["runs"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"--results: {path} is damaged, expected what experiments.run wrote") from error
         for key, value in self.identity.items():
             if saved.get(key) != value:
-                found = f"{key}{_first_difference(saved.get(key), value)}"
+                found = f"other {key}{_first_difference(saved.get(key), value)}"
                 raise InputError(
-                    f"--results: {self.folder} holds runs with another {found}, expected the same, or another folder"
+                    f"--results: {self.folder} holds runs of {found}, expected the same, or another folder"
                 )
-        return saved["runs"]
-
-    def _check_rows(self) -> None:
-        codes = {row["code"] for rows in self.rows.values() for row in rows}
-        if unknown := sorted(self.rows.keys() - self.runs.keys()):
-            raise InputError(f"--results: {self.folder / RESULTS} holds rows of {unknown[0]}, which {RUNS} does not")
-        if other := sorted(codes - {self.identity["code"]}):
-            raise InputError(
-                f"--results: {self.folder / RESULTS} holds rows of other code ({other[0]}), expected "
-                f"{self.identity['code']} in every row"
-            )
+        return runs
 
     def is_finished(self, arm: str, seed: int) -> bool:
         """Check whether a run's rows are there."""
         return run_name(arm, seed) in self.rows
 
-    def note(self, arm: str, seed: int, **facts: Any) -> None:
-        """Write facts about a run, finished or not, to runs.json; seconds add up over its parts."""
+    def note(self, arm: str, seed: int, seconds: float, **facts: Any) -> None:
+        """Write facts about a run, finished or not, to runs.json; the seconds of its parts add up."""
         run = self.runs.setdefault(run_name(arm, seed), {"seconds": 0.0})
-        facts["seconds"] = round(run["seconds"] + facts.get("seconds", 0), 1)
-        run.update(facts)
+        run.update(facts, seconds=round(run["seconds"] + seconds, 1))
         write_text(self.folder / RUNS, json.dumps({**self.identity, "runs": self.runs}, indent=1) + "\n")
 
     def add(
@@ -88,47 +86,50 @@ class Results:
             dice: (case, class, Dice) of every validation case and class; None for a class that is absent.
             tables: rows of further tables by name.
         """
-        head = {"arm": arm, "seed": str(seed)}
+        head = dict(zip(HEAD, (arm, str(seed), self.identity["code"]), strict=True))
         for name, rows in tables.items():
             path = self.folder / f"{name}.csv"
-            kept = (
-                [row for row in read_rows(path) if (row["arm"], row["seed"]) != (arm, str(seed))]
-                if path.exists()
-                else []
-            )
-            if kept or rows:  # some networks have nothing to measure
-                self._write(path, [*kept, *({**head, **row} for row in rows)])
+            saved = read_table(path, self.arms, self.identity["code"]) if path.exists() else []
+            kept = [row for row in saved if (row["arm"], row["seed"]) != (arm, str(seed))]
+            self._write(path, [*kept, *({**head, **row} for row in rows)])
         self.rows[run_name(arm, seed)] = [
-            {
-                **head,
-                "case": case,
-                "class": label,
-                "dice": "" if value is None else f"{value:.6f}",
-                "code": self.identity["code"],
-            }
+            {**head, "case": case, "class": label, "dice": "" if value is None else f"{value:.6f}"}
             for case, label, value in dice
         ]
         self._write(self.folder / RESULTS, [row for rows in self.rows.values() for row in rows])
 
     def _write(self, path: Path, rows: list[Row]) -> None:
-        """Write rows in the order of seeds and arms."""
-        rows = sorted(rows, key=lambda row: (int(row["seed"]), self.arms.index(row["arm"])))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
+        """Write rows in the order of seeds and arms; nothing if there are none, as for networks without masks."""
+        if rows:
+            rows.sort(key=lambda row: (int(row["seed"]), self.arms.index(row["arm"])))
+            write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
 
 
-def run_name(arm: str, seed: int) -> str:
+def run_name(arm: str, seed: int | str) -> str:
     """Name a run in runs.json."""
     return f"{arm}, seed {seed}"
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a CSV table."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def read_table(path: Path, arms: Sequence[str], code: str | None = None) -> list[Row]:
+    """Read a table of an experiment.
+
+    Args:
+        path: CSV file.
+        arms: names of the experiment's arms.
+        code: digest that every row must carry; None for any, but the same in all rows.
+    Raises:
+        InputError: the file is no such table, or has rows of other arms or code.
+    """
+    rows = read_csv(path)
+    if rows and not set(rows[0]) >= {*HEAD, *(COLUMNS if path.name == RESULTS else ())}:
+        raise InputError(f"--results: {path} lacks columns, expected what experiments.run wrote")
+    codes, found = {row["code"] for row in rows}, {row["arm"] for row in rows}
+    if unknown := sorted(found - set(arms)):
+        raise InputError(f"--results: {path} holds rows of {unknown[0]}, expected arms of this experiment")
+    expected = code or min(codes, default="")
+    if other := sorted(codes - {expected}):
+        raise InputError(f"--results: {path} holds rows of other code ({other[0]}), expected {expected} in every row")
+    return rows
 
 
 def digest_code() -> str:
@@ -141,21 +142,26 @@ def digest_code() -> str:
     return whole.hexdigest()
 
 
-def digest_data(root: Path) -> str:
-    """Hash names and sizes of the training and validation files.
+def digest_data(root: Path, dataset: str) -> str:
+    """Hash names and sizes of the training and validation files, and the description of the dataset.
 
     Raises:
         InputError: there are none.
     """
     whole = hashlib.blake2b(digest_size=4)
-    files = [
-        file for part in ("imagesTr", "labelsTr", "imagesVal", "labelsVal") for file in sorted((root / part).glob("*"))
-    ]
+    parts = ("imagesTr", "labelsTr", "imagesVal", "labelsVal")
+    files = [file for part in parts for file in sorted((root / part).glob("*"))]
     if not files:
         raise InputError(f"--root: found no files in {root / 'imagesTr'}, expected a dataset folder")
     for file in files:
         whole.update(f"{file.relative_to(root)}\0{file.stat().st_size}\0".encode())
+    whole.update(json.dumps(find_description(dataset).to_json(), sort_keys=True).encode())
     return whole.hexdigest()
+
+
+def digest_text(text: str) -> str:
+    """Hash a text."""
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def find_commit() -> str:
@@ -165,7 +171,7 @@ def find_commit() -> str:
 
 
 def _first_difference(saved: Any, value: Any) -> str:
+    """Name where two values of an identity differ, in brackets."""
     if isinstance(saved, dict) and isinstance(value, dict):
-        names = [name for name in {**saved, **value} if saved.get(name) != value.get(name)]
-        return f" ({names[0]})"
-    return f" ({saved})" if isinstance(saved, str) else ""
+        return f" ({next(name for name in {**saved, **value} if saved.get(name) != value.get(name))})"
+    return f" ({saved})"

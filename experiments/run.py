@@ -3,36 +3,30 @@
     python -m experiments.run masks --root ../shared/data/msd_hippocampus --seeds 3 --budget_h 2 --jobs 2
 
 An experiment is a table of arms, experiments/<name>/arms.toml. Runs go seed by seed, so that the arms that are finished
-at any time are balanced. The same command again goes on, in the middle of a run if it was stopped there. Results are
-written to experiments/<name>/<scale>: results.csv (a row per case and class) and runs.json (commands, commit, devices,
-seconds). python -m experiments.report <name> makes table and figure from them.
+at any time are balanced. The same command resumes a stopped experiment, in the middle of a run. Results are written to
+experiments/<name>/<scale>: results.csv (a row per case and class) and runs.json (commands, commit, devices, seconds).
+python -m experiments.report <name> makes table and figures from them.
 """
 
 import argparse
-import csv
-import os
+import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from shutil import rmtree
 
 from engine.runtime.arguments import hours, number
 from engine.runtime.errors import STOPPED, InputError, OneLineParser, run
-from engine.runtime.files import LAST, PREVIOUS, make_output_folder
+from engine.runtime.files import make_output_folder
 from engine.runtime.stop_requests import StopRequests
-from experiments.experiment import FOLDER, NAMES, SCALES, Experiment, read_experiment
+from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.measures import MEASURES
-from experiments.results import ROOT, Results, digest_code, digest_data, find_commit
-
-LOCK = "lock"
-TAIL = 2000  # bytes at the end of a log among which the message of a failure is looked for
+from experiments.results import Results, digest_code, digest_data, digest_text, find_commit
+from experiments.trainer import Trainer, describe_device, keep_final_weights, locked, read_dice
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", metavar="FILE", help="its description (default: MSD hippocampus)")
     parser.add_argument("--scale", default="standard", choices=SCALES, help="size of networks, crops and training")
     parser.add_argument("--seeds", type=number(int, 1), default=5, metavar="N", help="seeds 0 to N - 1")
-    parser.add_argument("--budget_h", type=hours, metavar="HOURS", help="stop after this time, to go on later")
+    parser.add_argument(
+        "--budget_h", type=hours, metavar="HOURS", help="stop after this time; the same command resumes"
+    )
     parser.add_argument(
         "--jobs", type=number(int, 1), default=1, metavar="N", help="runs at a time, which share the CPU"
     )
@@ -58,99 +54,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run what is missing until it is finished, stopped, or out of time."""
     experiment = read_experiment(args.experiment, args.scale)
-    dataset = args.dataset or experiment.dataset
+    root, dataset = Path(args.root).resolve(), args.dataset or experiment.dataset
     identity = {
         "experiment": experiment.name,
         "scale": args.scale,
         "arms": {arm: shlex.join(flags) for arm, flags in experiment.arms.items()},
-        "dataset": Path(dataset).read_text() if Path(dataset).is_file() else dataset,
-        "data": digest_data(Path(args.root)),
+        "data": digest_data(root, dataset),
         "code": digest_code(),
+        "device": "cpu" if args.gpu == "cpu" else "cuda",
     }
-    output = Path(args.output) / f"{experiment.name}_{args.scale}"
+    # Runs of anything else must not be resumed, so their folder has another name.
+    output = Path(args.output).resolve() / f"{experiment.name}_{args.scale}_{digest_text(json.dumps(identity))}"
     make_output_folder(output)
-    with locked(output) as lock, StopRequests(args.budget_h, limit="--budget_h") as stop:
-        results = Results(Path(args.results or FOLDER / experiment.name / args.scale), identity, list(experiment.arms))
-        trainer = Trainer(experiment, args.root, dataset, args.gpu, args.jobs, output, lock)
-        missing = [
-            (arm, seed) for seed in range(args.seeds) for arm in experiment.arms if not results.is_finished(arm, seed)
-        ]
-        total = args.seeds * len(experiment.arms)
-        print(f"{experiment.name}: {total - len(missing)} of {total} runs are finished")
-        run_all(missing, trainer, results, stop)
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[int]:
-    """Hold a lock on the experiment's folder, in this process and those that it starts, until the last has ended.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    with open(output / LOCK, "w") as file:
-        try:
-            flock(file, LOCK_EX | LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"--output: found a process that runs in {output}, expected it to end first") from error
-        yield file.fileno()
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """Training of single runs by main_train.py, each in its folder.
-
-    Args:
-        experiment: the experiment.
-        root: dataset folder.
-        dataset: description of the dataset.
-        gpu: device.
-        jobs: runs at a time.
-        output: folder of the runs.
-        lock: file descriptor that the training processes keep open.
-    """
-
-    experiment: Experiment
-    root: str
-    dataset: str
-    gpu: str
-    jobs: int
-    output: Path
-    lock: int
-
-    def folder(self, arm: str, seed: int) -> Path:
-        """Return the folder of a run."""
-        return self.output / f"{''.join(letter if letter.isalnum() else '_' for letter in arm)}_{seed}"
-
-    def command(self, arm: str, seed: int) -> list[str]:
-        """Compose the command of a run."""
-        data = ["--root", self.root, "--dataset", self.dataset, "--output", str(self.folder(arm, seed))]
-        return ["main_train.py", *data, *self.experiment.arms[arm], "--seed", str(seed), "--gpu", self.gpu]
-
-    def start(self, arm: str, seed: int) -> subprocess.Popen[bytes]:
-        """Start a run, or resume it where it was stopped; its output goes to a log beside its folder."""
-        folder = self.folder(arm, seed)
-        resume = ["--resume"] if (folder / LAST).exists() or (folder / PREVIOUS).exists() else []
-        if not resume:
-            rmtree(folder, ignore_errors=True)
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        with open(folder.with_suffix(".log"), "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *self.command(arm, seed), *resume],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": threads},
-                start_new_session=True,  # a Ctrl-C reaches the runs through this process alone
-                pass_fds=[self.lock],
-            )
-
-    def failure(self, arm: str, seed: int) -> str:
-        """Return the last line of a run's log."""
-        with open(self.folder(arm, seed).with_suffix(".log"), "rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - TAIL))
-            lines = log.read().decode(errors="replace").splitlines()
-        return lines[-1].strip() if lines else "no message"
+    folder = Path(args.results or FOLDER / experiment.name / args.scale)
+    with StopRequests(args.budget_h, limit="--budget_h") as stop, locked(output, "--output") as lock:
+        results = Results(folder, identity, list(experiment.arms))
+        with locked(folder, "--results"):
+            trainer = Trainer(experiment, root, dataset, args.gpu, args.jobs, output, lock, find_commit())
+            runs = [(arm, seed) for seed in range(args.seeds) for arm in experiment.arms]
+            missing = [item for item in runs if not results.is_finished(*item)]
+            print(f"{experiment.name}: {len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
+            run_all(missing, trainer, results, stop)
 
 
 def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, stop: StopRequests) -> None:
@@ -158,7 +82,7 @@ def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, 
 
     Raises:
         Stopped: a request to stop, or the end of the budget.
-        InputError: a run failed.
+        InputError: a run failed; those beside it have ended, and no others were started.
     """
     queue, started = iter(missing), dict[tuple[str, int], float]()
     running: dict[Future[int], tuple[tuple[str, int], subprocess.Popen[bytes]]] = {}
@@ -166,7 +90,10 @@ def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, 
     with stop.deferred(), ThreadPoolExecutor(trainer.jobs) as pool:
         try:
             while True:
-                while len(running) < trainer.jobs and stop.reason is None and (item := next(queue, None)) is not None:
+                while len(running) < trainer.jobs and not failures and stop.reason is None:
+                    if (item := next(queue, None)) is None:
+                        break
+                    check_code(results)
                     process, started[item] = trainer.start(*item), time.perf_counter()
                     running[pool.submit(process.wait)] = item, process
                 if not running:
@@ -177,9 +104,10 @@ def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, 
                     done, _ = wait(running)
                 for future in done:
                     item, _ = running.pop(future)
-                    seconds = time.perf_counter() - started[item]
-                    if failure := finish(item, future.result(), seconds, trainer, results):
-                        failures.append(failure)
+                    status, seconds = future.result(), time.perf_counter() - started[item]
+                    if stop.reason is not None and status == -signal.SIGTERM:  # so early that nothing was to be saved
+                        status = STOPPED
+                    failures += finish(*item, status, seconds, trainer, results)
         except BaseException:
             terminate(running.values())
             raise
@@ -188,49 +116,35 @@ def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, 
     stop.raise_if_requested()
 
 
+def check_code(results: Results) -> None:
+    """Raise InputError if the training code was changed while the experiment runs."""
+    if (found := digest_code()) != results.identity["code"]:
+        raise InputError(
+            f"the training code has changed since the start (from {results.identity['code']} to {found}), expected it "
+            "unchanged while an experiment runs, as in a git worktree of its own"
+        )
+
+
 def terminate(running: Iterable[tuple[object, subprocess.Popen[bytes]]]) -> None:
     """Ask all runs to save their state and end."""
     for _, process in running:
         process.terminate()
 
 
-def finish(item: tuple[str, int], status: int, seconds: float, trainer: Trainer, results: Results) -> str | None:
+def finish(arm: str, seed: int, status: int, seconds: float, trainer: Trainer, results: Results) -> list[str]:
     """Collect the results of a run that has ended; a failure is returned as a line."""
-    arm, seed = item
     folder = trainer.folder(arm, seed)
     if status not in (0, STOPPED):
-        return f"{arm}, seed {seed}: {trainer.failure(arm, seed)}"
-    command = shlex.join(trainer.command(arm, seed))
-    results.note(arm, seed, seconds=seconds, command=command, commit=find_commit(), device=describe_device(trainer.gpu))
+        return [f"{arm}, seed {seed}: {trainer.describe_failure(arm, seed, status)}"]
+    check_code(results)
+    command, device = shlex.join(trainer.command(arm, seed)), describe_device(trainer.gpu)
+    results.note(arm, seed, seconds, command=command, commit=trainer.commit, device=device, jobs=trainer.jobs)
     if status == 0:
         tables = {name: MEASURES[name](folder) for name in trainer.experiment.measures}
         results.add(arm, seed, read_dice(folder / "dice.csv"), tables)
-        for checkpoint in (LAST, PREVIOUS):
-            (folder / checkpoint).unlink(missing_ok=True)
+        keep_final_weights(folder)
         print(f"{arm}, seed {seed}: {seconds:.0f} s", flush=True)
-    return None
-
-
-def read_dice(path: Path) -> list[tuple[str, str, float | None]]:
-    """Read (case, class, Dice) from the dice.csv of a run, without its means."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        (row["case"], label, float(value) if value else None)
-        for row in rows[:-1]
-        for label, value in row.items()
-        if label not in ("case", "mean")
-    ]
-
-
-def describe_device(gpu: str) -> str:
-    """Name the device and the version of PyTorch."""
-    import torch
-
-    from benchmarks.report import describe_machine
-
-    machine = describe_machine(torch.device("cpu" if gpu == "cpu" else f"cuda:{gpu}"))
-    return f"{machine['device']}, torch {machine['torch']}"
+    return []
 
 
 if __name__ == "__main__":

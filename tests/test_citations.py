@@ -39,6 +39,7 @@ GENERATED = {
     ),
     *("entry.json", "digests.json", "log.jsonl"),
     *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
+    *("loss.csv", "loss.png"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")

@@ -11,8 +11,6 @@ holds 20, 30, 50 and 99 % of the contributions, with the side of this cube in vo
 """
 
 import argparse
-import csv
-import io
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +35,7 @@ from engine.prediction.predict_cases import CasesToPredict, Failure
 from engine.runtime.arguments import number
 from engine.runtime.devices import choose_device, to_device
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
-from engine.runtime.files import make_output_folder, write_text
+from engine.runtime.files import make_output_folder, write_csv
 from engine.weights.load_network import load_trained
 from load_datasets_transforms import test_pipeline
 from networks.base import SegmentationNetwork
@@ -136,13 +134,12 @@ def _outline(view: Axes, boxes: Boxes, across: int, up: int) -> None:
 
 def write_table(fields: dict[str, ReceptiveField], boxes: dict[str, Boxes], path: Path) -> None:
     """Write one row per checkpoint and threshold."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["checkpoint", "threshold", "share", "side", "images"])
-    for name, found in boxes.items():
-        for threshold, box in found.items():
-            writer.writerow([name, threshold, f"{box.volume:.6f}", box.side, fields[name].images])
-    write_text(path, text.getvalue())
+    rows = [
+        [name, threshold, f"{box.volume:.6f}", box.side, fields[name].images]
+        for name, found in boxes.items()
+        for threshold, box in found.items()
+    ]
+    write_csv(path, ["checkpoint", "threshold", "share", "side", "images"], rows)
 
 
 def format_table(fields: dict[str, ReceptiveField], boxes: dict[str, Boxes]) -> str:

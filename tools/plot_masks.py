@@ -14,8 +14,6 @@ kernel's centre.
 """
 
 import argparse
-import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -31,7 +29,7 @@ from engine.evaluation.masks import find_blocks, radial_profile
 from engine.evaluation.pictures import save_png
 from engine.runtime.arguments import number
 from engine.runtime.errors import InputError, OneLineParser, run
-from engine.runtime.files import make_output_folder, write_text
+from engine.runtime.files import make_output_folder, write_csv
 from engine.weights.checkpoints import NetworkConfig
 from engine.weights.load_network import TrainedNetwork, build_start, load_trained
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
@@ -163,15 +161,13 @@ def draw_profiles(profiles: dict[str, Taps]) -> Figure:
 
 def write_profiles(profiles: dict[str, Taps], path: Path) -> None:
     """Write the radial profiles, one row per block and distance; cells of missing quantities are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["block", "distance", *QUANTITIES], lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for name, profile in profiles.items():
         columns = {"effective": profile["kernel"], **profile}  # without a mask, W_eff is W
         for distance in range(len(profile["kernel"])):
             values = {key: f"{column[distance]:.6g}" for key, column in columns.items()}
-            writer.writerow({"block": name, "distance": distance, **values})
-    write_text(path, text.getvalue())
+            rows.append([name, distance, *(values.get(key) for key in QUANTITIES)])
+    write_csv(path, ["block", "distance", *QUANTITIES], rows)
 
 
 if __name__ == "__main__":

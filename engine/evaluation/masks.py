@@ -44,11 +44,16 @@ def mask_scalars(network: nn.Module) -> dict[str, float]:
     return scalars
 
 
-def radial_profile(values: NDArray[np.floating]) -> NDArray[np.float64]:
+def radial_profile(values: NDArray[np.floating], where: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Average a cube of taps over the shells of equal distance from its centre, rounded to whole voxels.
 
-    Shape: (K, K, K) -> (shells,); shell i holds the taps at a distance of i - 0.5 to i + 0.5 voxels, the last shell
-    those of the corners.
+    Args:
+        values: value of each tap.
+        where: taps that count; None for all. A shell without any is NaN.
+    Shape: (K, K, K), (K, K, K) -> (shells,); shell i holds the taps at a distance of i - 0.5 to i + 0.5 voxels, the
+        last one those of the corners.
     """
     shells = np.rint(compute_distances(values.shape[0]).numpy()).astype(int).ravel()
-    return np.bincount(shells, weights=values.ravel().astype(np.float64)) / np.bincount(shells)
+    counted = np.ones(values.size, bool) if where is None else where.ravel()
+    with np.errstate(invalid="ignore"):
+        return np.bincount(shells, np.where(counted, values.ravel(), 0)) / np.bincount(shells, counted)

@@ -4,8 +4,6 @@ A class that is absent from both label and prediction has no Dice (NaN) and is l
 one of them, it scores 0. Background is not scored. A mean over cases and classes is the mean of the class means.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from engine.runtime.files import write_text
+from engine.runtime.files import write_csv, write_text
 
 
 def dice_by_class(prediction: NDArray[np.integer], label: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
@@ -89,12 +87,8 @@ class DiceTable:
 
     def write(self, folder: Path) -> None:
         """Write dice.csv, with an empty cell for an absent class, and dice.json, with null, into ``folder``."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", *self.classes, "mean"])
-        for name, dice in self._rows():
-            writer.writerow([name, *map(_plain, dice), _plain(mean_over_classes(dice))])
-        write_text(folder / "dice.csv", text.getvalue())
+        rows = [[name, *map(_plain, dice), _plain(mean_over_classes(dice))] for name, dice in self._rows()]
+        write_csv(folder / "dice.csv", ["case", *self.classes, "mean"], rows)
         *cases, (_, mean) = self._rows()
         report = {"mean": self._named(mean), "cases": {name: self._named(dice) for name, dice in cases}}
         write_text(folder / "dice.json", json.dumps(report, indent=2) + "\n")

@@ -30,14 +30,15 @@ class Comparison:
     cases: int
 
 
-def compare(scores: NDArray[np.float64], others: NDArray[np.float64]) -> Comparison:
-    """Compare two methods by their scores on the same cases; a case without one of the scores (NaN) is left out.
+def compare(differences: NDArray[np.float64]) -> Comparison:
+    """Compare two methods by the differences of their scores on the same cases.
 
     Args:
-        scores, others: score of each case under the two methods.
-    Shape: (cases,), (cases,).
+        differences: score of each case under the first method minus that under the second; NaN, a case without one of
+            the scores, is left out. They are rounded to nine digits, so that rounding hides no ties.
+    Shape: (cases,).
     """
-    differences = (scores - others)[~np.isnan(scores - others)]
+    differences = np.round(differences[~np.isnan(differences)], 9)
     mean = float(differences.mean()) if differences.size else math.nan
     return Comparison(mean, *bootstrap_interval(differences), paired_wilcoxon(differences), differences.size)
 

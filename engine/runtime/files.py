@@ -1,10 +1,12 @@
 """Atomic writes, so that a file is either complete or absent; file digests and the names of checkpoints."""
 
+import csv
 import errno
 import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -77,6 +79,29 @@ def _flush_folder(folder: Path) -> None:
 def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write a text file atomically; the bytes of file names that are not valid text are escaped."""
     write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")), shared=shared)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as CSV, atomically; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a table, one dictionary of texts per row.
+
+    Raises:
+        InputError: the file cannot be read, or a row has more or fewer cells than the header.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        return [dict(zip(header, row, strict=True)) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}), expected a CSV file") from error
 
 
 def file_state(path: str) -> list[int]:

@@ -1,9 +1,9 @@
 """RepOptimizer: scale the updates of some parameters by constant masks, in place of parallel branches or fixed masks.
 
-For SGD the gradient is multiplied by the mask of power 2 (aL^2 + aS^2 for branches, P^2 for a fixed mask P); training
-is equivalent, momentum and weight decay included. For AdamW gradient and update are multiplied by the mask of power 1
-(aL + aS, or P), the weight decay is not. That is equivalent to a fixed mask, and to two branches in the limit of zero
-eps; if the branches have rates of their own, in the limit of zero weight decay as well.
+For SGD the gradient is multiplied by the mask of power 2: aL^2 + aS^2 for branches, P^2 for a fixed mask P. For AdamW
+gradient and update are multiplied by the mask of power 1, aL + aS or P; the weight decay is not. Training is equivalent
+to that of branches or mask, momentum and weight decay included, with two exceptions: branches with rates of their own
+need zero weight decay, and branches under AdamW need zero eps.
 
 Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023.
 """
@@ -26,7 +26,7 @@ def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
     Raises:
         ValueError: any other optimiser, for which no equivalent of the branches is known.
     """
-    blocks = [block for block in network.modules() if isinstance(block, repopt_block)]
+    blocks = [block for block in network.modules() if isinstance(block, repopt_block) and block.field != "uniform"]
     if not blocks:
         return
     if not isinstance(optimizer, SGD | AdamW):

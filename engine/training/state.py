@@ -124,6 +124,10 @@ class TrainingState(Learner):
             keep=folder / PREVIOUS,
         )
 
+    def save_weights(self, path: Path) -> None:
+        """Write the weights, and all that prediction with them needs."""
+        save_checkpoint(path, self._identity())
+
     def keep_best(self, dice: float, folder: Path) -> None:
         """Write the weights, and all that prediction with them needs, if the mean Dice is the best so far.
 

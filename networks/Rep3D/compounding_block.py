@@ -1,7 +1,7 @@
 """Block whose stored kernel is multiplied by the prior again and again: what Rep3D's predecessor states, and its code.
 
-Not a variant to train with: after n multiplications a tap at distance 1 has shrunk by 2^-n, so that a scale per channel
-is left. It is here to measure what the published numbers were trained with.
+Not a variant to train with: after n multiplications a tap at distance 1 has shrunk by 2^-n, so that all but the centre
+keeps no more than the last steps. It is here to measure what the published numbers were trained with.
 
 Source: Lee et al., "Scaling Up 3D Kernels with Bayesian Frequency Re-parameterization for Medical Image Segmentation",
 MICCAI 2023, third equation; published code of RepUX-Net and Rep3D.

@@ -57,8 +57,9 @@ class LRBM(nn.Module):
     normalised over the whole map; ``per_channel`` repeats the prior and learns one map per channel, normalised over
     channels. ``correction`` chooses f:
 
-    - "gated": f(P) = P * tanh(g(P) / sqrt(n)), n being the taps of g's last convolution. M stays between 0 and 2 P.
-    - "additive": f(P) = g(P). A step of Adam may move M by 172 times the learning rate (``docs/theory.md``).
+    - "gated": f(P) = P * tanh(g(P) / sqrt(n)), n being the taps of g's last convolution; in other words
+      M = 2 P * sigmoid(2 g(P) / sqrt(n)), between 0 and 2 P.
+    - "additive": f(P) = g(P). A step of Adam may move M by about 170 times the learning rate (``docs/theory.md``).
     - "free": f is no function of P but one parameter per tap, initialised with zeros.
 
     Args:
@@ -82,6 +83,7 @@ class LRBM(nn.Module):
 
     prior: Tensor
     distances: Tensor
+    floor: Tensor | None
     gain: Tensor | None
 
     def __init__(
@@ -108,18 +110,18 @@ class LRBM(nn.Module):
         if mask_floor is not None and not math.isfinite(mask_floor):
             raise ValueError(f"mask_floor: found {mask_floor}, expected a finite number")
         self.maps = channels if per_channel else 1
-        self.mask_floor = mask_floor
-        # Part of the state_dict, so that a checkpoint shows whether its kernels are still to be multiplied by a mask.
+        # These buffers show whether the kernels of a state_dict are still to be multiplied by a mask, and by which.
         self.register_buffer("prior", compute_distance_prior(ks, beta))
+        self.register_buffer("floor", None if mask_floor is None else torch.tensor(float(mask_floor)))
         self.register_buffer("distances", compute_distances(ks), persistent=False)
         self.log_beta = nn.Parameter(torch.tensor(math.log(beta))) if learn_beta else None
         generated = learned and correction != "free"
         make_conv = LargeKernelConv3d if generator_padding == "zeros" else ReplicatePaddedConv3d
         self.generator = self._make_generator(ks, depth, generator_ks, per_channel, make_conv) if generated else None
         self.free = nn.Parameter(torch.zeros(self.maps, ks, ks, ks)) if learned and not generated else None
-        # Part of the state_dict as well: it tells a gated generator from an additive one.
-        gain = torch.tensor(generator_ks**-1.5) if generated and correction == "gated" else None
-        self.register_buffer("gain", gain)
+        self.register_buffer("gain", torch.tensor(generator_ks**-1.5) if generated and correction == "gated" else None)
+        replicates = torch.tensor(True) if generated and generator_padding == "replicate" else None
+        self.register_buffer("replicates", replicates)
 
     def _make_generator(
         self, ks: int, depth: int, generator_ks: int, per_channel: bool, make_conv: type[LargeKernelConv3d]
@@ -139,7 +141,7 @@ class LRBM(nn.Module):
         with torch.autocast(self.prior.device.type, enabled=False):
             prior = self.compute_prior().expand(1, self.maps, -1, -1, -1)
             mask = prior if (correction := self.correct(prior)) is None else prior + correction
-            mask = mask if self.mask_floor is None else mask.clamp(min=self.mask_floor)
+            mask = mask if self.floor is None else mask.clamp(min=self.floor)
             return mask.transpose(0, 1)  # (1, maps, ...) -> (maps, 1, ...)
 
     def compute_prior(self) -> Tensor:

@@ -72,8 +72,8 @@ class REP3D(LargeKernelUNet):
     ) -> None:
         if product not in ("functional", "compounding", "published"):
             raise ValueError(f"product: found {product!r}, expected functional, compounding or published")
-        if product != "functional" and mask != "fixed":
-            raise ValueError(f"product: found {product} with the mask {mask}, expected the fixed one")
+        if product != "functional" and (mask != "fixed" or learn_beta or mask_floor is not None):
+            raise ValueError(f"product: found {product}, expected the mask fixed, without learn_beta and mask_floor")
         make_block = partial(
             rep3d_block,
             ks=ks,

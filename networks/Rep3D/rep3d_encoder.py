@@ -90,10 +90,7 @@ class MaskedKernelBlock(FoldableBlock):
         names = [name for name in state_dict if name.startswith(lrbm_prefix)]
         if not names or key not in state_dict:
             return
-        kind = _stored_mask(state_dict, prefix)
-        form = {"learned": False} if kind == "fixed" else {"learned": True, "correction": kind}
-        options = {**self.lrbm_options, **form, "learn_beta": f"{lrbm_prefix}log_beta" in state_dict}
-        lrbm = LRBM(**options).to(state_dict[key])
+        lrbm = LRBM(**{**self.lrbm_options, **_stored_options(state_dict, prefix)}).to(state_dict[key])
         lrbm.load_state_dict({name.removeprefix(lrbm_prefix): state_dict.pop(name) for name in names})
         state_dict[key] = state_dict[key] * lrbm()
 
@@ -171,3 +168,15 @@ def _stored_mask(state_dict: Mapping[str, Tensor], prefix: str) -> StoredMask:
     if any(name.startswith("generator.") for name in names):
         return "gated" if "gain" in names else "additive"
     return "fixed"
+
+
+def _stored_options(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Return the arguments of ``LRBM`` that a state_dict shows for the mask next to a kernel."""
+    kind, floor = _stored_mask(state_dict, prefix), state_dict.get(f"{prefix}lrbm.floor")
+    return {
+        "learned": kind != "fixed",
+        "correction": "gated" if kind == "fixed" else kind,
+        "generator_padding": "replicate" if f"{prefix}lrbm.replicates" in state_dict else "zeros",
+        "mask_floor": None if floor is None else floor.item(),
+        "learn_beta": f"{prefix}lrbm.log_beta" in state_dict,
+    }

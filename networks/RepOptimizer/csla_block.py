@@ -122,6 +122,10 @@ class repopt_block(rep3d_block):
             raise ValueError(f"start: found {start!r}, expected one of {', '.join(STARTS)}")
         _check_small_kernel(ks, small_ks)
         _check_factors(large_scale=large_scale, small_scale=small_scale, large_rate=large_rate, small_rate=small_rate)
+        if field != "csla" and start != "csla" and (large_scale, small_scale, large_rate, small_rate) != (1, 1, 1, 1):
+            raise ValueError(
+                f"found scales or rates with field {field} and start {start}, expected csla for one of them"
+            )
         self.ks, self.small_ks, self.field = ks, small_ks, field
         self.large_scale, self.small_scale = large_scale, small_scale
         self.large_rate, self.small_rate = large_rate, small_rate

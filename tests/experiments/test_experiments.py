@@ -1,6 +1,5 @@
 """Experiments: their tables, the runner that can be stopped anywhere, what it refuses, and the report."""
 
-import csv
 import json
 import signal
 import subprocess
@@ -16,12 +15,14 @@ from conftest import REPOSITORY, assert_one_line, wait_for_iteration
 import main_train
 from engine.runtime.arguments import network_overrides
 from engine.runtime.errors import InputError, Stopped, run
-from engine.runtime.files import LAST
+from engine.runtime.files import LAST, read_csv, write_csv
 from engine.runtime.stop_requests import StopRequests
+from engine.weights.load_network import load_trained
 from experiments import report
 from experiments import run as runner
 from experiments.experiment import FOLDER, NAMES, SCALES, Experiment, read_experiment
-from experiments.results import Results, read_rows
+from experiments.results import Results, digest_code, read_table
+from experiments.trainer import FINAL, Trainer, locked
 from networks import build_network
 
 EVERY_ARM = [(name, arm) for name in NAMES for arm in read_experiment(name, "standard").arms]
@@ -36,6 +37,8 @@ def arguments(boxes, tmp_path, name, *more):
 def test_every_arm_is_a_valid_command(name, arm):
     for scale in SCALES:
         experiment = read_experiment(name, scale)
+        if arm not in experiment.arms and scale == "full":
+            continue
         flags = ["--root", "r", "--output", "o", "--dataset", experiment.dataset, *experiment.arms[arm]]
         args = main_train.parse_args(flags)
         assert experiment.reference in experiment.arms
@@ -44,10 +47,11 @@ def test_every_arm_is_a_valid_command(name, arm):
                 build_network(args.network, 1, 3, args.roi_size, **network_overrides(args))
 
 
-def test_every_arm_is_another_one():
-    for name in NAMES:
-        flags = [tuple(flags) for flags in read_experiment(name, "standard").arms.values()]
-        assert len(set(flags)) == len(flags)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_is_another_one(name, scale):
+    flags = [tuple(flags) for flags in read_experiment(name, scale).arms.values()]
+    assert len(set(flags)) == len(flags)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def tried(box_template, tmp_path_factory):
 
 
 def test_results_have_a_row_per_case_and_class(tried):
-    rows = read_rows(tried / "results" / "results.csv")
+    rows = read_csv(tried / "results" / "results.csv")
     arms = list(read_experiment("rate_or_start", "tiny").arms)
     assert [(row["arm"], row["case"], row["class"]) for row in rows] == [
         (arm, case, label) for arm in arms for case in ("box_8", "box_9") for label in ("left", "right")
@@ -74,21 +78,24 @@ def test_results_have_a_row_per_case_and_class(tried):
         assert facts["device"]
         assert facts["commit"]
         assert facts["command"].startswith("main_train.py --root ")
-    scored = json.loads((tried / "runs" / "rate_or_start_tiny" / "REP3D_FIXED_0" / "dice.json").read_text())["cases"]
+    (folder,) = (tried / "runs").glob("rate_or_start_tiny_*/REP3D_FIXED_0")
+    assert {path.name for path in folder.iterdir()} == {"args.json", "dice.csv", "dice.json", "tensorboard", FINAL}
+    assert load_trained(folder / FINAL, "").content["iteration"] == 2
+    scored = json.loads((folder / "dice.json").read_text())["cases"]
     own = {(row["case"], row["class"]): float(row["dice"]) for row in rows if row["arm"] == "REP3D_FIXED"}
     assert own == {(case, label): dice[label] for case, dice in scored.items() for label in ("left", "right")}
 
 
 def test_rate_and_start_of_the_prior_follow_the_fixed_mask(tried):
     dice = {}
-    for row in read_rows(tried / "results" / "results.csv"):
+    for row in read_csv(tried / "results" / "results.csv"):
         dice.setdefault(row["arm"], []).append(float(row["dice"]))
     assert dice["P W0, x P"] == pytest.approx(dice["REP3D_FIXED"], abs=2e-3)
     assert dice["W0, x 1"] != pytest.approx(dice["REP3D_FIXED"], abs=2e-3)
 
 
 def test_a_finished_experiment_is_not_run_again(tried, box_template, monkeypatch, capsys):
-    monkeypatch.setattr(runner.Trainer, "start", None)
+    monkeypatch.setattr(Trainer, "start", None)
     assert run(runner.main, runner.parse_args(arguments(box_template, tried, "rate_or_start"))) == 0
     assert capsys.readouterr().out == "rate_or_start: 5 of 5 runs are finished\n"
 
@@ -102,7 +109,7 @@ def test_every_experiment_runs_and_reports(name, box_template, tmp_path, capsys)
     assert run(report.main, report.parse_args([name, *results])) == 0
     assert "unfinished" not in capsys.readouterr().out
     for measure in read_experiment(name, "tiny").measures:
-        assert len(read_rows(tmp_path / "results" / f"{measure}.csv")) > 10
+        assert len(read_csv(tmp_path / "results" / f"{measure}.csv")) > 10
 
 
 SMALL = """
@@ -121,8 +128,8 @@ TWO_ARMS = Experiment(
 
 def two_arms(boxes, folder):
     folder.mkdir()
-    trainer = runner.Trainer(TWO_ARMS, str(boxes), str(boxes / "boxes.json"), "cpu", 2, folder, lock=2)
-    return trainer, Results(folder / "results", {"arms": ["a", "b"], "code": "0"}, ["a", "b"])
+    trainer = Trainer(TWO_ARMS, boxes, str(boxes / "boxes.json"), "cpu", 2, folder, lock=2, commit="c")
+    return trainer, Results(folder / "results", {"arms": {"a": "", "b": ""}, "code": digest_code()}, ["a", "b"])
 
 
 def test_a_stopped_experiment_goes_on_where_it_was(box_template, tmp_path):
@@ -140,7 +147,7 @@ def test_a_stopped_experiment_goes_on_where_it_was(box_template, tmp_path):
     assert results.runs["a, seed 0"]["seconds"] > 0
     with StopRequests() as stop:
         runner.run_all(missing, trainer, results, stop)
-    assert "--resume" in (trainer.folder("a", 0).with_suffix(".log")).read_text()
+    assert "--resume" in trainer.log("a", 0).read_text()
     assert results.rows == whole.rows
     assert not list(trainer.output.glob(f"*/{LAST}"))
 
@@ -163,44 +170,82 @@ def test_runs_go_seed_by_seed(box_template, tmp_path, monkeypatch):
 # Bad input
 
 
-def test_a_failing_arm_is_named(box_template, tmp_path):
+def test_after_a_failure_nothing_is_started(box_template, tmp_path):
     trainer, results = two_arms(box_template, tmp_path / "failing")
-    broken = replace(trainer, experiment=replace(TWO_ARMS, arms={"b": ["--lr", "x"]}))
-    message = r"^b, seed 0: main_train\.py: error: argument --lr: found 'x'"
+    broken = replace(trainer, jobs=1, experiment=replace(TWO_ARMS, arms={arm: ["--lr", "x"] for arm in "ab"}))
+    message = r"^a, seed 0: main_train\.py: error: argument --lr: found 'x', expected a number from 0$"
     with StopRequests() as stop, pytest.raises(InputError, match=message):
-        runner.run_all([("b", 0)], broken, results, stop)
-    assert not results.is_finished("b", 0)
+        runner.run_all([("a", 0), ("b", 0)], broken, results, stop)
+    assert results.rows == {}
+    assert not trainer.log("b", 0).exists()
 
 
-def test_two_runners_of_one_experiment(box_template, tmp_path, capsys):
-    output = tmp_path / "runs" / "rate_or_start_tiny"
-    output.mkdir(parents=True)
-    with runner.locked(output):
+def test_a_run_that_was_killed_is_named(box_template, tmp_path, monkeypatch):
+    trainer, results = two_arms(box_template, tmp_path / "killed")
+    monkeypatch.setattr(Trainer, "start", lambda *_: subprocess.Popen(["sh", "-c", "kill -9 $$"]))
+    with StopRequests() as stop, pytest.raises(InputError, match=r"^a, seed 0: killed by SIGKILL, see .*a_0\.log"):
+        runner.run_all([("a", 0)], trainer, results, stop)
+
+
+def test_a_stop_while_runs_start_is_no_failure(box_template, tmp_path, monkeypatch):
+    """SIGTERM ends a process that has not yet got to main_train's own handling of it."""
+    trainer, results = two_arms(box_template, tmp_path / "early")
+
+    def start(*_):
+        signal.raise_signal(signal.SIGTERM)
+        return subprocess.Popen(["sleep", "60"])
+
+    monkeypatch.setattr(Trainer, "start", start)
+    with StopRequests() as stop, pytest.raises(Stopped):
+        runner.run_all([("a", 0), ("b", 0)], trainer, results, stop)
+
+
+def test_code_that_changes_while_an_experiment_runs(box_template, tmp_path):
+    trainer, results = two_arms(box_template, tmp_path / "changed")
+    results.identity["code"] = "0"
+    message = r"^the training code has changed since the start \(from 0 to "
+    with StopRequests() as stop, pytest.raises(InputError, match=message):
+        runner.run_all([("a", 0)], trainer, results, stop)
+
+
+def test_two_runners_with_the_same_results(box_template, tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    with locked(tmp_path / "results", "--results"):
         status = run(runner.main, runner.parse_args(arguments(box_template, tmp_path, "rate_or_start")))
     result = status, *capsys.readouterr()
-    assert_one_line(result, "error: --output: found a process that runs in", "expected it to end first")
+    assert_one_line(result, "error: --results: found a process that runs in", "expected it to end first")
+
+
+def test_a_lock_lasts_until_those_that_inherit_it_have_ended(tmp_path):
+    with locked(tmp_path, "--output") as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with pytest.raises(InputError, match="found a process"), locked(tmp_path, "--output"):
+        pass
+    child.kill()
+    child.wait()
+    with locked(tmp_path, "--output"):
+        pass
 
 
 def write_results(folder, identity, rows, runs):
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps({**identity, "runs": runs}))
-    with open(folder / "results.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["arm", "seed", "case", "class", "dice", "code"])
-        writer.writerows(rows)
+    write_csv(folder / "results.csv", ["arm", "seed", "code", "case", "class", "dice"], rows)
 
 
 IDENTITY = {"experiment": "e", "arms": {"a": "--lr 1", "b": "--lr 2"}, "data": "d1", "code": "c1"}
+ROW = ("a", 0, "c1", "x", "y", 0.5)
 
 
 @pytest.mark.parametrize(
     ("saved", "rows", "message"),
     [
-        ({"arms": {"a": "--lr 1", "b": "--lr 3"}}, [], r"another arms \(b\)"),
-        ({"code": "c2"}, [], r"another code \(c2\)"),
-        ({"data": "d2"}, [], "another data"),
-        ({}, [("a", 0, "x", "y", 0.5, "c2")], r"rows of other code \(c2\), expected c1"),
-        ({}, [("b", 0, "x", "y", 0.5, "c1")], "rows of b, seed 0, which runs.json does not"),
+        ({"arms": {"a": "--lr 1", "b": "--lr 3"}}, [], r"holds runs of other arms \(b\), expected the same"),
+        ({"code": "c2"}, [], r"other code \(c2\)"),
+        ({"data": "d2"}, [], r"other data \(d2\)"),
+        ({}, [ROW, ("a", 0, "c2", "x", "z", 0.5)], r"rows of other code \(c2\), expected c1 in every row"),
+        ({}, [("b", *ROW[1:])], r"rows of b, seed 0, which runs\.json does not"),
+        ({}, [("c", *ROW[1:])], "rows of c, expected arms of this experiment"),
     ],
 )
 def test_results_of_something_else_are_refused(tmp_path, saved, rows, message):
@@ -209,18 +254,35 @@ def test_results_of_something_else_are_refused(tmp_path, saved, rows, message):
         Results(tmp_path, IDENTITY, ["a", "b"])
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"runs": {"a, seed 0": {}}}'])
+def test_a_damaged_runs_file(tmp_path, damage):
+    (tmp_path / "runs.json").write_text(damage)
+    with pytest.raises(InputError, match=r"runs\.json is damaged"):
+        Results(tmp_path, IDENTITY, ["a", "b"])
+
+
+def test_a_table_without_its_columns(tmp_path):
+    write_csv(tmp_path / "results.csv", ["arm", "seed"], [("a", 0)])
+    with pytest.raises(InputError, match="lacks columns"):
+        read_table(tmp_path / "results.csv", ["a"])
+
+
 @pytest.mark.parametrize(
     ("more", "parts"),
     [
         (["--root", "/nowhere"], ("error: --root: found no files in /nowhere/imagesTr",)),
+        (["--dataset", "/nowhere.json"], ("error: --dataset: ",)),
+        (["--results", "README.md"], ("error: --results: README.md cannot be made",)),
         (["--budget_h", "0"], ("argument --budget_h", "above 0")),
         (["--scale", "huge"], ("argument --scale", "standard")),
     ],
 )
 def test_mistakes_are_one_line(box_template, tmp_path, capsys, more, parts):
-    words = [sys.executable, "-m", "experiments.run", *arguments(box_template, tmp_path, "masks"), *more]
-    ended = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
-    assert_one_line((ended.returncode, ended.stdout, ended.stderr), *parts)
+    try:
+        status = run(runner.main, runner.parse_args([*arguments(box_template, tmp_path, "masks"), *more]))
+    except SystemExit as stop:
+        status = stop.code
+    assert_one_line((status, *capsys.readouterr()), *parts)
 
 
 # Report
@@ -229,7 +291,7 @@ def test_mistakes_are_one_line(box_template, tmp_path, capsys, more, parts):
 def score_rows(scores):
     """Make rows of results.csv from arm -> seeds -> (cases, classes)."""
     return [
-        {"arm": arm, "seed": str(seed), "case": f"c{case}", "class": label, "dice": "" if np.isnan(dice) else str(dice)}
+        [arm, seed, "c1", f"c{case}", label, None if np.isnan(dice) else dice]
         for arm, runs in scores.items()
         for seed, table in enumerate(runs)
         for case, line in enumerate(table)
@@ -237,34 +299,58 @@ def score_rows(scores):
     ]
 
 
-def test_table_by_hand():
+def write_scores(folder, scores):
+    write_csv(folder / "results.csv", ["arm", "seed", "code", "case", "class", "dice"], score_rows(scores))
+    return folder / "results.csv"
+
+
+def test_table_by_hand(tmp_path):
     scores = {
         "plain": [[[0.8, 0.6], [0.7, 0.5]], [[0.8, 0.6], [0.7, 0.5]]],
         "better": [[[0.9, 0.7], [0.8, 0.6]], [[0.9, 0.9], [0.8, np.nan]]],
         "begun": [[[0.4, 0.2], [0.3, 0.1]]],
     }
-    table = report.make_table(*report.collect(score_rows(scores)), ["plain", "better", "begun", "waiting"], "plain")
+    arms = ["plain", "better", "begun", "waiting"]
+    table = report.make_table(*report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, "plain")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     cells = {name: row for name, *row in rows}
-    assert cells["plain"][:4] == ["2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000"]
-    # Means 0.75 and (0.85 + 0.9) / 2; the class that is absent from a case is left out.
+    assert cells["plain"] == ["2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000", "reference", ""]
+    # Means: 0.75, and 0.875 of 0.85 and 0.9, since a case without a class does not count for it.
     assert cells["better"][:4] == ["2", "0.812 ± 0.088", "0.850 ± 0.000", "0.775 ± 0.177"]
-    # Cases: (0.8 + 0.9) / 2 - 0.7, and classes without a seed's score are NaN, so the second case has 0.8 - 0.6.
-    assert cells["better"][4].startswith("+0.1")
-    assert cells["begun"][0] == "1 of 2, unfinished"
-    assert cells["begun"][4].startswith("-0.400 (-0.400 to -0.400)")
+    # Differences by seed: 0.1, and 0.2 of 0.1 (left) and 0.3 (right). By case: 0.1 and 0.2, 0.1 and 0.1.
+    assert cells["better"][4:] == ["+0.125 ± 0.071 (+0.100 to +0.150)", "1.000"]
+    assert cells["begun"] == ["1 of 2, unfinished", "0.250", "0.350", "0.150", "-0.400 (-0.400 to -0.400)", "1.000"]
     assert cells["waiting"] == ["0 of 2, unfinished", "", "", "", "", ""]
 
 
+def test_a_class_that_one_arm_lacks_counts_in_neither():
+    """The left scores are equal, so there is no difference, however low the right score of one arm."""
+    runs, others = ({0: np.array([[0.9, right], [0.8, right]])} for right in (np.nan, 0.3))
+    assert report.compare_arms(runs, others).comparison.difference == 0
+
+
+def test_p_values_are_corrected_for_the_number_of_arms(tmp_path):
+    generator = np.random.default_rng(0)
+    plain = generator.uniform(0.5, 0.9, (8, 2))
+    scores = {"plain": [plain], "up": [plain + 0.01 * np.arange(1, 9)[:, None]], "same": [plain]}
+    arms = list(scores)
+    table = report.make_table(*report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, "plain")
+    p_values = [line.split("|")[-2].strip() for line in table.splitlines()[2:]]
+    assert p_values == ["", f"{2 * 2 / 2**8:.3f}", "1.000"]  # the smallest of eight cases, times two arms
+
+
 def test_an_unfinished_experiment_is_drawn(tmp_path, capsys):
-    rows = score_rows({"W0, x 1": [[[0.8, 0.6]]], "P W0, x 1": [[[0.7, 0.6]]]})
-    with open(tmp_path / "results.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_scores(tmp_path, {"W0, x 1": [[[0.8, 0.6]]], "P W0, x 1": [[[0.7, 0.6]]]})
     assert run(report.main, report.parse_args(["rate_or_start", "--results", str(tmp_path)])) == 0
     assert capsys.readouterr().out.count("unfinished") == 3
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_a_report_of_rows_of_two_commits(tmp_path, capsys):
+    path = write_scores(tmp_path, {"W0, x 1": [[[0.8, 0.6]]]})
+    path.write_text(path.read_text() + '"W0, x P",0,c2,c0,left,0.5\n')
+    status = run(report.main, report.parse_args(["rate_or_start", "--results", str(tmp_path)]))
+    assert_one_line((status, *capsys.readouterr()), "rows of other code (c2), expected c1 in every row")
 
 
 def test_a_report_without_results(tmp_path, capsys):
@@ -278,5 +364,6 @@ def test_committed_tables_are_those_of_the_results(name):
         results = FOLDER / name / scale / "results.csv"
         if results.exists():
             experiment = read_experiment(name, scale)
-            table = report.make_table(*report.collect(read_rows(results)), list(experiment.arms), experiment.reference)
+            arms = list(experiment.arms)
+            table = report.make_table(*report.collect(read_table(results, arms)), arms, experiment.reference)
             assert table in (FOLDER / name / "README.md").read_text()

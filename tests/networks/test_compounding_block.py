@@ -61,7 +61,7 @@ def test_evaluation_multiplies_nothing_and_deploys_as_stored(product):
     torch.testing.assert_close(network.switch_to_deploy()(x), expected)
 
 
-@pytest.mark.parametrize("name", ["REP3D", "REP3D_NONE"])
-def test_it_needs_the_fixed_mask(name):
-    with pytest.raises(ValueError, match=r"product: found published with the mask \w+, expected the fixed one"):
-        build_network(name, 1, 2, product="published")
+@pytest.mark.parametrize(("name", "more"), [("REP3D", {}), ("REP3D_NONE", {}), ("REP3D_FIXED", {"learn_beta": True})])
+def test_it_needs_the_fixed_mask(name, more):
+    with pytest.raises(ValueError, match=r"product: found published, expected the mask fixed"):
+        build_network(name, 1, 2, product="published", **more)

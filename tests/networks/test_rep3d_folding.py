@@ -93,3 +93,13 @@ def test_training_checkpoint_loads_into_a_training_network(mask):
     other.load_state_dict(network.state_dict(), strict=True)
     x = torch.randn(1, 1, 32, 32, 16)
     assert torch.equal(other(x), network(x))
+
+
+def test_a_mask_of_another_kind_is_folded_with_its_own_padding_and_floor():
+    """A state_dict shows both, so that a block of another network can compute the mask."""
+    block = randomise(rep3d_block(4, ks=7, correction="additive", generator_padding="replicate", mask_floor=0.2))
+    state, other = block.state_dict(), rep3d_block(4, ks=7, mask="none")
+    assert other.has_other_mask(state, "")
+    other.fold_stored_mask(state, "")
+    torch.testing.assert_close(state["dwconv.weight"], block.get_equivalent_kernel())
+    assert (block.lrbm() == 0.2).any()

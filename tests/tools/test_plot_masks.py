@@ -11,8 +11,10 @@ from conftest import assert_one_line, train_arguments
 
 import main_train
 from engine.data.datasets import DatasetDescription
+from engine.evaluation.masks import find_blocks
 from engine.runtime.errors import run
 from engine.weights.checkpoints import NetworkConfig, load_checkpoint
+from engine.weights.load_network import load_trained
 from networks.Rep3D.rep3d_encoder import rep3d_block
 from tools import plot_masks
 
@@ -104,8 +106,8 @@ def test_network_without_masks_has_kernels_only(plot, save, tmp_path):
 
 def test_where_the_seed_is_found(save, tmp_path, capsys):
     path = save("REP3D")
-    content = load_checkpoint(path, "")
-    config, blocks = plot_masks.load_blocks(content, path)
+    network, config, _, content = load_trained(path, "--weights")
+    blocks = find_blocks(network)
     assert plot_masks.read_flags(content, path) == {}
     (tmp_path / "args.json").write_text(json.dumps({"seed": 5, "pretrain": False}))
     assert plot_masks.read_flags(content, path) == {"seed": 5, "pretrain": False}

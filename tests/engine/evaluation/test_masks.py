@@ -51,3 +51,11 @@ def test_radial_profile_of_a_cube():
     values[0, 1, 1] = 18
     values[::2, ::2, ::2] = 3
     assert radial_profile(values).tolist() == [5, 1, 3]
+
+
+def test_radial_profile_of_some_taps():
+    values, where = np.full((3, 3, 3), np.inf), np.zeros((3, 3, 3), bool)
+    values[1, 1], where[1, 1, :2] = 4, True
+    values[1, 1, 1] = 6
+    assert radial_profile(values, where)[:2].tolist() == [6, 4]
+    assert np.isnan(radial_profile(values, where)[2])

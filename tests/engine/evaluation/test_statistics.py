@@ -49,10 +49,17 @@ def test_bootstrap_of_one_case_or_of_equal_cases():
 
 def test_comparison_leaves_out_cases_without_a_score():
     nan = math.nan
-    found = compare(np.array([0.9, 0.8, nan, 0.7]), np.array([0.8, 0.6, 0.5, nan]))
+    found = compare(np.array([0.9, 0.8, nan, 0.7]) - np.array([0.8, 0.6, 0.5, nan]))
     assert found.difference == pytest.approx(0.15)
     assert found.cases == 2
     assert found.low == pytest.approx(0.1)
     assert found.high == pytest.approx(0.2)
-    assert compare(np.array([nan]), np.array([0.5])).cases == 0
-    assert compare(np.array([0.8, 0.6]), np.array([0.9, 0.8])).difference == pytest.approx(-0.15)
+    assert compare(np.array([nan])).cases == 0
+
+
+def test_rounding_hides_no_ties():
+    """0.3 - 0.2 and 0.2 - 0.1 differ in their last digits; as ties they share a rank, as do the zeros."""
+    differences = np.array([0.3 - 0.2, 0.2 - 0.1, 0.1 - 0.2, 0.5 - 0.4, 0.7 - 0.7, 0.1 + 0.2 - 0.3])
+    exact = np.array([0.1, 0.1, -0.1, 0.1, 0, 0])
+    assert len(set(differences)) > 3
+    assert compare(differences).p == paired_wilcoxon(exact) != paired_wilcoxon(differences)

@@ -1,0 +1,130 @@
+"""Training of the runs of an experiment by main_train.py, each a process with a folder of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+
+from benchmarks.report import describe_machine
+from engine.runtime.errors import InputError
+from engine.runtime.files import BEST, LAST, PREVIOUS, read_csv
+from engine.weights.checkpoints import load_checkpoint, save_checkpoint
+from experiments.experiment import Experiment
+from experiments.results import ROOT
+
+FINAL = "final_model.pth"
+TAIL = 2000  # bytes at the end of a log among which the message of a failure is looked for
+
+
+@contextmanager
+def locked(folder: Path, flag: str) -> Iterator[int]:
+    """Hold a lock on a folder, in this process and those that inherit it, until the last has ended.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+        yield descriptor
+    except BlockingIOError as error:
+        raise InputError(f"{flag}: found a process that runs in {folder}, expected it to end first") from error
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Training of single runs by main_train.py, each in its folder.
+
+    Args:
+        experiment: the experiment.
+        root: dataset folder.
+        dataset: description of the dataset.
+        gpu: device.
+        jobs: runs at a time.
+        output: folder of the runs.
+        lock: file descriptor that the training processes keep open.
+        commit: commit of the code.
+    """
+
+    experiment: Experiment
+    root: Path
+    dataset: str
+    gpu: str
+    jobs: int
+    output: Path
+    lock: int
+    commit: str
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """Return the folder of a run."""
+        return self.output / f"{''.join(letter if letter.isalnum() else '_' for letter in arm)}_{seed}"
+
+    def command(self, arm: str, seed: int) -> list[str]:
+        """Compose the command of a run."""
+        data = ["--root", str(self.root), "--dataset", self.dataset, "--output", str(self.folder(arm, seed))]
+        return ["main_train.py", *data, *self.experiment.arms[arm], "--seed", str(seed), "--gpu", self.gpu]
+
+    def start(self, arm: str, seed: int) -> subprocess.Popen[bytes]:
+        """Start a run, or resume it where it was stopped; its output is appended to a log beside its folder."""
+        folder = self.folder(arm, seed)
+        resume = ["--resume"] if (folder / LAST).exists() or (folder / PREVIOUS).exists() else []
+        if not resume:
+            rmtree(folder, ignore_errors=True)
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.jobs))
+        with open(self.log(arm, seed), "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *self.command(arm, seed), *resume],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": threads},
+                start_new_session=True,  # a Ctrl-C reaches the runs through this process alone
+                pass_fds=[self.lock],
+            )
+
+    def log(self, arm: str, seed: int) -> Path:
+        """Return the log of a run."""
+        return self.folder(arm, seed).with_suffix(".log")
+
+    def describe_failure(self, arm: str, seed: int, status: int) -> str:
+        """Describe the end of a run that failed: its signal, or the last line of its log."""
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}, see {self.log(arm, seed)}"
+        with open(self.log(arm, seed), "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+            lines = log.read().decode(errors="replace").splitlines()
+        return lines[-1].strip() if lines else f"exit status {status}"
+
+
+def keep_final_weights(folder: Path) -> None:
+    """Reduce the checkpoints of a finished run to its final weights, those that were scored."""
+    content = load_checkpoint(folder / LAST, "--output")
+    save_checkpoint(folder / FINAL, {key: content[key] for key in ("model", "config", "description", "iteration")})
+    for path in (*folder.glob("weights_*.pth"), folder / BEST, folder / PREVIOUS, folder / LAST):
+        path.unlink(missing_ok=True)
+
+
+def read_dice(path: Path) -> list[tuple[str, str, float | None]]:
+    """Read (case, class, Dice) from the dice.csv of a run, without its means."""
+    return [
+        (row["case"], label, float(value) if value else None)
+        for row in read_csv(path)[:-1]
+        for label, value in row.items()
+        if label not in ("case", "mean")
+    ]
+
+
+def describe_device(gpu: str) -> str:
+    """Name the device and the version of PyTorch."""
+    machine = describe_machine(torch.device("cpu" if gpu == "cpu" else f"cuda:{gpu}"))
+    return f"{machine['device']}, torch {machine['torch']}"
