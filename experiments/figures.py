@@ -41,7 +41,7 @@ def draw_loss(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for arm, colour in zip(arms, COLOURS, strict=False):
-        _plot_medians(axes, select(rows, arm=arm), "iteration", "-", color=colour, label=arm)
+        _plot(axes, select(rows, arm=arm), "iteration", "-", color=colour, label=arm)
     axes.set(xlabel="iteration", ylabel="training loss, mean of 25", yscale="log")
     figure.legend(loc="outside right upper")
     return figure
@@ -50,7 +50,7 @@ def draw_loss(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
 def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     """Draw the masks over the training: correction, smallest value, values at three distances; and the final profiles.
 
-    Every point is a median over blocks and seeds.
+    Every point is a median over blocks and seeds, of the smallest value the minimum.
     """
     figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,19 +58,19 @@ def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     last = max((row["iteration"] for row in rows), key=int)
     for arm, colour in zip(arms, COLOURS, strict=False):
         own = select(rows, arm=arm)
-        _plot_medians(correction, select(own, quantity="correction"), "iteration", "o-", color=colour)
-        _plot_medians(smallest, select(own, quantity="smallest"), "iteration", "o-", color=colour)
+        _plot(correction, select(own, quantity="correction"), "iteration", "o-", color=colour)
+        _plot(smallest, select(own, quantity="smallest"), "iteration", "o-", reduce=np.min, color=colour)
         masks = select(own, quantity="mask")
-        _plot_medians(profile, select(masks, iteration=last), "distance", "-", color=colour, label=arm)
+        _plot(profile, select(masks, iteration=last), "distance", "-", color=colour, label=arm)
         for axes, distance in zip(over_training, DISTANCES, strict=True):
-            _plot_medians(axes, select(masks, distance=distance), "iteration", "o-", color=colour)
-    _plot_medians(profile, select(rows, quantity="prior"), "distance", "k--", label="prior P")
+            _plot(axes, select(masks, distance=distance), "iteration", "o-", color=colour)
+    _plot(profile, select(rows, quantity="prior"), "distance", "k--", label="prior P")
     correction.set(xlabel="iteration", ylabel="mean of |M - P| / P", title="size of the correction", yscale="log")
     smallest.axhline(0, color="black", linewidth=0.8)
     smallest.set(xlabel="iteration", ylabel="M", title="smallest value of the mask")
     profile.set(xlabel="distance from the centre, voxels", ylabel="M", title="mask after training")
     for axes, distance in zip(over_training, DISTANCES, strict=True):
-        axes.set(xlabel="iteration", ylabel="M", title=f"mask at {distance} voxels from the centre")
+        axes.set(xlabel="iteration", ylabel="M", title=f"mask at a distance of {distance}", yscale="symlog")
     figure.legend(loc="outside right upper")
     return figure
 
@@ -92,12 +92,12 @@ def draw_taps(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
         for arm, colour in zip(arms, COLOURS, strict=False):
             taps = select(own, arm=arm)
             label = arm if stage == 0 else None
-            _plot_medians(gradient, select(taps, quantity="gradient"), "distance", "-", relative=True, color=colour)
-            _plot_medians(change, select(taps, quantity="change"), "distance", "-", color=colour, label=label)
+            _plot(gradient, select(taps, quantity="gradient"), "distance", "-", relative=True, color=colour)
+            _plot(change, select(taps, quantity="change"), "distance", "-", color=colour, label=label)
             rest = select(taps, quantity="remaining", iteration=early)
-            _plot_medians(remaining, rest, "distance", "-", color=colour)
+            _plot(remaining, rest, "distance", "-", color=colour)
         shares = "share of the grid that the tap meets" if stage == 0 else None
-        _plot_medians(gradient, select(own, quantity="overlap"), "distance", "k--", label=shares)
+        _plot(gradient, select(own, quantity="overlap"), "distance", "k--", label=shares)
         gradient.set(title=f"stage {stage + 1}", yscale="log")
         change.set(yscale="log")
         remaining.set(xlabel="distance from the centre, voxels")
@@ -113,16 +113,22 @@ def select(rows: Sequence[Row], **values: object) -> list[Row]:
     return [row for row in rows if all(row[column] == str(value) for column, value in values.items())]
 
 
-def _plot_medians(
-    axes: Axes, rows: Sequence[Row], over: str, style: str, relative: bool = False, **options: Any
+def _plot(
+    axes: Axes,
+    rows: Sequence[Row],
+    over: str,
+    style: str,
+    relative: bool = False,
+    reduce: Callable[[list[float]], np.floating] = np.median,
+    **options: Any,
 ) -> None:
-    """Plot the medians of rows over a column of numbers; with ``relative``, divided by the first of them."""
+    """Plot the median of rows, or another reduction, over a column of numbers; ``relative`` divides by the first."""
     groups: dict[int, list[float]] = {}
     for row in rows:
         groups.setdefault(int(row[over]), []).append(float(row["value"]))
     places = sorted(groups)
-    if medians := [float(np.median(groups[place])) for place in places]:
-        axes.plot(places, np.divide(medians, medians[0] if relative else 1), style, **options)
+    if values := [float(reduce(groups[place])) for place in places]:
+        axes.plot(places, np.divide(values, values[0] if relative else 1), style, **options)
 
 
 MEASURED: dict[str, Callable[[Sequence[Row], Sequence[str]], Figure]] = {
