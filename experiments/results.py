@@ -28,22 +28,18 @@ class Results:
     """Tables of an experiment in a folder, to which runs are added.
 
     Args:
-        folder: folder of the tables; made if it does not exist.
+        folder: folder of the tables.
         identity: what all runs have in common; saved tables with another identity are refused.
         arms: names of the arms, in order.
     Raises:
         InputError: the folder holds results of another experiment, of other arms, code or data, rows that runs.json
-            does not know, or damaged files; or it cannot be made.
+            does not know, or damaged files.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], arms: Sequence[str]) -> None:
         self.folder, self.identity, self.arms = folder, identity, list(arms)
         self.runs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[Row]] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--results: {folder} cannot be made ({error.strerror}), expected a folder") from error
         if (folder / RUNS).exists():
             self.runs = self._read_runs(folder / RUNS)
         if (folder / RESULTS).exists():

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from engine.runtime.arguments import hours, number
 from engine.runtime.errors import STOPPED, InputError, OneLineParser, run
-from engine.runtime.files import make_output_folder
 from engine.runtime.stop_requests import StopRequests
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.measures import MEASURES
@@ -65,15 +64,14 @@ def main(args: argparse.Namespace) -> None:
     }
     # Runs of anything else must not be resumed, so their folder has another name.
     output = Path(args.output).resolve() / f"{experiment.name}_{args.scale}_{digest_text(json.dumps(identity))}"
-    make_output_folder(output)
     folder = Path(args.results or FOLDER / experiment.name / args.scale)
-    with StopRequests(args.budget_h, limit="--budget_h") as stop, locked(output, "--output") as lock:
+    with locked(output, "--output") as lock, locked(folder, "--results"):
         results = Results(folder, identity, list(experiment.arms))
-        with locked(folder, "--results"):
-            trainer = Trainer(experiment, root, dataset, args.gpu, args.jobs, output, lock, find_commit())
-            runs = [(arm, seed) for seed in range(args.seeds) for arm in experiment.arms]
-            missing = [item for item in runs if not results.is_finished(*item)]
-            print(f"{experiment.name}: {len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
+        trainer = Trainer(experiment, root, dataset, args.gpu, args.jobs, output, lock, find_commit())
+        runs = [(arm, seed) for seed in range(args.seeds) for arm in experiment.arms]
+        missing = [item for item in runs if not results.is_finished(*item)]
+        print(f"{experiment.name}: {len(runs) - len(missing)} of {len(runs)} runs are finished", flush=True)
+        with StopRequests(args.budget_h, limit="--budget_h") as stop:
             run_all(missing, trainer, results, stop)
 
 

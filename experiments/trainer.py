@@ -26,19 +26,28 @@ TAIL = 2000  # bytes at the end of a log among which the message of a failure is
 
 @contextmanager
 def locked(folder: Path, flag: str) -> Iterator[int]:
-    """Hold a lock on a folder, in this process and those that inherit it, until the last has ended.
+    """Make a folder, and hold a lock on it, in this process and those that inherit it, until the last has ended.
 
     Raises:
-        InputError: another process holds it.
+        InputError: the folder cannot be made, or another process holds its lock.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}), expected a folder") from error
+    try:
+        _lock(descriptor, f"{flag}: found a process that runs in {folder}, expected it to end first")
         yield descriptor
-    except BlockingIOError as error:
-        raise InputError(f"{flag}: found a process that runs in {folder}, expected it to end first") from error
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, message: str) -> None:
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(message) from error
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ TWO_ARMS = Experiment(
 
 
 def two_arms(boxes, folder):
-    folder.mkdir()
+    (folder / "results").mkdir(parents=True)
     trainer = Trainer(TWO_ARMS, boxes, str(boxes / "boxes.json"), "cpu", 2, folder, lock=2, commit="c")
     return trainer, Results(folder / "results", {"arms": {"a": "", "b": ""}, "code": digest_code()}, ["a", "b"])
 
@@ -209,7 +209,6 @@ def test_code_that_changes_while_an_experiment_runs(box_template, tmp_path):
 
 
 def test_two_runners_with_the_same_results(box_template, tmp_path, capsys):
-    (tmp_path / "results").mkdir()
     with locked(tmp_path / "results", "--results"):
         status = run(runner.main, runner.parse_args(arguments(box_template, tmp_path, "rate_or_start")))
     result = status, *capsys.readouterr()
