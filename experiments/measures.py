@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine.evaluation.masks import find_blocks, find_masks, radial_profile
+from engine.evaluation.masks import find_blocks, find_masks, mask_scalars, radial_profile
 from engine.runtime.files import LAST
 from engine.training.optimizer import LearningRateSchedule, make_optimizer
 from engine.weights.load_network import build_start, load_trained
@@ -36,27 +36,20 @@ def measure_loss(run: Path) -> list[Row]:
     return rows
 
 
+@torch.no_grad()
 def measure_masks(run: Path) -> list[Row]:
-    """Describe the masks of a run at each evaluation: all that ``mask_scalars`` logs, and in the end full profiles.
+    """Describe the masks of a run at each snapshot and at the end.
 
-    Quantities: "correction", "smallest", "mask" at distances, and the "prior" of the start at distances.
+    Quantities: those of ``mask_scalars``, "mask" at distances, and the "prior" of the start at distances.
     """
-    log = read_log(run)
-    network, _, _, content = load_trained(run / LAST, "run")
-    last, rows = content["iteration"], []
-    for tag in log.Tags()["scalars"]:
-        if tag.startswith("mask/"):
-            _, block, name = tag.split("/")
-            quantity, _, distance = name.partition("_")
-            events = log.Scalars(tag)
-            if not distance:
-                rows += [make_row(event.step, block, quantity, event.value) for event in events]
-            else:  # the final profile has all distances
-                early = [event for event in events if event.step < last]
-                rows += [make_row(event.step, block, "mask", event.value, distance) for event in early]
-    for block, lrbm in find_masks(network).items():
-        rows += profile_rows(last, block, "mask", radial_profile(lrbm()[0, 0].detach().numpy()))
-        rows += profile_rows(last, block, "prior", radial_profile(lrbm.prior.numpy()))
+    rows = []
+    for iteration, network in load_over_training(run).items():
+        for name, value in mask_scalars(network).items():
+            block, quantity = name.split("/")
+            rows.append(make_row(iteration, block, quantity, value))
+        for block, lrbm in find_masks(network).items():
+            rows += profile_rows(iteration, block, "mask", radial_profile(lrbm()[0, 0].numpy()))
+            rows += profile_rows(iteration, block, "prior", radial_profile(lrbm.prior.numpy()))
     return rows
 
 
@@ -73,10 +66,7 @@ def measure_taps(run: Path) -> list[Row]:
     flags, last = content["args"], content["iteration"]
     optimizer = load_optimizer(network, content)
     starts = find_blocks(build_start(config, flags["seed"]))
-    snapshots = {}
-    for path in run.glob("weights_*.pth"):
-        trained = load_trained(path, "run")
-        snapshots[trained.content["iteration"]] = find_blocks(trained.network)
+    snapshots = {iteration: find_blocks(early) for iteration, early in load_over_training(run).items()}
     rows = []
     for name, block in find_blocks(network).items():
         kernel, start = block.get_equivalent_kernel(), starts[name].get_equivalent_kernel()
@@ -92,10 +82,18 @@ def measure_taps(run: Path) -> list[Row]:
         rows += profile_rows(last, name, "change", np.sqrt(profile(change) / profile(start.square())))
         rows += profile_rows(last, name, "overlap", radial_profile(shares, shares > 0))
         whole = profile((kernel - start).square())
-        for iteration, blocks in sorted(snapshots.items()):
+        for iteration, blocks in snapshots.items():
             rest = profile((kernel - blocks[name].get_equivalent_kernel()).square())
-            rows += profile_rows(iteration, name, "remaining", np.sqrt(rest / whole))
+            with np.errstate(invalid="ignore"):  # where nothing has changed
+                rows += profile_rows(iteration, name, "remaining", np.sqrt(rest / whole))
     return rows
+
+
+def load_over_training(run: Path) -> dict[int, SegmentationNetwork]:
+    """Load the networks of all snapshots of a run and of its end, by iteration."""
+    trained = [load_trained(path, "run") for path in (*run.glob("weights_*.pth"), run / LAST)]
+    networks = {found.content["iteration"]: found.network for found in trained}
+    return dict(sorted(networks.items()))
 
 
 def read_log(run: Path) -> EventAccumulator:

@@ -56,7 +56,7 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
         f"mask/rep3d.stages.{stage}.{block}/{name}"
         for stage in range(4)
         for block in range(2)
-        for name in ("correction", "smallest", "distance_0", "distance_1", "distance_2")
+        for name in ("correction", "smallest")
     }
     written = json.loads((trained / "dice.json").read_text())
     assert written["mean"]["mean"] == pytest.approx(log.Scalars("dice/mean")[-1].value, abs=1e-5)

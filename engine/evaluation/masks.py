@@ -7,8 +7,6 @@ from torch import nn
 from networks.Rep3D.lrbm import LRBM, compute_distances
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
-LOGGED_DISTANCES = (0, 1, 2, 4, 8, 16)  # voxels
-
 
 def find_masks(network: nn.Module) -> dict[str, LRBM]:
     """Find the masks of a network by the names of their blocks."""
@@ -26,11 +24,10 @@ def compute_masks(network: nn.Module) -> dict[str, NDArray[np.floating]]:
 
 
 def mask_scalars(network: nn.Module) -> dict[str, float]:
-    """Summarise the learned masks of a network by a few numbers each, for a log.
+    """Summarise the learned masks of a network by two numbers each, for a log.
 
-    Returns: by name, "<block>/correction", the mean of |M - P| / P over the taps, P being the prior at the start;
-    "<block>/smallest", the smallest value of M; "<block>/distance_<d>", the mean of M over the taps whose distance from
-    the centre, rounded, is d voxels, for d = 0, 1, 2, 4, 8, 16.
+    Returns: by name, "<block>/correction", the mean of |M - P| / P over the taps, P being the prior at the start, and
+    "<block>/smallest", the smallest value of M.
     """
     scalars = {}
     for name, lrbm in find_masks(network).items():
@@ -38,9 +35,6 @@ def mask_scalars(network: nn.Module) -> dict[str, float]:
             mask, prior = lrbm().detach(), lrbm.prior
             scalars[f"{name}/correction"] = ((mask - prior).abs() / prior).mean().item()
             scalars[f"{name}/smallest"] = mask.min().item()
-            profile = radial_profile(mask.mean(dim=(0, 1)).cpu().numpy())
-            logged = (distance for distance in LOGGED_DISTANCES if distance < len(profile))
-            scalars.update({f"{name}/distance_{distance}": float(profile[distance]) for distance in logged})
     return scalars
 
 
