@@ -78,14 +78,14 @@ def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
 def draw_taps(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     """Draw the taps over their distance from the centre, a column per stage.
 
-    The rows are gradient, change, and what remained to be learned at a fifth of the training. Every point is a median
-    over the blocks of a stage and the seeds. Gradients are relative to that of the centre.
+    The rows are gradient, change, and what remained to be learned after about a fifth of the training. Every point is a
+    median over the blocks of a stage and the seeds. Gradients are relative to that of the centre.
     """
     figure = Figure(figsize=(16, 10), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(3, STAGES, sharex=True, sharey="row")
-    early = max((row["iteration"] for row in rows), key=int, default="0")
-    early = str(int(early) // 5)
+    snapshots = {int(row["iteration"]) for row in select(rows, quantity="remaining")}
+    early = min(snapshots, key=lambda iteration: abs(iteration - max(snapshots) / 5))
     for stage in range(STAGES):
         own = [row for row in rows if f".stages.{stage}." in row["block"]]
         gradient, change, remaining = panels[:, stage]
