@@ -149,7 +149,7 @@ def test_a_floor_bounds_the_mask_from_below_only():
     lrbm = randomise(LRBM(2, 9, correction="additive"))
     assert lrbm().min() < 0.05
     bounded = LRBM(2, 9, correction="additive", mask_floor=0.05)
-    bounded.load_state_dict(lrbm.state_dict())
+    bounded.generator.load_state_dict(lrbm.generator.state_dict())
     assert torch.equal(bounded(), lrbm().clamp(min=0.05))
 
 
