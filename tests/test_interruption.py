@@ -240,13 +240,13 @@ def kill_at(monkeypatch, module, name, count):
 
 
 # The renames of a run: 1 arguments, 2 first checkpoint; at an evaluation, 3 turns it into the previous checkpoint, 4 is
-# the new checkpoint, 5 the best weights, 6 and 7 the checkpoint after the evaluation.
+# the new checkpoint, 5 the best weights, 6 and 7 the tables of Dice, 8 and 9 the checkpoint after the evaluation.
 @pytest.mark.parametrize(
     ("count", "gap"),
     [
         (3, False),
         (4, True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, False), (6, False), (7, True))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, False), (6, False), (8, False), (9, True))),
     ],
 )
 def test_killed_before_a_rename(whole, box_template, tmp_path, train, monkeypatch, count, gap):
