@@ -70,7 +70,7 @@ def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     smallest.set(xlabel="iteration", ylabel="M", title="smallest value of the mask")
     profile.set(xlabel="distance from the centre, voxels", ylabel="M", title="mask after training")
     for axes, distance in zip(over_training, DISTANCES, strict=True):
-        axes.set(xlabel="iteration", ylabel="M", title=f"mask at a distance of {distance}", yscale="symlog")
+        axes.set(xlabel="iteration", ylabel="M", title=f"mask at a distance of {distance}")
     figure.legend(loc="outside right upper")
     return figure
 
