@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
     recipe.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
     recipe.add_argument("--lr", type=positive, default=1e-4, metavar="RATE", help="peak learning rate")
-    factor = "factor of the learning rate of the masks' generators"
+    factor = "the masks learn at this factor times the learning rate"
     recipe.add_argument("--mask_lr_factor", type=positive, default=1.0, metavar="FACTOR", help=factor)
     recipe.add_argument("--weight_decay", type=number(float, 0), default=0.08, metavar="DECAY", help="weight decay")
     schedules = ("warmup_cosine", "constant")

@@ -17,7 +17,6 @@ class Experiment:
 
     Args:
         name: name of its folder.
-        question: what it asks.
         reference: arm that the others are compared with.
         arms: flags of main_train.py by arm, complete except for data, seed, device and output.
         measures: further measurements of each run (``experiments.measures``).
@@ -25,7 +24,6 @@ class Experiment:
     """
 
     name: str
-    question: str
     reference: str
     arms: dict[str, list[str]]
     measures: tuple[str, ...]
@@ -38,7 +36,7 @@ def read_experiment(name: str, scale: str) -> Experiment:
     common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table["flags"].get(scale, ""))]
     arms = {arm: [*common, *own] for arm, flags in table["arms"].items() if (own := _own_flags(flags, scale))}
     measures = tuple(table.get("measures", ()))
-    return Experiment(name, table["question"], table["reference"], arms, measures, SCALES[scale]["dataset"])
+    return Experiment(name, table["reference"], arms, measures, SCALES[scale]["dataset"])
 
 
 def _own_flags(flags: str | dict[str, str], scale: str) -> list[str]:

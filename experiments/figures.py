@@ -64,7 +64,7 @@ def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
         _plot(profile, select(masks, iteration=last), "distance", "-", color=colour, label=arm)
         for axes, distance in zip(over_training, DISTANCES, strict=True):
             _plot(axes, select(masks, distance=distance), "iteration", "o-", color=colour)
-    _plot(profile, select(rows, quantity="prior", iteration=last), "distance", "k--", label="prior P")
+    _plot(profile, select(rows, quantity="prior"), "distance", "k--", label="prior P")
     correction.set(xlabel="iteration", ylabel="mean of |M - P| / P", title="size of the correction", yscale="log")
     smallest.axhline(0, color="black", linewidth=0.8)
     smallest.set(xlabel="iteration", ylabel="M", title="smallest value of the mask")

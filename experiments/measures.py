@@ -38,18 +38,22 @@ def measure_loss(run: Path) -> list[Row]:
 
 @torch.no_grad()
 def measure_masks(run: Path) -> list[Row]:
-    """Describe the masks of a run at each snapshot and at the end.
+    """Describe the masks of a run: learned ones at each snapshot and at the end, fixed ones at the end.
 
-    Quantities: those of ``mask_scalars``, "mask" at distances, and the "prior" of the start at distances.
+    Quantities: those of ``mask_scalars``, "mask" at distances and, at the end, the "prior" of the start at distances.
     """
+    over_training = load_over_training(run)
     rows = []
-    for iteration, network in load_over_training(run).items():
+    for iteration, network in over_training.items():
         for name, value in mask_scalars(network).items():
             block, quantity = name.split("/")
             rows.append(make_row(iteration, block, quantity, value))
         for block, lrbm in find_masks(network).items():
-            rows += profile_rows(iteration, block, "mask", radial_profile(lrbm()[0, 0].numpy()))
-            rows += profile_rows(iteration, block, "prior", radial_profile(lrbm.prior.numpy()))
+            at_the_end = iteration == max(over_training)
+            if at_the_end or list(lrbm.parameters()):
+                rows += profile_rows(iteration, block, "mask", radial_profile(lrbm()[0, 0].numpy()))
+            if at_the_end:
+                rows += profile_rows(iteration, block, "prior", radial_profile(lrbm.prior.numpy()))
     return rows
 
 

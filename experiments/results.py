@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.data.datasets import find_description
 from engine.runtime.errors import InputError
-from engine.runtime.files import read_csv, write_csv, write_text
+from engine.runtime.files import digest_file, read_csv, write_csv, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNS = "results.csv", "runs.json"
@@ -130,12 +130,9 @@ def read_table(path: Path, arms: Sequence[str], code: str | None = None) -> list
 
 def digest_code() -> str:
     """Hash the code that decides the result of a run."""
-    whole = hashlib.blake2b(digest_size=4)
-    for name in TRAINING_CODE:
-        files = sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name]
-        for file in files:
-            whole.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
-    return whole.hexdigest()
+    parts = [ROOT / name for name in TRAINING_CODE]
+    files = [file for part in parts for file in (sorted(part.rglob("*.py")) if part.is_dir() else [part])]
+    return digest_text("\n".join(f"{file.relative_to(ROOT)} {digest_file(str(file))}" for file in files))
 
 
 def digest_data(root: Path, dataset: str) -> str:
@@ -144,15 +141,12 @@ def digest_data(root: Path, dataset: str) -> str:
     Raises:
         InputError: there are none.
     """
-    whole = hashlib.blake2b(digest_size=4)
     parts = ("imagesTr", "labelsTr", "imagesVal", "labelsVal")
     files = [file for part in parts for file in sorted((root / part).glob("*"))]
     if not files:
         raise InputError(f"--root: found no files in {root / 'imagesTr'}, expected a dataset folder")
-    for file in files:
-        whole.update(f"{file.relative_to(root)}\0{file.stat().st_size}\0".encode())
-    whole.update(json.dumps(find_description(dataset).to_json(), sort_keys=True).encode())
-    return whole.hexdigest()
+    sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
+    return digest_text(json.dumps([sizes, find_description(dataset).to_json()], sort_keys=True))
 
 
 def digest_text(text: str) -> str:

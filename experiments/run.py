@@ -139,7 +139,7 @@ def finish(arm: str, seed: int, status: int, seconds: float, trainer: Trainer, r
     results.note(arm, seed, seconds, command=command, commit=trainer.commit, device=device, jobs=trainer.jobs)
     if status == 0:
         tables = {name: MEASURES[name](folder) for name in trainer.experiment.measures}
-        results.add(arm, seed, read_dice(folder / "dice.csv"), tables)
+        results.add(arm, seed, read_dice(folder / "dice.json"), tables)
         keep_final_weights(folder)
         print(f"{arm}, seed {seed}: {seconds:.0f} s", flush=True)
     return []

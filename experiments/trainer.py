@@ -1,5 +1,6 @@
 """Training of the runs of an experiment by main_train.py, each a process with a folder of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 from benchmarks.report import describe_machine
 from engine.runtime.errors import InputError
-from engine.runtime.files import BEST, LAST, PREVIOUS, read_csv
+from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.weights.checkpoints import load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment
 from experiments.results import ROOT
@@ -79,8 +80,9 @@ class Trainer:
         return self.output / f"{''.join(letter if letter.isalnum() else '_' for letter in arm)}_{seed}"
 
     def command(self, arm: str, seed: int) -> list[str]:
-        """Compose the command of a run."""
-        data = ["--root", str(self.root), "--dataset", self.dataset, "--output", str(self.folder(arm, seed))]
+        """Compose the command of a run, with paths relative to the repository's root, where it runs."""
+        root, output = (os.path.relpath(path, ROOT) for path in (self.root, self.folder(arm, seed)))
+        data = ["--root", root, "--dataset", self.dataset, "--output", output]
         return ["main_train.py", *data, *self.experiment.arms[arm], "--seed", str(seed), "--gpu", self.gpu]
 
     def start(self, arm: str, seed: int) -> subprocess.Popen[bytes]:
@@ -124,13 +126,9 @@ def keep_final_weights(folder: Path) -> None:
 
 
 def read_dice(path: Path) -> list[tuple[str, str, float | None]]:
-    """Read (case, class, Dice) from the dice.csv of a run, without its means."""
-    return [
-        (row["case"], label, float(value) if value else None)
-        for row in read_csv(path)[:-1]
-        for label, value in row.items()
-        if label not in ("case", "mean")
-    ]
+    """Read (case, class, Dice) from the dice.json of a run, without its means; None for a class that is absent."""
+    cases = json.loads(path.read_text())["cases"]
+    return [(case, label, value) for case, dice in cases.items() for label, value in dice.items() if label != "mean"]
 
 
 def describe_device(gpu: str) -> str:

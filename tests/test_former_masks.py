@@ -1,4 +1,4 @@
-"""Checkpoints from the time before masks were gated: their correction was additive, and no flag said so."""
+"""Runs and checkpoints of older versions, in which every learned mask was additive and no flag existed to say so."""
 
 import signal
 

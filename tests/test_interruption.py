@@ -124,20 +124,37 @@ def test_a_request_while_the_first_checkpoint_is_written_waits_only_for_it(
     assert differences(whole, tmp_path) == []
 
 
-def test_a_run_from_other_weights_is_resumed_by_the_same_command(box_template, trained, tmp_path, train, monkeypatch):
+def stop_and_resume(train, monkeypatch, root, folder, flags):
+    """Train once undisturbed in "whole"; once in "cut", stopped by SIGTERM in its first step and resumed."""
+
     def ask(*args):
         signal.raise_signal(signal.SIGTERM)
         return step(*args)
 
     step = training_step.train_step
-    pretrain = ("--pretrain", "True", "--pretrained_weights", trained / BEST)
-    whole, cut = (train_arguments(box_template, tmp_path / name, *MORE, *pretrain) for name in ("whole", "cut"))
+    whole, cut = (train_arguments(root, folder / name, *MORE, *flags) for name in ("whole", "cut"))
     assert train(*whole)[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(training_step, "train_step", ask)
         assert train(*cut)[0] == 75
     assert train(*cut, "--resume")[0] == 0
+
+
+def test_a_run_from_other_weights_is_resumed_by_the_same_command(box_template, trained, tmp_path, train, monkeypatch):
+    pretrain = ("--pretrain", "True", "--pretrained_weights", trained / BEST)
+    stop_and_resume(train, monkeypatch, box_template, tmp_path, pretrain)
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
+
+
+def test_a_run_with_two_learning_rates_is_resumed_identically(box_template, tmp_path, train, monkeypatch):
+    """The masks' parameters are a group of their own in the optimiser; a resumed run writes its snapshots as well."""
+    flags = ("--network", "REP3D", "--mask_lr_factor", "0.1", "--snapshot_step", "3")
+    stop_and_resume(train, monkeypatch, box_template, tmp_path, flags)
+    assert differences(tmp_path / "whole", tmp_path / "cut") == []
+    for iteration in (3, 6):
+        models = [load(tmp_path / name / f"weights_{iteration}.pth")["model"] for name in ("whole", "cut")]
+        assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
+    assert all(torch.equal(value, load(tmp_path / "whole" / LAST)["model"][key]) for key, value in models[0].items())
 
 
 KILLED = """
@@ -383,25 +400,3 @@ def test_a_checkpoint_without_read_permission_is_kept(whole, tmp_path, monkeypat
         checkpoints.load_last_good(output, "--resume")
     assert (output / LAST).exists()
     assert (output / PREVIOUS).exists()
-
-
-def test_a_run_with_two_learning_rates_resumes_identically(box_template, tmp_path, train, monkeypatch):
-    """The masks' parameters are a group of their own in the optimiser; snapshots are written again by a resumed run."""
-
-    def ask(*args):
-        signal.raise_signal(signal.SIGTERM)
-        return step(*args)
-
-    step = training_step.train_step
-    flags = (*MORE, "--network", "REP3D", "--mask_lr_factor", "0.1", "--snapshot_step", "3")
-    whole, cut = (train_arguments(box_template, tmp_path / name, *flags) for name in ("whole", "cut"))
-    assert train(*whole)[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(training_step, "train_step", ask)
-        assert train(*cut)[0] == 75
-    assert train(*cut, "--resume")[0] == 0
-    assert differences(tmp_path / "whole", tmp_path / "cut") == []
-    for iteration in (3, 6):
-        models = [load(tmp_path / name / f"weights_{iteration}.pth")["model"] for name in ("whole", "cut")]
-        assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
-    assert all(torch.equal(value, load(tmp_path / "whole" / LAST)["model"][key]) for key, value in models[0].items())

@@ -31,7 +31,7 @@ def mask_scalars(network: nn.Module) -> dict[str, float]:
     """
     scalars = {}
     for name, lrbm in find_masks(network).items():
-        if any(True for _ in lrbm.parameters()):
+        if list(lrbm.parameters()):
             mask, prior = lrbm().detach(), lrbm.prior
             scalars[f"{name}/correction"] = ((mask - prior).abs() / prior).mean().item()
             scalars[f"{name}/smallest"] = mask.min().item()

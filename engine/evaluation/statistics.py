@@ -20,14 +20,12 @@ class Comparison:
         difference: mean over the cases of the first method's score minus the second's.
         low, high: bootstrap interval of that mean, 95 % confidence.
         p: two-sided p-value of the Wilcoxon signed-rank test.
-        cases: number of cases that have both scores.
     """
 
     difference: float
     low: float
     high: float
     p: float
-    cases: int
 
 
 def compare(differences: NDArray[np.float64]) -> Comparison:
@@ -40,7 +38,7 @@ def compare(differences: NDArray[np.float64]) -> Comparison:
     """
     differences = np.round(differences[~np.isnan(differences)], 9)
     mean = float(differences.mean()) if differences.size else math.nan
-    return Comparison(mean, *bootstrap_interval(differences), paired_wilcoxon(differences), differences.size)
+    return Comparison(mean, *bootstrap_interval(differences), paired_wilcoxon(differences))
 
 
 def paired_wilcoxon(differences: NDArray[np.float64]) -> float:

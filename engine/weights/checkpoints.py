@@ -197,7 +197,8 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
         return None
     try:
         config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
-        config = replace(config, overrides=complete_overrides(dict(**config.overrides), content))  # keys are names
+        overrides = dict(**config.overrides)  # a TypeError unless all keys are names
+        config = replace(config, overrides=complete_overrides(overrides, content))
         if not isinstance(config.network, str):
             raise TypeError(config.network)
         for number in (config.in_chans, config.out_chans, *config.roi_size):

@@ -3,7 +3,7 @@
 Source: Lee et al., ICML 2026.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -74,7 +74,7 @@ class REP3D(LargeKernelUNet):
             raise ValueError(f"product: found {product!r}, expected functional, compounding or published")
         if product != "functional" and (mask != "fixed" or learn_beta or mask_floor is not None):
             raise ValueError(f"product: found {product}, expected the mask fixed, without learn_beta and mask_floor")
-        make_block = partial(
+        make_block: Callable[[int], rep3d_block] = partial(
             rep3d_block,
             ks=ks,
             mask=mask,
@@ -88,6 +88,7 @@ class REP3D(LargeKernelUNet):
             mask_floor=mask_floor,
             learn_beta=learn_beta,
         )
-        compounding = partial(compounding_block, ks=ks, trained=product == "compounding", beta=beta, deploy=deploy)
-        blocks = make_block if product == "functional" else compounding
-        super().__init__(in_chans, out_chans, depths, feat_size, blocks, hidden_size, norm_name, res_block)
+        if product != "functional":
+            trained = product == "compounding"
+            make_block = partial(compounding_block, ks=ks, trained=trained, beta=beta, deploy=deploy)
+        super().__init__(in_chans, out_chans, depths, feat_size, make_block, hidden_size, norm_name, res_block)

@@ -12,6 +12,7 @@ Source: Ding et al., "Re-parameterizing Your Optimizers rather than Architecture
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -28,40 +29,54 @@ Start = Literal["csla", "prior", "plain"]
 STARTS: tuple[Start, ...] = ("csla", "prior", "plain")
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Constants of CSLA.
+
+    Args:
+        small_ks: odd side of the small kernel, voxels.
+        large_scale, small_scale: constants aL and aS.
+        large_rate, small_rate: factors lL and lS of the learning rate.
+    Raises:
+        ValueError: a scale or rate that is not positive and finite.
+    """
+
+    small_ks: int = 3
+    large_scale: float = 1.0
+    small_scale: float = 1.0
+    large_rate: float = 1.0
+    small_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("large_scale", "small_scale", "large_rate", "small_rate"):
+            if not 0 < (factor := getattr(self, name)) < math.inf:  # NaN fails the comparison as well
+                raise ValueError(f"{name}: found {factor}, expected a finite positive number")
+
+    def margin(self, ks: int) -> int:
+        """Compute the distance of the small kernel's window from the border of a kernel with side ``ks``, voxels."""
+        if self.small_ks > ks:
+            raise ValueError(f"small_ks: found {self.small_ks}, expected at most ks, {ks}")
+        return (ks - self.small_ks) // 2
+
+
 class csla_block(rep3d_block):
     """A large and a small depthwise kernel added with constant scales, batch normalisation, GELU.
 
     Args:
         dim: channels.
         ks: odd side of the large kernel, voxels.
-        small_ks: odd side of the small kernel, voxels; at most ``ks``.
-        large_scale, small_scale: constants aL and aS.
-        large_rate, small_rate: factors lL and lS of the learning rate.
         deploy: build the folded form, a plain block; it loads training checkpoints as well.
+        constants: arguments of ``Branches``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: an even side, a small kernel larger than the large one, a scale or rate that is not positive and
-            finite.
+        ValueError: an even side, a small kernel larger than the large one, or a constant that ``Branches`` refuses.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        ks: int = 21,
-        small_ks: int = 3,
-        large_scale: float = 1.0,
-        small_scale: float = 1.0,
-        large_rate: float = 1.0,
-        small_rate: float = 1.0,
-        deploy: bool = False,
-    ) -> None:
+    def __init__(self, dim: int, ks: int = 21, deploy: bool = False, **constants: Any) -> None:
         super().__init__(dim, ks, mask="none")
-        _check_small_kernel(ks, small_ks)
-        _check_factors(large_scale=large_scale, small_scale=small_scale, large_rate=large_rate, small_rate=small_rate)
-        self.large_rate, self.small_rate = large_rate, small_rate
-        self.large_scale, self.small_scale = large_scale, small_scale
-        self.margin = (ks - small_ks) // 2
-        self.small = None if deploy else LargeKernelConv3d(dim, small_ks, bias=False)
+        self.branches = Branches(**constants)
+        self.margin = self.branches.margin(ks)
+        self.small = None if deploy else LargeKernelConv3d(dim, self.branches.small_ks, bias=False)
         self.register_load_state_dict_pre_hook(_fold_branches_while_loading)
 
     def get_equivalent_kernel(self) -> Tensor:
@@ -70,13 +85,13 @@ class csla_block(rep3d_block):
 
     def add_branches(self, large: Tensor, small: Tensor) -> Tensor:
         """Compute aL ``large`` + pad(aS ``small``)."""
-        return self.large_scale * large + F.pad(self.small_scale * small, (self.margin,) * 6)
+        return self.branches.large_scale * large + F.pad(self.branches.small_scale * small, (self.margin,) * 6)
 
     def rate_factors(self) -> dict[Tensor, float]:
         """Return the factor of the learning rate of each kernel."""
         if self.small is None:
             return {}
-        return {self.dwconv.weight: self.large_rate, self.small.weight: self.small_rate}
+        return {self.dwconv.weight: self.branches.large_rate, self.small.weight: self.branches.small_rate}
 
     @torch.no_grad()
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
@@ -91,64 +106,47 @@ class repopt_block(rep3d_block):
     Args:
         dim: channels.
         ks: odd side of the kernel, voxels.
-        small_ks: odd side of the small kernel of the equivalent ``csla_block``, voxels.
-        large_scale, small_scale: constants aL and aS of that block.
-        large_rate, small_rate: factors lL and lS of the learning rate in that block.
-        field: scales of the updates: "csla", those of that block, "prior", those of the fixed mask of
-            ``rep3d_block``, or "uniform", one for all taps.
+        field: scales of the updates: "csla", those of the equivalent ``csla_block``, "prior", those of the fixed mask
+            of ``rep3d_block``, or "uniform", no scales.
         start: initial kernel: "csla", the sum of that block's branches, "prior", a plain kernel times the distance
             prior, or "plain".
+        constants: arguments of ``Branches``, for that block.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: as ``csla_block``; an unknown ``field`` or ``start``.
+        ValueError: as ``csla_block``; an unknown ``field`` or ``start``; constants that neither of them uses.
     """
 
     def __init__(
-        self,
-        dim: int,
-        ks: int = 21,
-        small_ks: int = 3,
-        large_scale: float = 1.0,
-        small_scale: float = 1.0,
-        large_rate: float = 1.0,
-        small_rate: float = 1.0,
-        field: RateField = "csla",
-        start: Start = "csla",
+        self, dim: int, ks: int = 21, field: RateField = "csla", start: Start = "csla", **constants: Any
     ) -> None:
         super().__init__(dim, ks, mask="none")
         if field not in RATE_FIELDS:
             raise ValueError(f"field: found {field!r}, expected one of {', '.join(RATE_FIELDS)}")
         if start not in STARTS:
             raise ValueError(f"start: found {start!r}, expected one of {', '.join(STARTS)}")
-        _check_small_kernel(ks, small_ks)
-        _check_factors(large_scale=large_scale, small_scale=small_scale, large_rate=large_rate, small_rate=small_rate)
-        if field != "csla" and start != "csla" and (large_scale, small_scale, large_rate, small_rate) != (1, 1, 1, 1):
+        self.ks, self.field, self.branches = ks, field, Branches(**constants)
+        if "csla" not in (field, start) and self.branches != Branches():
             raise ValueError(
-                f"found scales or rates with field {field} and start {start}, expected csla for one of them"
+                f"found constants of branches with field {field} and start {start}, expected one to be csla"
             )
-        self.ks, self.small_ks, self.field = ks, small_ks, field
-        self.large_scale, self.small_scale = large_scale, small_scale
-        self.large_rate, self.small_rate = large_rate, small_rate
+        self.margin = self.branches.margin(ks)
         with torch.no_grad():
             if start == "csla":
-                branches = csla_block(dim, ks, small_ks, large_scale, small_scale, large_rate, small_rate)
-                self.dwconv.weight.copy_(branches.get_equivalent_kernel())
+                self.dwconv.weight.copy_(csla_block(dim, ks, **constants).get_equivalent_kernel())
             elif start == "prior":
                 self.dwconv.weight.mul_(compute_distance_prior(ks))
 
     def update_mask(self, power: int) -> Tensor:
-        """Compute the factor of each tap's update, (ks, ks, ks).
+        """Compute the factor of each tap's update, (ks, ks, ks), for the fields "csla" and "prior".
 
         Args:
             power: 2 for the gradient under SGD, 1 for the update under Adam; the power of the scales, not of the rates.
         """
-        weight = self.dwconv.weight
-        if self.field == "uniform":
-            return weight.new_ones((self.ks,) * 3)
+        weight, branches = self.dwconv.weight, self.branches
         if self.field == "prior":
             return compute_distance_prior(self.ks).to(weight) ** power
-        window = weight.new_full((self.small_ks,) * 3, self.small_scale**power * self.small_rate)
-        return self.large_scale**power * self.large_rate + F.pad(window, ((self.ks - self.small_ks) // 2,) * 6)
+        window = weight.new_full((branches.small_ks,) * 3, branches.small_scale**power * branches.small_rate)
+        return branches.large_scale**power * branches.large_rate + F.pad(window, (self.margin,) * 6)
 
 
 def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -156,14 +154,3 @@ def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor
     large, small = f"{prefix}dwconv.weight", f"{prefix}small.weight"
     if block.small is None and large in state_dict and small in state_dict:
         state_dict[large] = block.add_branches(state_dict[large], state_dict.pop(small))
-
-
-def _check_small_kernel(ks: int, small_ks: int) -> None:
-    if small_ks > ks:
-        raise ValueError(f"small_ks: found {small_ks}, expected at most ks, {ks}")
-
-
-def _check_factors(**factors: float) -> None:
-    for name, factor in factors.items():
-        if not 0 < factor < math.inf:  # NaN fails the comparison as well
-            raise ValueError(f"{name}: found {factor}, expected a finite positive number")

@@ -28,7 +28,7 @@ class REPOPT(LargeKernelUNet):
         large_scale, small_scale: constants of the large and of the small kernel.
         large_rate, small_rate: factors of their learning rates.
         field: scales of the updates: "csla", those of a large and a small kernel, "prior", those of Rep3D's fixed mask,
-            or "uniform", the same for all taps.
+            or "uniform", no scales.
         start: initial kernels: "csla", the sum of a large and a small one, "prior", plain kernels times Rep3D's
             distance prior, or "plain".
         branches: build the small kernels as well (CSLA), which has the effect of the field and start "csla" with any

@@ -119,7 +119,6 @@ SMALL = """
 """
 TWO_ARMS = Experiment(
     "two",
-    "Is anything lost?",
     "a",
     {arm: [*SMALL.split(), "--lr", rate] for arm, rate in (("a", "1e-2"), ("b", "2e-2"))},
     (),
@@ -214,6 +213,28 @@ def test_two_runners_with_the_same_results(box_template, tmp_path, capsys):
         status = run(runner.main, runner.parse_args(arguments(box_template, tmp_path, "rate_or_start")))
     result = status, *capsys.readouterr()
     assert_one_line(result, "error: --results: found a process that runs in", "expected it to end first")
+
+
+def test_a_run_holds_the_lock_of_its_runner(box_template, tmp_path):
+    """So that no second runner resumes what a killed one has left running."""
+    trainer, _ = two_arms(box_template, tmp_path / "held")
+    with locked(trainer.output, "--output") as lock:
+        process = replace(trainer, lock=lock).start("a", 0)
+    with pytest.raises(InputError, match="found a process"), locked(trainer.output, "--output"):
+        pass
+    process.kill()
+    process.wait()
+
+
+def test_other_code_trains_in_another_folder(box_template, tmp_path, monkeypatch):
+    """Otherwise a new folder of results would be filled by resuming the runs of the old code."""
+    folders = []
+    monkeypatch.setattr(runner, "run_all", lambda _, trainer, *__: folders.append(trainer.output))
+    for code in ("c1", "c2"):
+        monkeypatch.setattr(runner, "digest_code", lambda code=code: code)
+        command = arguments(box_template, tmp_path, "rate_or_start", "--results", str(tmp_path / code))
+        assert run(runner.main, runner.parse_args(command)) == 0
+    assert len(set(folders)) == 2
 
 
 def test_a_lock_lasts_until_those_that_inherit_it_have_ended(tmp_path):

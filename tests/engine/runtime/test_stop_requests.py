@@ -38,6 +38,11 @@ def test_an_immediate_block_within_a_deferred_one_stops_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_the_end_of_the_time_is_named_by_its_flag():
+    with pytest.raises(Stopped, match=r"^--budget_h$"), StopRequests(1e-6, limit="--budget_h"):
+        time.sleep(5)
+
+
 def test_handlers_and_timer_are_restored():
     before = [signal.getsignal(number) for number in NUMBERS]
     with StopRequests(max_hours=1):

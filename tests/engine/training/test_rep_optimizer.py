@@ -102,7 +102,6 @@ def test_starts_draw_the_kernel_of_the_plain_block(start):
     block = repopt_block(3, ks=7, start=start, field="uniform")
     assert torch.equal(block.dwconv.weight, plain * (compute_distance_prior(7) if start == "prior" else 1))
     assert torch.equal(torch.rand(1), after)  # so that the layers after it start the same as well
-    assert torch.equal(block.update_mask(1), torch.ones(7, 7, 7))
 
 
 def test_unscaled_updates_train_differently():
@@ -168,8 +167,8 @@ def test_other_optimisers_are_refused():
         scale_updates(Adam(block.parameters()), block)
 
 
-def test_networks_without_repopt_blocks_get_no_hook():
-    layer = nn.Linear(2, 2)
-    optimizer = Adam(layer.parameters())
-    scale_updates(optimizer, layer)
+@pytest.mark.parametrize("module", [nn.Linear(2, 2), repopt_block(3, ks=7, field="uniform")], ids=["other", "uniform"])
+def test_what_needs_no_scales_gets_no_hook(module):
+    optimizer = Adam(module.parameters())
+    scale_updates(optimizer, module)
     assert not optimizer._optimizer_step_pre_hooks
