@@ -89,6 +89,24 @@ def test_csla_folds_into_the_plain_network():
         ("REPOPT", {"kernel_size": 3, "small_ks": 5}, "small_ks: found 5, expected at most ks, 3"),
         ("REPOPT", {"small_scale": 0.0}, "small_scale: found 0.0, expected a finite positive number"),
         ("REPOPT", {"large_scale": float("nan")}, "large_scale: found nan, expected a finite positive number"),
+        ("REPOPT", {"small_rate": -1.0}, "small_rate: found -1.0, expected a finite positive number"),
+        ("REPOPT", {"field": "spiral"}, "field: found 'spiral', expected csla or prior or uniform"),
+        ("REPOPT", {"branches": True, "field": "prior"}, "branches: found true with field prior and start csla"),
+        (
+            "REPOPT",
+            {"field": "prior", "start": "plain", "small_rate": 2.0},
+            "found constants of branches with field prior",
+        ),
+        (
+            "REP3D_FIXED",
+            {"product": "summed"},
+            "product: found 'summed', expected functional or compounding or published",
+        ),
+        (
+            "HyenaNDUNETR",
+            {"hyena_stages": [True, False]},
+            r"hyena_stages: found \(True, False\), expected 4 of true or false",
+        ),
         ("UNet3D", {"channels": (8, 16)}, r"channels: found \(8, 16\), expected 5 positive numbers"),
         ("UNet3D", {"num_res_units": 0}, "num_res_units: found 0, expected a positive number"),
         ("nnUNet", {"filters": (8, 16)}, r"filters: found \(8, 16\), expected 6 positive numbers"),
@@ -110,6 +128,13 @@ def test_a_missing_optional_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "dynamic_network_architectures.architectures.unet", None)
     with pytest.raises(ValueError, match=r"found no package dynamic-network-architectures.*pip install"):
         build_network("ResEncUNet", 1, 3)
+
+
+def test_a_missing_package_of_hyena_is_named(monkeypatch):
+    monkeypatch.setattr("networks.monai_networks.is_nvsubquadratic_available", lambda: False)
+    with pytest.raises(ValueError, match=r"found no package nvsubquadratic.*pip install --no-deps"):
+        build_network("HyenaNDUNETR", 1, 2)
+    build_network("SwinUNETR", 1, 2, feature_size=12)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
