@@ -52,10 +52,10 @@ def compute_distance_prior(ks: int, beta: float = 1.0) -> Tensor:
 class LRBM(nn.Module):
     """Low-rank receptive bias: the mask M = P + f(P) that multiplies a depthwise kernel, P being the distance prior.
 
-    The generator g is a chain of ``depth`` convolutions with LayerNorm and sigmoid between them. Its last convolution
-    is initialised with zeros, so that training starts at the prior. The paper uses one map for all channels of a block,
-    normalised over the whole map; ``per_channel`` repeats the prior and learns one map per channel, normalised over
-    channels. ``correction`` chooses f:
+    The generator g is a chain of ``generator_depth`` convolutions with LayerNorm and sigmoid between them. Its last
+    convolution is initialised with zeros, so that training starts at the prior. The paper uses one map for all channels
+    of a block, normalised over the whole map; ``per_channel`` repeats the prior and learns one map per channel,
+    normalised over channels. ``correction`` chooses f:
 
     - "gated": f(P) = P * tanh(g(P) / sqrt(n)), n being the taps of g's last convolution; in other words
       M = 2 P * sigmoid(2 g(P) / sqrt(n)), between 0 and 2 P.
@@ -67,7 +67,7 @@ class LRBM(nn.Module):
         ks: odd side of that kernel, voxels.
         learned: add f; without it, M = P.
         beta: decay distance of the prior, voxels.
-        depth: convolutions in g.
+        generator_depth: convolutions in g.
         generator_ks: odd side of their kernels, voxels.
         per_channel: learn one map per channel instead of one per block.
         correction: form of f.
@@ -77,8 +77,8 @@ class LRBM(nn.Module):
         learn_beta: train ``beta`` as well.
     Shape: () -> (1, 1, ks, ks, ks), or (channels, 1, ks, ks, ks) with ``per_channel``.
     Raises:
-        ValueError: an even or non-positive side, ``depth`` below 1, ``beta`` not positive and finite, ``mask_floor``
-            not finite, an unknown ``correction`` or ``generator_padding``.
+        ValueError: an even or non-positive side, ``generator_depth`` below 1, ``beta`` not positive and finite,
+            ``mask_floor`` not finite, an unknown ``correction`` or ``generator_padding``.
     """
 
     prior: Tensor
@@ -92,7 +92,7 @@ class LRBM(nn.Module):
         ks: int,
         learned: bool = True,
         beta: float = 1.0,
-        depth: int = 2,
+        generator_depth: int = 2,
         generator_ks: int = 7,
         per_channel: bool = False,
         correction: Correction = "gated",
@@ -101,8 +101,8 @@ class LRBM(nn.Module):
         learn_beta: bool = False,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth: found {depth}, expected at least 1")
+        if generator_depth < 1:
+            raise ValueError(f"generator_depth: found {generator_depth}, expected at least 1")
         if correction not in CORRECTIONS:
             raise ValueError(f"correction: found {correction!r}, expected one of {', '.join(CORRECTIONS)}")
         if generator_padding not in PADDINGS:
@@ -117,7 +117,8 @@ class LRBM(nn.Module):
         self.log_beta = nn.Parameter(torch.tensor(math.log(beta))) if learn_beta else None
         generated = learned and correction != "free"
         make_conv = LargeKernelConv3d if generator_padding == "zeros" else ReplicatePaddedConv3d
-        self.generator = self._make_generator(ks, depth, generator_ks, per_channel, make_conv) if generated else None
+        sizes = generator_depth, generator_ks
+        self.generator = self._make_generator(ks, *sizes, per_channel, make_conv) if generated else None
         self.free = nn.Parameter(torch.zeros(self.maps, ks, ks, ks)) if learned and not generated else None
         self.register_buffer("gain", torch.tensor(generator_ks**-1.5) if generated and correction == "gated" else None)
         replicates = torch.tensor(True) if generated and generator_padding == "replicate" else None

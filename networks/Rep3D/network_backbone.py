@@ -5,12 +5,12 @@ Source: Lee et al., ICML 2026.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from ..large_kernel_unet import LargeKernelUNet
 from .compounding_block import compounding_block
 from .lrbm import Correction, Padding
-from .rep3d_encoder import MaskMode, rep3d_block
+from .rep3d_encoder import MaskMode, check_options, rep3d_block
 
 Product = Literal["functional", "compounding", "published"]
 
@@ -43,7 +43,7 @@ class REP3D(LargeKernelUNet):
         deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an invalid argument, or an input with other channels or sides.
+        ValueError: an invalid argument, one that the mask does not use, or an input with other channels or sides.
     """
 
     encoder_name = "rep3d"
@@ -70,25 +70,23 @@ class REP3D(LargeKernelUNet):
         res_block: bool = True,
         deploy: bool = False,
     ) -> None:
+        options: dict[str, Any] = {
+            "beta": beta,
+            "generator_depth": generator_depth,
+            "generator_ks": generator_ks,
+            "generator_padding": generator_padding,
+            "per_channel": per_channel,
+            "correction": correction,
+            "mask_floor": mask_floor,
+            "learn_beta": learn_beta,
+        }
+        make_block: Callable[[int], rep3d_block] = partial(rep3d_block, ks=ks, mask=mask, deploy=deploy, **options)
         if product not in ("functional", "compounding", "published"):
             raise ValueError(f"product: found {product!r}, expected functional, compounding or published")
-        if product != "functional" and (mask != "fixed" or learn_beta or mask_floor is not None):
-            raise ValueError(f"product: found {product}, expected the mask fixed, without learn_beta and mask_floor")
-        make_block: Callable[[int], rep3d_block] = partial(
-            rep3d_block,
-            ks=ks,
-            mask=mask,
-            deploy=deploy,
-            beta=beta,
-            depth=generator_depth,
-            generator_ks=generator_ks,
-            generator_padding=generator_padding,
-            per_channel=per_channel,
-            correction=correction,
-            mask_floor=mask_floor,
-            learn_beta=learn_beta,
-        )
         if product != "functional":
+            if mask != "fixed" or learn_beta or mask_floor is not None:
+                raise ValueError(f"product: found {product}, expected a fixed mask without learn_beta and mask_floor")
+            check_options(mask, options)
             trained = product == "compounding"
             make_block = partial(compounding_block, ks=ks, trained=trained, beta=beta, deploy=deploy)
         super().__init__(in_chans, out_chans, depths, feat_size, make_block, hidden_size, norm_name, res_block)

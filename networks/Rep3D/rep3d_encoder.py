@@ -3,6 +3,7 @@
 Source: Lee et al., "Spatially-Adaptive Gradient Re-parameterization for 3D Large Kernel Optimization", ICML 2026.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -13,13 +14,36 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..base import FoldableBlock
 from ..large_kernel_conv import LargeKernelConv3d, large_kernel_conv3d
-from .lrbm import LRBM, Correction, compute_distance_prior
+from .lrbm import CORRECTIONS, LRBM, Correction, compute_distance_prior
 
 __all__ = ["LRBM", "MASK_MODES", "MaskMode", "MaskedKernelBlock", "compute_distance_prior", "rep3d_block"]
 
 MaskMode = Literal["learned", "fixed", "none"]
 MASK_MODES: tuple[MaskMode, ...] = ("learned", "fixed", "none")
 StoredMask = Literal["none", "fixed", Correction]  # of a learned mask, the form of its correction
+
+# Arguments of LRBM that not every mask uses, with the masks that do and what a message calls them.
+OPTIONS_OF_MASKS: tuple[tuple[str, set[StoredMask], set[str]], ...] = (
+    ("a fixed or a learned mask", {"fixed", *CORRECTIONS}, {"beta", "mask_floor", "learn_beta"}),
+    ("a learned mask", {*CORRECTIONS}, {"correction", "per_channel"}),
+    ("a mask with a generator", {"gated", "additive"}, {"generator_depth", "generator_ks", "generator_padding"}),
+)
+
+
+def check_options(kind: StoredMask, options: Mapping[str, Any]) -> None:
+    """Check that a mask uses all of its options.
+
+    Args:
+        kind: kind of the mask.
+        options: arguments of ``LRBM``; their defaults are always accepted.
+    Raises:
+        ValueError: an option has no effect on such a mask.
+    """
+    defaults = inspect.signature(LRBM).parameters
+    for description, kinds, names in OPTIONS_OF_MASKS:
+        for name in sorted(names & options.keys()):
+            if kind not in kinds and options[name] != defaults[name].default:
+                raise ValueError(f"{name}: found {options[name]}, expected it only with {description}")
 
 
 class MaskedKernelBlock(FoldableBlock):
@@ -38,7 +62,8 @@ class MaskedKernelBlock(FoldableBlock):
         bias: learn one offset per channel.
         lrbm_options: arguments of ``LRBM`` after ``learned``.
     Raises:
-        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
+        ValueError: unknown ``mask``, a size that ``LRBM`` or the convolution does not accept, or an option that the
+            mask does not use.
     """
 
     def __init__(self, dim: int, ks: int, mask: MaskMode, deploy: bool, bias: bool, **lrbm_options: Any) -> None:
@@ -46,6 +71,7 @@ class MaskedKernelBlock(FoldableBlock):
         if mask not in MASK_MODES:
             raise ValueError(f"mask: found {mask!r}, expected one of {', '.join(MASK_MODES)}")
         self.kind: StoredMask = lrbm_options.get("correction", "gated") if mask == "learned" else mask
+        check_options(self.kind, lrbm_options)
         self.lrbm_options = {"channels": dim, "ks": ks, "learned": mask == "learned", **lrbm_options}
         self.dwconv = LargeKernelConv3d(dim, ks, bias=bias)
         self.lrbm = LRBM(**self.lrbm_options) if mask != "none" and not deploy else None

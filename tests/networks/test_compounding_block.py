@@ -63,5 +63,5 @@ def test_evaluation_multiplies_nothing_and_deploys_as_stored(product):
 
 @pytest.mark.parametrize(("name", "more"), [("REP3D", {}), ("REP3D_NONE", {}), ("REP3D_FIXED", {"learn_beta": True})])
 def test_it_needs_the_fixed_mask(name, more):
-    with pytest.raises(ValueError, match=r"product: found published, expected the mask fixed"):
+    with pytest.raises(ValueError, match=r"product: found published, expected a fixed mask"):
         build_network(name, 1, 2, product="published", **more)

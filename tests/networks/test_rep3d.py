@@ -46,8 +46,8 @@ def test_parameter_count_of_the_paper(options, millions):
     ("options", "expected"),
     [
         ({}, 2 * 7**3 + 1 + 2 * 9**3),
-        ({"depth": 1}, 7**3 + 1),
-        ({"depth": 3}, 3 * 7**3 + 1 + 2 * 2 * 9**3),
+        ({"generator_depth": 1}, 7**3 + 1),
+        ({"generator_depth": 3}, 3 * 7**3 + 1 + 2 * 2 * 9**3),
         ({"generator_ks": 3}, 2 * 3**3 + 1 + 2 * 9**3),
         ({"per_channel": True}, 2 * 6 * (7**3 + 1) + 2 * 6),
         ({"learned": False}, 0),
@@ -95,7 +95,7 @@ def test_prior_refuses_invalid_arguments(arguments, message):
 @pytest.mark.parametrize(
     "options",
     [
-        *({}, {"per_channel": True}, {"learned": False}, {"depth": 1}, {"beta": 3.0}),
+        *({}, {"per_channel": True}, {"learned": False}, {"generator_depth": 1}, {"beta": 3.0}),
         *({"correction": "additive"}, {"correction": "free"}, {"generator_padding": "replicate"}, {"mask_floor": 0.05}),
         *({"learn_beta": True}, {"learn_beta": True, "learned": False, "per_channel": True}),
     ],
@@ -110,7 +110,7 @@ def test_mask_starts_exactly_at_the_prior(options):
 @pytest.mark.parametrize("per_channel", [False, True], ids=["shared", "per_channel"])
 @pytest.mark.parametrize("correction", ["gated", "additive"])
 def test_mask_is_the_formula_of_the_paper(depth, per_channel, correction):
-    options = {"depth": depth, "per_channel": per_channel, "correction": correction}
+    options = {"generator_depth": depth, "per_channel": per_channel, "correction": correction}
     lrbm = randomise(LRBM(6, 9, generator_ks=5, **options)).double()
     parameters = iter(lrbm.parameters())
     maps = 6 if per_channel else 1
@@ -166,14 +166,14 @@ def test_replicate_padding_leaves_no_frame():
     """A map without structure stays without structure: with zeros outside, the outermost three voxels differ."""
     flat = torch.full((1, 1, 9, 9, 9), 0.3)
     for padding, frame in (("replicate", False), ("zeros", True)):
-        generated = randomise(LRBM(1, 9, depth=1, generator_padding=padding)).generator(flat)
+        generated = randomise(LRBM(1, 9, generator_depth=1, generator_padding=padding)).generator(flat)
         assert bool((generated - generated[0, 0, 4, 4, 4]).abs().max() > 1e-4) == frame
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "depth: found 0"),
+        ({"generator_depth": 0}, "generator_depth: found 0"),
         ({"generator_ks": 4}, "found 4"),
         ({"ks": 6}, "ks: found 6"),
         ({"beta": 0}, "beta"),
@@ -348,9 +348,13 @@ def test_invalid_inputs_are_refused(shape, message):
         ({"ks": 4}, "found 4, expected an odd"),
         ({"mask": "spiral"}, "mask: found 'spiral', expected one of learned, fixed, none"),
         ({"beta": -1.0}, "beta: found -1"),
-        ({"generator_depth": 0}, "depth: found 0"),
+        ({"generator_depth": 0}, "generator_depth: found 0"),
         ({"generator_ks": 2}, "found 2, expected an odd"),
         ({"correction": "guessed"}, "correction: found"),
+        ({"mask": "none", "learn_beta": True}, "learn_beta: found True, expected it only with a fixed or a learned"),
+        ({"mask": "fixed", "correction": "free"}, "correction: found free, expected it only with a learned mask"),
+        ({"correction": "free", "generator_ks": 5}, "generator_ks: found 5, expected it only with a mask with a gen"),
+        ({"mask": "fixed", "product": "published", "per_channel": True}, "per_channel: found True, expected it only"),
     ],
 )
 def test_invalid_arguments_are_refused(options, message):

@@ -65,7 +65,8 @@ def test_norm_is_not_fused_in_training_mode(make):
 @every_mask
 @pytest.mark.parametrize("fold_first", [False, True], ids=["training checkpoint", "folded checkpoint"])
 def test_checkpoint_loads_into_a_deployed_network(mask, fold_first):
-    network = randomise(tiny_rep3d(**mask, beta=2.0)).eval()
+    of_prior = {} if mask == MASKS["none"] else {"beta": 2.0}
+    network = randomise(tiny_rep3d(**mask, **of_prior)).eval()
     x = torch.randn(1, 1, 32, 32, 16)
     expected = network(x)
     checkpoint = (network.switch_to_deploy() if fold_first else network).state_dict()
