@@ -1,10 +1,10 @@
-"""Plot the masks and large kernels of a trained network, and how far training has moved each tap.
+"""Plot the masks and large kernels of trained networks, and how far training has moved each tap.
 
     python -m tools.plot_masks --weights runs/a/best_metric_model.pth --output pictures
 
 For each block with a kernel W and, if the network has masks, a mask M: the prior P at the start, M, |W|, |W_eff| with
 W_eff = W * M, and the movement |W_eff - W_eff at the start|; all but P are means over the channels or maps. Without a
-mask W_eff is W: the pictures then show |W| and the movement only.
+mask W_eff is W. Several checkpoints with the same blocks are drawn side by side; of their slices, only M and |W_eff|.
 
 The start is rebuilt from the seed of the run, which is in last_checkpoint.pth and args.json. This needs the code and
 PyTorch that the run had. Without a seed, or after --pretrain, the movement is left out.
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -37,32 +38,44 @@ from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 # Quantities by their column in profiles.csv, and their titles.
 QUANTITIES = {"prior": "prior P", "mask": "mask M", "kernel": "|W|", "effective": "|W_eff|", "moved": "|W_eff - start|"}
 MASKS = ("prior", "mask")  # share one scale
+SIDE_BY_SIDE = ("mask", "effective")
 Taps = dict[str, NDArray[np.floating[Any]]]  # quantity -> (K, K, K), or its profile (shells,)
+Blocks = dict[str, Taps]  # block -> its taps
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = OneLineParser("plot_masks", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", metavar="FILE", required=True, help="training checkpoint of main_train.py")
+    weights = "training checkpoints of main_train.py"
+    parser.add_argument("--weights", nargs="+", metavar="FILE", required=True, help=weights)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures and the table")
-    seed = "seed of the run (default: that in the checkpoint or in args.json beside it)"
+    seed = "seed of the runs (default: that in the checkpoint or in args.json beside it)"
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="N", help=seed)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Draw slices and profiles, and write the table."""
-    output, path = Path(args.output), Path(args.weights)
+    output = Path(args.output)
     make_output_folder(output)
+    taps = {path: measure_network(Path(path), args.seed) for path in args.weights}
+    first, *others = args.weights
+    for path in others:
+        if taps[path].keys() != taps[first].keys():
+            raise InputError(f"--weights: {path} has other blocks than {first}, expected networks of one kind")
+    save_png(draw_slices(taps), output / "masks.png")
+    profiles = {path: {name: average_shells(cubes) for name, cubes in own.items()} for path, own in taps.items()}
+    save_png(draw_profiles(profiles), output / "profiles.png")
+    write_profiles(profiles, output / "profiles.csv")
+
+
+def measure_network(path: Path, seed: int | None) -> Blocks:
+    """Compute the quantities of every block of a trained network."""
     trained = load_trained(path, "--weights")
     blocks = find_blocks(trained.network)
     check_blocks(trained, blocks, path)
-    start = rebuild_start(trained.config, read_flags(trained.content, path), args.seed)
-    taps = {name: measure_taps(block, start.get(name)) for name, block in blocks.items()}
-    save_png(draw_slices(taps), output / "masks.png")
-    profiles = {name: average_shells(cubes) for name, cubes in taps.items()}
-    save_png(draw_profiles(profiles), output / "profiles.png")
-    write_profiles(profiles, output / "profiles.csv")
+    start = rebuild_start(trained.config, read_flags(trained.content, path), seed)
+    return {name: measure_taps(block, start.get(name)) for name, block in blocks.items()}
 
 
 def check_blocks(trained: TrainedNetwork, blocks: dict[str, MaskedKernelBlock], path: Path) -> None:
@@ -104,11 +117,9 @@ def rebuild_start(config: NetworkConfig, flags: dict[str, Any], seed: int | None
 def measure_taps(block: MaskedKernelBlock, start: MaskedKernelBlock | None) -> Taps:
     """Compute the quantities of a block; those that it lacks are left out."""
     kernel, effective = block.dwconv.weight, block.get_equivalent_kernel()
-    taps = {"kernel": kernel.abs()}
+    taps = {"kernel": kernel.abs(), "effective": effective.abs()}
     if block.lrbm is not None:
         taps = {"prior": block.lrbm.prior[None, None], "mask": block.lrbm(), **taps}
-    if effective is not kernel:
-        taps["effective"] = effective.abs()
     if start is not None:
         taps["moved"] = (effective - start.get_equivalent_kernel()).abs()
     return {key: cubes.mean(dim=(0, 1)).numpy() for key, cubes in taps.items()}  # (maps, 1, K, K, K) -> (K, K, K)
@@ -119,55 +130,70 @@ def average_shells(taps: Taps) -> Taps:
     return {key: radial_profile(cube) for key, cube in taps.items()}
 
 
-def draw_slices(taps: dict[str, Taps]) -> Figure:
-    """Draw the central slices, one row per block and one column per quantity; prior and mask share one scale."""
-    columns = list(next(iter(taps.values())))
-    figure = Figure(figsize=(2.9 * len(columns) + 0.4, 2.4 * len(taps)), layout="constrained")
+def draw_slices(taps: dict[str, Blocks]) -> Figure:
+    """Draw the central slices, one row per block; the columns are the quantities of one checkpoint, or of each some."""
+    several, first = len(taps) > 1, next(iter(taps.values()))
+    columns = [
+        (path, key)
+        for path, own in taps.items()
+        for key in next(iter(own.values()))
+        if not several or key in SIDE_BY_SIDE
+    ]
+    figure = Figure(figsize=(2.9 * len(columns) + 0.4, 2.4 * len(first)), layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(len(taps), len(columns), squeeze=False)
-    for views, (name, cubes) in zip(rows, taps.items(), strict=True):
-        for view, (key, cube) in zip(views, cubes.items(), strict=True):
-            together = [cubes[mask] for mask in MASKS] if key in MASKS else [cube]
-            low, high = min(map(np.min, together)), max(map(np.max, together))
-            shown = view.imshow(cube[cube.shape[0] // 2], "viridis", vmin=low, vmax=high)
-            figure.colorbar(shown, ax=view, ticks=[low, high], format="%.2g")
-            view.set(xticks=[], yticks=[])
+    rows = figure.subplots(len(first), len(columns), squeeze=False)
+    for views, name in zip(rows, first, strict=True):
+        for view, (path, key) in zip(views, columns, strict=True):
+            _draw_slice(view, taps[path][name], key)
         views[0].set_ylabel(name, fontsize=9)
-    for view, key in zip(rows[0], columns, strict=True):
-        view.set_title(QUANTITIES[key])
+    for view, (path, key) in zip(rows[0], columns, strict=True):
+        view.set_title(f"{Path(path).parent.name}: {QUANTITIES[key]}" if several else QUANTITIES[key])
     return figure
 
 
-def draw_profiles(profiles: dict[str, Taps]) -> Figure:
-    """Draw the radial profiles, one pair of axes per block: linear for prior and mask, logarithmic for the kernels."""
-    columns = 4
-    rows = -(-len(profiles) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 0.5), layout="constrained")
+def _draw_slice(view: Axes, cubes: Taps, key: str) -> None:
+    """Draw the central slice of a quantity; prior and mask share one scale."""
+    together = [cubes[mask] for mask in MASKS] if key in MASKS else [cubes[key]]
+    low, high = float(np.min(together)), float(np.max(together))
+    shown = view.imshow(cubes[key][len(cubes[key]) // 2], "viridis", vmin=low, vmax=high)
+    view.set(xticks=[], yticks=[])
+    view.figure.colorbar(shown, ax=view, ticks=[low, high], format="%.2g")
+
+
+def draw_profiles(profiles: dict[str, Blocks]) -> Figure:
+    """Draw the radial profiles, one row per quantity, one column per block, one line per checkpoint; priors dashed."""
+    rows = {"mask": "linear", "kernel": "log", "effective": "log", "moved": "log"}
+    blocks = list(next(iter(profiles.values())))
+    figure = Figure(figsize=(2.6 * len(blocks) + 0.5, 2.5 * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    lines = {}
-    for place, (name, profile) in enumerate(profiles.items(), 1):
-        left = figure.add_subplot(rows, columns, place)
-        right = left.twinx()
-        right.set(yscale="log", ylabel="kernels")
-        for colour, (key, title) in enumerate(QUANTITIES.items()):
-            if key in profile:
-                axes, style = (left, "--") if key in MASKS else (right, "-")
-                (lines[title],) = axes.plot(profile[key], style, color=f"C{colour}")
-        left.set(title=name, xlabel="distance from the centre, voxels", ylabel="masks (dashed)")
-        left.yaxis.set_visible("mask" in profile)
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
+    grid = figure.subplots(len(rows), len(blocks), squeeze=False, sharex="col", sharey="row")
+    for views, (key, scale) in zip(grid, rows.items(), strict=True):
+        for view, name in zip(views, blocks, strict=True):
+            for colour, (path, own) in enumerate(profiles.items()):
+                profile = own[name]
+                if key == "mask" and "prior" in profile:
+                    view.plot(profile["prior"], "--", color=f"C{colour}")
+                if key in profile and profile[key].any():  # no movement has no logarithm
+                    label = Path(path).parent.name if key == "effective" and name == blocks[0] else None
+                    view.plot(profile[key], color=f"C{colour}", label=label)
+            view.set_yscale(scale)
+        views[0].set_ylabel(QUANTITIES[key])
+    for top, bottom, name in zip(grid[0], grid[-1], blocks, strict=True):
+        top.set_title(name, fontsize=9)
+        bottom.set_xlabel("distance, voxels")
+    figure.legend(loc="outside lower center", ncols=len(profiles), frameon=False)
     return figure
 
 
-def write_profiles(profiles: dict[str, Taps], path: Path) -> None:
-    """Write the radial profiles, one row per block and distance; cells of missing quantities are empty."""
+def write_profiles(profiles: dict[str, Blocks], path: Path) -> None:
+    """Write the radial profiles, one row per checkpoint, block and distance; cells of missing quantities are empty."""
     rows = []
-    for name, profile in profiles.items():
-        columns = {"effective": profile["kernel"], **profile}  # without a mask, W_eff is W
-        for distance in range(len(profile["kernel"])):
-            values = {key: f"{column[distance]:.6g}" for key, column in columns.items()}
-            rows.append([name, distance, *(values.get(key) for key in QUANTITIES)])
-    write_csv(path, ["block", "distance", *QUANTITIES], rows)
+    for checkpoint, blocks in profiles.items():
+        for name, profile in blocks.items():
+            for distance in range(len(profile["kernel"])):
+                values = {key: f"{column[distance]:.6g}" for key, column in profile.items()}
+                rows.append([checkpoint, name, distance, *(values.get(key) for key in QUANTITIES)])
+    write_csv(path, ["checkpoint", "block", "distance", *QUANTITIES], rows)
 
 
 if __name__ == "__main__":

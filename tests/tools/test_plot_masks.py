@@ -54,7 +54,11 @@ def read_columns(path):
     """Read profiles.csv by column; empty cells are NaN."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    numbers = {key: np.array([float(row[key] or math.nan) for row in rows]) for key in rows[0] if key != "block"}
+    numbers = {
+        key: np.array([float(row[key] or math.nan) for row in rows])
+        for key in rows[0]
+        if key not in ("checkpoint", "block")
+    }
     return [row["block"] for row in rows], numbers
 
 
@@ -102,6 +106,22 @@ def test_network_without_masks_has_kernels_only(plot, save, tmp_path):
     assert all(np.isnan(columns[key]).all() for key in ("prior", "mask", "moved"))
     assert (columns["kernel"] > 0).all()
     assert np.array_equal(columns["effective"], columns["kernel"])
+
+
+def test_several_checkpoints_are_drawn_side_by_side(plot, save, trained, tmp_path):
+    learned = trained / "best_metric_model.pth"
+    assert plot(learned)[0] == 0
+    alone = read_columns(tmp_path / "out" / "profiles.csv")[1]
+    status, out, _ = plot(learned, trained / "last_checkpoint.pth")
+    assert (status, out) == (0, "")
+    with open(tmp_path / "out" / "profiles.csv", newline="") as file:
+        checkpoints = [row["checkpoint"] for row in csv.DictReader(file)]
+    count = len(alone["mask"])
+    assert checkpoints == [str(learned)] * count + [str(trained / "last_checkpoint.pth")] * count
+    both = read_columns(tmp_path / "out" / "profiles.csv")[1]
+    assert np.array_equal(both["mask"][:count], alone["mask"])
+    other = save("REP3D")
+    assert_one_line(plot(learned, other), f"{other} has other blocks than {learned}, expected networks of one kind")
 
 
 def test_where_the_seed_is_found(save, tmp_path, capsys):
