@@ -17,26 +17,31 @@ class Experiment:
 
     Args:
         name: name of its folder.
-        reference: arm that the others are compared with.
+        references: the arm that each arm is compared with, by arm; the first one has none.
         arms: flags of main_train.py by arm, complete except for data, seed, device and output.
         measures: further measurements of each run (``experiments.measures``).
         dataset: default description of the dataset.
     """
 
     name: str
-    reference: str
+    references: dict[str, str]
     arms: dict[str, list[str]]
     measures: tuple[str, ...]
     dataset: str
 
 
 def read_experiment(name: str, scale: str) -> Experiment:
-    """Read an experiment's table; an arm's own flags come after those of the scale, and override them."""
+    """Read an experiment's table.
+
+    An arm's own flags come after those of the scale, and override them. Arms are compared with ``reference``, unless
+    ``references`` names another one.
+    """
     table: dict[str, Any] = tomllib.loads((FOLDER / name / "arms.toml").read_text())
     common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table["flags"].get(scale, ""))]
     arms = {arm: [*common, *own] for arm, flags in table["arms"].items() if (own := _own_flags(flags, scale))}
     measures = tuple(table.get("measures", ()))
-    return Experiment(name, table["reference"], arms, measures, SCALES[scale]["dataset"])
+    references = {arm: table["reference"] for arm in arms if arm != table["reference"]} | table.get("references", {})
+    return Experiment(name, references, arms, measures, SCALES[scale]["dataset"])
 
 
 def _own_flags(flags: str | dict[str, str], scale: str) -> list[str]:

@@ -6,7 +6,7 @@ Prints the table, writes figure.png (and loss.png, masks.png, taps.png, if these
 updates the table in the experiment's README.md, if it has one for this scale.
 
 The table has the mean Dice over classes and cases, with its standard deviation over the seeds; and the difference from
-the reference arm over the seeds that both have, with its standard deviation over these seeds and, in brackets, its 95 %
+the arm that it is compared with, over the seeds that both have, with its standard deviation over these seeds and, in brackets, its 95 %
 bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is that of Wilcoxon's
 signed-rank test over the same cases, corrected by Holm for the number of arms. Interval and p-value tell whether the
 difference holds for other cases, with these seeds; the deviations, whether it holds for other seeds.
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     tables = {name: folder / f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").exists()}
     measured = {name: read_table(path, arms, rows[0]["code"]) for name, path in tables.items()}
     scores, classes = collect(rows)
-    table = make_table(scores, classes, arms, experiment.reference)
+    table = make_table(scores, classes, arms, experiment.references)
     print(table)
     save_png(draw_scores(scores, arms), folder / "figure.png")
     for name, own_rows in measured.items():
@@ -77,11 +77,11 @@ def collect(rows: Sequence[Row]) -> tuple[Scores, list[str]]:
     return scores, classes
 
 
-def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str], reference: str) -> str:
+def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str], references: dict[str, str]) -> str:
     """Format the table of an experiment; arms with fewer seeds than others are marked as unfinished."""
     seeds = max(len(runs) for runs in scores.values())
-    others = [arm for arm in arms if arm != reference and scores.get(arm, {}).keys() & scores.get(reference, {}).keys()]
-    compared = {arm: compare_arms(scores[arm], scores[reference]) for arm in others}
+    pairs = {arm: (scores.get(arm, {}), scores.get(references.get(arm, ""), {})) for arm in arms}
+    compared = {arm: compare_arms(*runs) for arm, runs in pairs.items() if runs[0].keys() & runs[1].keys()}
     corrected = dict(zip(compared, holm([pair.comparison.p for pair in compared.values()]), strict=True))
     rows = []
     for arm in arms:
@@ -91,8 +91,8 @@ def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str], refe
         columns = [[mean_over_classes(mean), *mean] for mean in means]
         cells = [_spread(column) for column in zip(*columns, strict=True)] or [""] * (1 + len(classes))
         difference = _difference(compared[arm], corrected[arm]) if arm in compared else ("", "")
-        rows.append([arm, count, *cells, *(("reference", "") if arm == reference else difference)])
-    head = ["arm", "seeds", "mean Dice", *classes, f"difference from {reference}", "p (Holm)"]
+        rows.append([arm, count, *cells, references.get(arm, ""), *difference])
+    head = ["arm", "seeds", "mean Dice", *classes, "compared with", "difference", "p (Holm)"]
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..large_kernel_conv import LargeKernelConv3d
 from ..layers import ChannelLayerNorm
+from ..random_numbers import separate_random_numbers
 
 Correction = Literal["gated", "additive", "free"]
 CORRECTIONS: tuple[Correction, ...] = ("gated", "additive", "free")
@@ -118,7 +119,8 @@ class LRBM(nn.Module):
         generated = learned and correction != "free"
         make_conv = LargeKernelConv3d if generator_padding == "zeros" else ReplicatePaddedConv3d
         sizes = generator_depth, generator_ks
-        self.generator = self._make_generator(ks, *sizes, per_channel, make_conv) if generated else None
+        with separate_random_numbers():
+            self.generator = self._make_generator(ks, *sizes, per_channel, make_conv) if generated else None
         self.free = nn.Parameter(torch.zeros(self.maps, ks, ks, ks)) if learned and not generated else None
         self.register_buffer("gain", torch.tensor(generator_ks**-1.5) if generated and correction == "gated" else None)
         replicates = torch.tensor(True) if generated and generator_padding == "replicate" else None

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..large_kernel_conv import LargeKernelConv3d
+from ..random_numbers import separate_random_numbers
 from ..Rep3D.lrbm import compute_distance_prior
 from ..Rep3D.rep3d_encoder import rep3d_block
 
@@ -58,6 +59,15 @@ class Branches:
             raise ValueError(f"small_ks: found {self.small_ks}, expected at most ks, {ks}")
         return (ks - self.small_ks) // 2
 
+    def make_small(self, dim: int) -> LargeKernelConv3d:
+        """Create the small kernel, (dim, 1, small_ks, small_ks, small_ks); the large one is the same without it."""
+        with separate_random_numbers():
+            return LargeKernelConv3d(dim, self.small_ks, bias=False)
+
+    def add(self, large: Tensor, small: Tensor) -> Tensor:
+        """Compute the effective kernel aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
+        return self.large_scale * large + F.pad(self.small_scale * small, (self.margin(large.shape[-1]),) * 6)
+
 
 class csla_block(rep3d_block):
     """A large and a small depthwise kernel added with constant scales, batch normalisation, GELU.
@@ -75,17 +85,13 @@ class csla_block(rep3d_block):
     def __init__(self, dim: int, ks: int = 21, deploy: bool = False, **constants: Any) -> None:
         super().__init__(dim, ks, mask="none")
         self.branches = Branches(**constants)
-        self.margin = self.branches.margin(ks)
-        self.small = None if deploy else LargeKernelConv3d(dim, self.branches.small_ks, bias=False)
+        self.branches.margin(ks)  # refuses a small kernel that is larger
+        self.small = None if deploy else self.branches.make_small(dim)
         self.register_load_state_dict_pre_hook(_fold_branches_while_loading)
 
     def get_equivalent_kernel(self) -> Tensor:
         """Compute the effective kernel aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
-        return self.dwconv.weight if self.small is None else self.add_branches(self.dwconv.weight, self.small.weight)
-
-    def add_branches(self, large: Tensor, small: Tensor) -> Tensor:
-        """Compute aL ``large`` + pad(aS ``small``)."""
-        return self.branches.large_scale * large + F.pad(self.branches.small_scale * small, (self.margin,) * 6)
+        return self.dwconv.weight if self.small is None else self.branches.add(self.dwconv.weight, self.small.weight)
 
     def rate_factors(self) -> dict[Tensor, float]:
         """Return the factor of the learning rate of each kernel."""
@@ -108,8 +114,8 @@ class repopt_block(rep3d_block):
         ks: odd side of the kernel, voxels.
         field: scales of the updates: "csla", those of the equivalent ``csla_block``, "prior", those of the fixed mask
             of ``rep3d_block``, or "uniform", no scales.
-        start: initial kernel: "csla", the sum of that block's branches, "prior", a plain kernel times the distance
-            prior, or "plain".
+        start: initial kernel: "csla", the sum of that block's branches (with one seed, the same), "prior", a plain
+            kernel times the distance prior, or "plain".
         constants: arguments of ``Branches``, for that block.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
@@ -132,7 +138,8 @@ class repopt_block(rep3d_block):
         self.margin = self.branches.margin(ks)
         with torch.no_grad():
             if start == "csla":
-                self.dwconv.weight.copy_(csla_block(dim, ks, **constants).get_equivalent_kernel())
+                small = self.branches.make_small(dim)
+                self.dwconv.weight.copy_(self.branches.add(self.dwconv.weight, small.weight))
             elif start == "prior":
                 self.dwconv.weight.mul_(compute_distance_prior(ks))
 
@@ -153,4 +160,4 @@ def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor
     """Add up the branches of a training checkpoint before a deployed block loads it."""
     large, small = f"{prefix}dwconv.weight", f"{prefix}small.weight"
     if block.small is None and large in state_dict and small in state_dict:
-        state_dict[large] = block.add_branches(state_dict[large], state_dict.pop(small))
+        state_dict[large] = block.branches.add(state_dict[large], state_dict.pop(small))

@@ -41,7 +41,7 @@ def test_every_arm_is_a_valid_command(name, arm):
             continue
         flags = ["--root", "r", "--output", "o", "--dataset", experiment.dataset, *experiment.arms[arm]]
         args = main_train.parse_args(flags)
-        assert experiment.reference in experiment.arms
+        assert experiment.references.get(arm, arm) in experiment.arms
         if scale == "standard":
             with torch.device("meta"):
                 build_network(args.network, 1, 3, args.roi_size, **network_overrides(args))
@@ -325,6 +325,12 @@ def write_scores(folder, scores):
     return folder / "results.csv"
 
 
+def make_table(folder, scores, arms, **references):
+    """Make the table of scores, compared with the first arm unless another one is named."""
+    rows = read_table(write_scores(folder, scores), arms)
+    return report.make_table(*report.collect(rows), arms, dict.fromkeys(arms[1:], arms[0]) | references)
+
+
 def test_table_by_hand(tmp_path):
     scores = {
         "plain": [[[0.8, 0.6], [0.7, 0.5]], [[0.8, 0.6], [0.7, 0.5]]],
@@ -332,16 +338,37 @@ def test_table_by_hand(tmp_path):
         "begun": [[[0.4, 0.2], [0.3, 0.1]]],
     }
     arms = ["plain", "better", "begun", "waiting"]
-    table = report.make_table(*report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, "plain")
+    table = report.make_table(
+        *report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, dict.fromkeys(arms[1:], "plain")
+    )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     cells = {name: row for name, *row in rows}
-    assert cells["plain"] == ["2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000", "reference", ""]
+    assert cells["plain"] == ["2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000", "", "", ""]
     # Means: 0.75, and 0.875 of 0.85 and 0.9, since a case without a class does not count for it.
     assert cells["better"][:4] == ["2", "0.812 ± 0.088", "0.850 ± 0.000", "0.775 ± 0.177"]
     # Differences by seed: 0.1, and 0.2 of 0.1 (left) and 0.3 (right). By case: 0.1 and 0.2, 0.1 and 0.1.
-    assert cells["better"][4:] == ["+0.125 ± 0.071 (+0.100 to +0.150)", "1.000"]
-    assert cells["begun"] == ["1 of 2, unfinished", "0.250", "0.350", "0.150", "-0.400 (-0.400 to -0.400)", "1.000"]
-    assert cells["waiting"] == ["0 of 2, unfinished", "", "", "", "", ""]
+    assert cells["better"][4:] == ["plain", "+0.125 ± 0.071 (+0.100 to +0.150)", "1.000"]
+    assert cells["begun"] == [
+        "1 of 2, unfinished",
+        "0.250",
+        "0.350",
+        "0.150",
+        "plain",
+        "-0.400 (-0.400 to -0.400)",
+        "1.000",
+    ]
+    assert cells["waiting"] == ["0 of 2, unfinished", "", "", "", "plain", "", ""]
+
+
+def test_arms_may_have_references_of_their_own(tmp_path):
+    """As in the experiment on kernel sizes, where a masked kernel is compared with the plain one of its size."""
+    scores = {"plain": [[[0.7, 0.7]]], "other": [[[0.6, 0.6]]], "masked": [[[0.65, 0.65]]]}
+    table = make_table(tmp_path, scores, list(scores), masked="other")
+    differences = [[cell.strip()[:6] for cell in line.split("|")[6:8]] for line in table.splitlines()[2:]]
+    assert differences == [["", ""], ["plain", "-0.100"], ["other", "+0.050"]]
+    references = read_experiment("kernel_size", "standard").references
+    assert "none, 3" not in references
+    assert (references["none, 7"], references["learned, 7"]) == ("none, 3", "none, 7")
 
 
 def test_a_class_that_one_arm_lacks_counts_in_neither():
@@ -355,7 +382,9 @@ def test_p_values_are_corrected_for_the_number_of_arms(tmp_path):
     plain = generator.uniform(0.5, 0.9, (8, 2))
     scores = {"plain": [plain], "up": [plain + 0.01 * np.arange(1, 9)[:, None]], "same": [plain]}
     arms = list(scores)
-    table = report.make_table(*report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, "plain")
+    table = report.make_table(
+        *report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, dict.fromkeys(arms[1:], "plain")
+    )
     p_values = [line.split("|")[-2].strip() for line in table.splitlines()[2:]]
     assert p_values == ["", f"{2 * 2 / 2**8:.3f}", "1.000"]  # the smallest of eight cases, times two arms
 
@@ -386,5 +415,5 @@ def test_committed_tables_are_those_of_the_results(name):
         if results.exists():
             experiment = read_experiment(name, scale)
             arms = list(experiment.arms)
-            table = report.make_table(*report.collect(read_table(results, arms)), arms, experiment.reference)
+            table = report.make_table(*report.collect(read_table(results, arms)), arms, experiment.references)
             assert table in (FOLDER / name / "README.md").read_text()
