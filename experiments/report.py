@@ -6,10 +6,10 @@ Prints the table, writes figure.png (and loss.png, masks.png, taps.png, if these
 updates the table in the experiment's README.md, if it has one for this scale.
 
 The table has the mean Dice over classes and cases, with its standard deviation over the seeds; and the difference from
-the arm that it is compared with, over the seeds that both have, with its standard deviation over these seeds and, in brackets, its 95 %
-bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is that of Wilcoxon's
-signed-rank test over the same cases, corrected by Holm for the number of arms. Interval and p-value tell whether the
-difference holds for other cases, with these seeds; the deviations, whether it holds for other seeds.
+the arm that it is compared with, over the seeds that both have, with its standard deviation over these seeds and, in
+brackets, its 95 % bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is
+that of Wilcoxon's signed-rank test over the same cases, corrected by Holm for the number of arms. Interval and p-value
+tell whether the difference holds for other cases, with these seeds; the deviations, whether it holds for other seeds.
 """
 
 import argparse
