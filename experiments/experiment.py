@@ -17,14 +17,14 @@ class Experiment:
 
     Args:
         name: name of its folder.
-        references: the arm that each arm is compared with, by arm; the first one has none.
+        comparisons: (arm, reference): the pairs of arms that are compared.
         arms: flags of main_train.py by arm, complete except for data, seed, device and output.
         measures: further measurements of each run (``experiments.measures``).
         dataset: default description of the dataset.
     """
 
     name: str
-    references: dict[str, str]
+    comparisons: list[tuple[str, str]]
     arms: dict[str, list[str]]
     measures: tuple[str, ...]
     dataset: str
@@ -33,15 +33,16 @@ class Experiment:
 def read_experiment(name: str, scale: str) -> Experiment:
     """Read an experiment's table.
 
-    An arm's own flags come after those of the scale, and override them. Arms are compared with ``reference``, unless
-    ``references`` names another one.
+    An arm's own flags come after those of the scale, and override them. Every arm is compared with ``reference``, and
+    those in the table ``also_with`` with another arm as well.
     """
     table: dict[str, Any] = tomllib.loads((FOLDER / name / "arms.toml").read_text())
     common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table["flags"].get(scale, ""))]
     arms = {arm: [*common, *own] for arm, flags in table["arms"].items() if (own := _own_flags(flags, scale))}
     measures = tuple(table.get("measures", ()))
-    references = {arm: table["reference"] for arm in arms if arm != table["reference"]} | table.get("references", {})
-    return Experiment(name, references, arms, measures, SCALES[scale]["dataset"])
+    comparisons = [(arm, table["reference"]) for arm in arms if arm != table["reference"]]
+    comparisons += [(arm, other) for arm, other in table.get("also_with", {}).items() if {arm, other} <= arms.keys()]
+    return Experiment(name, comparisons, arms, measures, SCALES[scale]["dataset"])
 
 
 def _own_flags(flags: str | dict[str, str], scale: str) -> list[str]:

@@ -1,15 +1,15 @@
-"""Make the table and the figures of an experiment from its CSV tables, finished or not.
+"""Make the tables and the figures of an experiment from its CSV tables, finished or not.
 
     python -m experiments.report masks
 
-Prints the table, writes figure.png (and loss.png, masks.png, taps.png, if these were measured) beside results.csv, and
-updates the table in the experiment's README.md, if it has one for this scale.
+Prints the tables, writes figure.png (and loss.png, masks.png, taps.png, if these were measured) beside results.csv, and
+updates the tables in the experiment's README.md, if it has some for this scale.
 
-The table has the mean Dice over classes and cases, with its standard deviation over the seeds; and the difference from
-the arm that it is compared with, over the seeds that both have, with its standard deviation over these seeds and, in
-brackets, its 95 % bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is
-that of Wilcoxon's signed-rank test over the same cases, corrected by Holm for the number of arms. Interval and p-value
-tell whether the difference holds for other cases, with these seeds; the deviations, whether it holds for other seeds.
+The first table has the mean Dice over classes and cases, with its standard deviation over the seeds. The second one has
+the differences between arms over the seeds that both have, with their standard deviation over these seeds and, in
+brackets, the 95 % bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is
+that of Wilcoxon's signed-rank test over the same cases, corrected by Holm for the number of comparisons. Interval and
+p-value tell whether the difference holds for other cases, with these seeds; the deviation, whether for other seeds.
 """
 
 import argparse
@@ -45,24 +45,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the table, draw the figures, and update the README."""
+    """Print the tables, draw the figures, and update the README."""
     experiment = read_experiment(args.experiment, args.scale)
     arms, folder = list(experiment.arms), Path(args.results or FOLDER / experiment.name / args.scale)
     if not (folder / RESULTS).exists():
         raise InputError(f"--results: found no {folder / RESULTS}, expected those of python -m experiments.run")
     rows = read_table(folder / RESULTS, arms)
-    tables = {name: folder / f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").exists()}
-    measured = {name: read_table(path, arms, rows[0]["code"]) for name, path in tables.items()}
+    paths = {name: folder / f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").exists()}
+    measured = {name: read_table(path, arms, rows[0]["code"]) for name, path in paths.items()}
     scores, classes = collect(rows)
-    table = make_table(scores, classes, arms, experiment.references)
-    print(table)
+    tables = format_tables(scores, classes, arms, experiment.comparisons)
+    print(tables)
     save_png(draw_scores(scores, arms), folder / "figure.png")
     for name, own_rows in measured.items():
         save_png(MEASURED[name](own_rows, arms), folder / f"{name}.png")
     readme = FOLDER / experiment.name / "README.md"
     begin, end = f"<!-- {args.scale} -->\n", f"<!-- end of {args.scale} -->"
     if args.results is None and begin in readme.read_text():
-        write_text(readme, replace_section(readme, begin, f"{table}\n", end))
+        write_text(readme, replace_section(readme, begin, f"{tables}\n", end))
 
 
 def collect(rows: Sequence[Row]) -> tuple[Scores, list[str]]:
@@ -77,27 +77,41 @@ def collect(rows: Sequence[Row]) -> tuple[Scores, list[str]]:
     return scores, classes
 
 
-def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str], references: dict[str, str]) -> str:
-    """Format the table of an experiment; arms with fewer seeds than others are marked as unfinished."""
+def format_tables(
+    scores: Scores, classes: Sequence[str], arms: Sequence[str], comparisons: Sequence[tuple[str, str]]
+) -> str:
+    """Format the tables of scores and, if there are any, of comparisons."""
+    tables = [make_table(scores, classes, arms)]
+    compared = [pair for pair in comparisons if scores.get(pair[0], {}).keys() & scores.get(pair[1], {}).keys()]
+    return "\n\n".join([*tables, make_comparisons(scores, compared)] if compared else tables)
+
+
+def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str]) -> str:
+    """Format the scores of each arm; arms with fewer seeds than others are marked as unfinished."""
     seeds = max(len(runs) for runs in scores.values())
-    pairs = {arm: (scores.get(arm, {}), scores.get(references.get(arm, ""), {})) for arm in arms}
-    compared = {arm: compare_arms(*runs) for arm, runs in pairs.items() if runs[0].keys() & runs[1].keys()}
-    corrected = dict(zip(compared, holm([pair.comparison.p for pair in compared.values()]), strict=True))
     rows = []
     for arm in arms:
         runs = scores.get(arm, {})
         count = f"{len(runs)}" if len(runs) == seeds else f"{len(runs)} of {seeds}, unfinished"
         means = [mean_over_cases(list(table)) for table in runs.values()]
         columns = [[mean_over_classes(mean), *mean] for mean in means]
-        cells = [_spread(column) for column in zip(*columns, strict=True)] or [""] * (1 + len(classes))
-        difference = _difference(compared[arm], corrected[arm]) if arm in compared else ("", "")
-        rows.append([arm, count, *cells, references.get(arm, ""), *difference])
-    head = ["arm", "seeds", "mean Dice", *classes, "compared with", "difference", "p (Holm)"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+        rows.append([arm, count, *(_spread(column) for column in zip(*columns, strict=True))])
+    return tabulate(rows, ["arm", "seeds", "mean Dice", *classes], tablefmt="github", disable_numparse=True)
+
+
+def make_comparisons(scores: Scores, comparisons: Sequence[tuple[str, str]]) -> str:
+    """Format the differences between pairs of arms."""
+    pairs = [compare_arms(scores[arm], scores[reference]) for arm, reference in comparisons]
+    corrected = holm([pair.comparison.p for pair in pairs])
+    rows = [
+        [arm, reference, *_difference(pair, p)]
+        for (arm, reference), pair, p in zip(comparisons, pairs, corrected, strict=True)
+    ]
+    return tabulate(rows, ["arm", "compared with", "difference", "p (Holm)"], tablefmt="github", disable_numparse=True)
 
 
 class Pair(NamedTuple):
-    """Comparison of an arm with the reference.
+    """Comparison of two arms.
 
     Args:
         comparison: over the cases, each being the mean over the common seeds.

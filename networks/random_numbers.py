@@ -1,4 +1,4 @@
-"""Random numbers for those parts of a network that some of its variants lack."""
+"""Random numbers for those parts of a network that its variants lack."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def separate_random_numbers() -> Iterator[None]:
-    """Initialise a part of a network from a sequence of its own, on the CPU.
+    """Draw random numbers within this context from a sequence of their own, on the CPU; what follows is unaffected.
 
-    With one seed, all other parts then start with the same weights in a variant without this part, so that a comparison
-    of the two is not one of initialisations as well.
+    A network whose variants lack a part initialises that part within. All other parts then start with the same weights
+    in every variant (for one seed), so that the variants can be compared apart from their initialisation.
     """
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed GPUs too, and they would not be restored.

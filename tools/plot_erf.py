@@ -36,7 +36,7 @@ from engine.runtime.arguments import number
 from engine.runtime.devices import choose_device, to_device
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
 from engine.runtime.files import make_output_folder, write_csv
-from engine.weights.load_network import load_trained
+from engine.weights.load_network import load_trained, name_checkpoints
 from load_datasets_transforms import test_pipeline
 from networks.base import SegmentationNetwork
 from networks.large_kernel_unet import LargeKernelUNet
@@ -61,6 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Measure the field of each checkpoint, and write picture and tables."""
     output, device = Path(args.output), choose_device(args.gpu)
+    names = name_checkpoints(args.weights, "--weights")
     make_output_folder(output)
     trained = {path: load_trained(Path(path), "--weights", deploy=True) for path in args.weights}
     features = {path: choose_features(found.network, args.of, path) for path, found in trained.items()}
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             boxes[path] = {share: smallest_box(field.contributions, field.centre, share) for share in THRESHOLDS}
         except ValueError as error:  # the features are not finite, or all negative
             raise InputError(f"--weights: {path}: {error}") from error
-    save_png(draw_fields(fields, boxes), output / "erf.png")
+    save_png(draw_fields(fields, boxes, names), output / "erf.png")
     write_table(fields, boxes, output / "erf.csv")
     print(format_table(fields, boxes))
 
@@ -107,7 +108,7 @@ def load_crops(root: Path, count: int, description: DatasetDescription, roi_size
     return crops
 
 
-def draw_fields(fields: dict[str, ReceptiveField], boxes: dict[str, Boxes]) -> Figure:
+def draw_fields(fields: dict[str, ReceptiveField], boxes: dict[str, Boxes], names: dict[str, str]) -> Figure:
     """Draw three planes through the observed voxel per checkpoint, log10(x + 1) scaled to 1, with outlined boxes."""
     figure = Figure(figsize=(11, 3.6 * len(fields) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -119,7 +120,7 @@ def draw_fields(fields: dict[str, ReceptiveField], boxes: dict[str, Boxes]) -> F
             shown = view.imshow(scores.take(field.centre[axis], axis).T, "magma", vmin=0, vmax=1, origin="lower")
             _outline(view, boxes[path], *(field.centre[other] for other in range(3) if other != axis))
             view.set(title=f"{PLANES[axis]}, voxel {field.centre[axis]}", xticks=[], yticks=[])
-        views[0].set_ylabel(Path(path).parent.name)
+        views[0].set_ylabel(names[path])
     figure.colorbar(shown, ax=rows, aspect=40, label="log10(contribution + 1), scaled to 1")
     figure.suptitle(f"Effective receptive field. Boxes hold {', '.join(f'{share:.0%}' for share in THRESHOLDS)}")
     return figure

@@ -6,8 +6,9 @@ For each block with a kernel W and, if the network has masks, a mask M: the prio
 W_eff = W * M, and the movement |W_eff - W_eff at the start|; all but P are means over the channels or maps. Without a
 mask W_eff is W. Several checkpoints with the same blocks are drawn side by side; of their slices, only M and |W_eff|.
 
-The start is rebuilt from the seed of the run, which is in last_checkpoint.pth and args.json. This needs the code and
-PyTorch that the run had. Without a seed, or after --pretrain, the movement is left out.
+The start is rebuilt from the seed of the run, which is in last_checkpoint.pth and args.json. Run this with the code and
+PyTorch that the run had: others may start differently, and the movement would be wrong. Without a seed, or after
+--pretrain, it is left out.
 
 Writes masks.png, the central slices; profiles.png and profiles.csv, the means over shells of equal distance from the
 kernel's centre.
@@ -21,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from engine.runtime.arguments import number
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import make_output_folder, write_csv
 from engine.weights.checkpoints import NetworkConfig
-from engine.weights.load_network import TrainedNetwork, build_start, load_trained
+from engine.weights.load_network import TrainedNetwork, build_start, load_trained, name_checkpoints
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
 # Quantities by their column in profiles.csv, and their titles.
@@ -56,16 +56,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Draw slices and profiles, and write the table."""
-    output = Path(args.output)
+    output, names = Path(args.output), name_checkpoints(args.weights, "--weights")
     make_output_folder(output)
     taps = {path: measure_network(Path(path), args.seed) for path in args.weights}
     first, *others = args.weights
     for path in others:
         if taps[path].keys() != taps[first].keys():
             raise InputError(f"--weights: {path} has other blocks than {first}, expected networks of one kind")
-    save_png(draw_slices(taps), output / "masks.png")
+    save_png(draw_slices(taps, names), output / "masks.png")
     profiles = {path: {name: average_shells(cubes) for name, cubes in own.items()} for path, own in taps.items()}
-    save_png(draw_profiles(profiles), output / "profiles.png")
+    save_png(draw_profiles(profiles, names), output / "profiles.png")
     write_profiles(profiles, output / "profiles.csv")
 
 
@@ -74,7 +74,7 @@ def measure_network(path: Path, seed: int | None) -> Blocks:
     trained = load_trained(path, "--weights")
     blocks = find_blocks(trained.network)
     check_blocks(trained, blocks, path)
-    start = rebuild_start(trained.config, read_flags(trained.content, path), seed)
+    start = rebuild_start(trained.config, read_flags(trained.content, path), seed, path)
     return {name: measure_taps(block, start.get(name)) for name, block in blocks.items()}
 
 
@@ -101,14 +101,16 @@ def read_flags(content: dict[str, Any], path: Path) -> dict[str, Any]:
         raise InputError(f"--weights: {place} lacks seed and pretrain, expected the flags of main_train.py") from error
 
 
-def rebuild_start(config: NetworkConfig, flags: dict[str, Any], seed: int | None) -> dict[str, MaskedKernelBlock]:
+def rebuild_start(
+    config: NetworkConfig, flags: dict[str, Any], seed: int | None, path: Path
+) -> dict[str, MaskedKernelBlock]:
     """Rebuild the blocks as they were before training; if that is impossible, print why and return none."""
     seed = flags.get("seed") if seed is None else seed
     if flags.get("pretrain"):
-        print("movement left out: the run started from other weights (--pretrain)")
+        print(f"{path}: movement left out, the run started from other weights (--pretrain)")
         return {}
     if seed is None:
-        print("movement left out: found no seed in the checkpoint and no args.json beside it, expected --seed")
+        print(f"{path}: movement left out, found no seed in the checkpoint and no args.json beside it, expected --seed")
         return {}
     return find_blocks(build_start(config, seed))
 
@@ -130,58 +132,51 @@ def average_shells(taps: Taps) -> Taps:
     return {key: radial_profile(cube) for key, cube in taps.items()}
 
 
-def draw_slices(taps: dict[str, Blocks]) -> Figure:
-    """Draw the central slices, one row per block; the columns are the quantities of one checkpoint, or of each some."""
-    several, first = len(taps) > 1, next(iter(taps.values()))
+def draw_slices(taps: dict[str, Blocks], names: dict[str, str]) -> Figure:
+    """Draw the central slices, one row per block: all quantities of one checkpoint, or M and |W_eff| of several."""
+    several, blocks = len(taps) > 1, list(next(iter(taps.values())))
     columns = [
-        (path, key)
-        for path, own in taps.items()
-        for key in next(iter(own.values()))
-        if not several or key in SIDE_BY_SIDE
+        (path, key) for path, own in taps.items() for key in own[blocks[0]] if not several or key in SIDE_BY_SIDE
     ]
-    figure = Figure(figsize=(2.9 * len(columns) + 0.4, 2.4 * len(first)), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(columns) + 0.4, 2.4 * len(blocks)), layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(len(first), len(columns), squeeze=False)
-    for views, name in zip(rows, first, strict=True):
+    rows = figure.subplots(len(blocks), len(columns), squeeze=False)
+    for views, name in zip(rows, blocks, strict=True):
         for view, (path, key) in zip(views, columns, strict=True):
-            _draw_slice(view, taps[path][name], key)
+            cubes = taps[path][name]
+            shared = [cubes[other] for other in MASKS if (path, other) in columns] if key in MASKS else [cubes[key]]
+            low, high = float(np.min(shared)), float(np.max(shared))
+            shown = view.imshow(cubes[key][len(cubes[key]) // 2], "viridis", vmin=low, vmax=high)
+            figure.colorbar(shown, ax=view, ticks=[low, high], format="%.2g")
+            view.set(xticks=[], yticks=[])
         views[0].set_ylabel(name, fontsize=9)
     for view, (path, key) in zip(rows[0], columns, strict=True):
-        view.set_title(f"{Path(path).parent.name}: {QUANTITIES[key]}" if several else QUANTITIES[key])
+        view.set_title(f"{names[path]}: {QUANTITIES[key]}" if several else QUANTITIES[key])
     return figure
 
 
-def _draw_slice(view: Axes, cubes: Taps, key: str) -> None:
-    """Draw the central slice of a quantity; prior and mask share one scale."""
-    together = [cubes[mask] for mask in MASKS] if key in MASKS else [cubes[key]]
-    low, high = float(np.min(together)), float(np.max(together))
-    shown = view.imshow(cubes[key][len(cubes[key]) // 2], "viridis", vmin=low, vmax=high)
-    view.set(xticks=[], yticks=[])
-    view.figure.colorbar(shown, ax=view, ticks=[low, high], format="%.2g")
-
-
-def draw_profiles(profiles: dict[str, Blocks]) -> Figure:
-    """Draw the radial profiles, one row per quantity, one column per block, one line per checkpoint; priors dashed."""
-    rows = {"mask": "linear", "kernel": "log", "effective": "log", "moved": "log"}
+def draw_profiles(profiles: dict[str, Blocks], names: dict[str, str]) -> Figure:
+    """Draw the radial profiles, one row per quantity, one column per block, one line per checkpoint."""
     blocks = list(next(iter(profiles.values())))
+    known = {key for own in profiles.values() for key in own[blocks[0]]}
+    rows = [key for key in QUANTITIES if key in known and key != "prior"]
     figure = Figure(figsize=(2.6 * len(blocks) + 0.5, 2.5 * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), len(blocks), squeeze=False, sharex="col", sharey="row")
-    for views, (key, scale) in zip(grid, rows.items(), strict=True):
+    lines = {}
+    for views, key in zip(grid, rows, strict=True):
         for view, name in zip(views, blocks, strict=True):
             for colour, (path, own) in enumerate(profiles.items()):
-                profile = own[name]
-                if key == "mask" and "prior" in profile:
-                    view.plot(profile["prior"], "--", color=f"C{colour}")
-                if key in profile and profile[key].any():  # no movement has no logarithm
-                    label = Path(path).parent.name if key == "effective" and name == blocks[0] else None
-                    view.plot(profile[key], color=f"C{colour}", label=label)
-            view.set_yscale(scale)
+                if key == "mask" and "prior" in own[name]:
+                    (lines["prior P"],) = view.plot(own[name]["prior"], "k--", zorder=3)
+                if key in own[name] and own[name][key].any():  # no movement has no logarithm
+                    (lines[names[path]],) = view.plot(own[name][key], color=f"C{colour}")
+            view.set_yscale("linear" if key == "mask" else "log")
         views[0].set_ylabel(QUANTITIES[key])
     for top, bottom, name in zip(grid[0], grid[-1], blocks, strict=True):
         top.set_title(name, fontsize=9)
         bottom.set_xlabel("distance, voxels")
-    figure.legend(loc="outside lower center", ncols=len(profiles), frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
     return figure
 
 

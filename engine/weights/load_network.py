@@ -52,6 +52,23 @@ def load_trained(path: Path, flag: str, deploy: bool = False) -> TrainedNetwork:
     return TrainedNetwork(network, *described, content)
 
 
+def name_checkpoints(paths: Sequence[str], flag: str) -> dict[str, str]:
+    """Name checkpoints by the folder of their run, and by their file as well where one folder has several.
+
+    Args:
+        paths: the checkpoints.
+        flag: flag that named the files, for messages.
+    Raises:
+        InputError: a checkpoint is given twice.
+    """
+    runs = {path: Path(path).resolve().parent.name for path in paths}
+    if len(runs) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise InputError(f"{flag}: found {twice} twice, expected different files")
+    names = list(runs.values())
+    return {path: f"{run}/{Path(path).stem}" if names.count(run) > 1 else run for path, run in runs.items()}
+
+
 def build_start(config: NetworkConfig, seed: int) -> SegmentationNetwork:
     """Build a network as main_train.py does with this seed, before the first iteration."""
     torch.manual_seed(seed)

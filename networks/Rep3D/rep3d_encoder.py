@@ -26,7 +26,7 @@ StoredMask = Literal["none", "fixed", Correction]  # of a learned mask, the form
 OPTIONS_OF_MASKS: tuple[tuple[str, set[StoredMask], set[str]], ...] = (
     ("a fixed or a learned mask", {"fixed", *CORRECTIONS}, {"beta", "mask_floor", "learn_beta"}),
     ("a learned mask", {*CORRECTIONS}, {"correction", "per_channel"}),
-    ("a mask with a generator", {"gated", "additive"}, {"generator_depth", "generator_ks", "generator_padding"}),
+    ("a gated or additive mask", {"gated", "additive"}, {"generator_depth", "generator_ks", "generator_padding"}),
 )
 
 
@@ -71,10 +71,11 @@ class MaskedKernelBlock(FoldableBlock):
         if mask not in MASK_MODES:
             raise ValueError(f"mask: found {mask!r}, expected one of {', '.join(MASK_MODES)}")
         self.kind: StoredMask = lrbm_options.get("correction", "gated") if mask == "learned" else mask
-        check_options(self.kind, lrbm_options)
         self.lrbm_options = {"channels": dim, "ks": ks, "learned": mask == "learned", **lrbm_options}
+        lrbm = LRBM(**self.lrbm_options)  # built in any case, to refuse invalid options in any form of the block
+        check_options(self.kind, lrbm_options)
         self.dwconv = LargeKernelConv3d(dim, ks, bias=bias)
-        self.lrbm = LRBM(**self.lrbm_options) if mask != "none" and not deploy else None
+        self.lrbm = lrbm if mask != "none" and not deploy else None
         self.register_load_state_dict_pre_hook(_fold_or_unfold_while_loading)
 
     def convolve(self, x: Tensor) -> Tensor:
@@ -137,7 +138,8 @@ class rep3d_block(MaskedKernelBlock):
         lrbm_options: arguments of ``LRBM`` after ``learned``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
+        ValueError: unknown ``mask``, a size that ``LRBM`` or the convolution does not accept, or an option that the
+            mask does not use.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class Branches:
         large_scale, small_scale: constants aL and aS.
         large_rate, small_rate: factors lL and lS of the learning rate.
     Raises:
-        ValueError: a scale or rate that is not positive and finite.
+        ValueError: a scale or rate that is not positive and finite, ``small_ks`` that is not odd and positive.
     """
 
     small_ks: int = 3
@@ -49,24 +49,29 @@ class Branches:
     small_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.small_ks < 1 or self.small_ks % 2 == 0:
+            raise ValueError(f"small_ks: found {self.small_ks}, expected an odd positive number")
         for name in ("large_scale", "small_scale", "large_rate", "small_rate"):
             if not 0 < (factor := getattr(self, name)) < math.inf:  # NaN fails the comparison as well
                 raise ValueError(f"{name}: found {factor}, expected a finite positive number")
 
-    def margin(self, ks: int) -> int:
-        """Compute the distance of the small kernel's window from the border of a kernel with side ``ks``, voxels."""
+    def check_fit(self, ks: int) -> None:
+        """Raise ValueError if the small kernel is larger than one of side ``ks``."""
         if self.small_ks > ks:
             raise ValueError(f"small_ks: found {self.small_ks}, expected at most ks, {ks}")
-        return (ks - self.small_ks) // 2
 
     def make_small(self, dim: int) -> LargeKernelConv3d:
-        """Create the small kernel, (dim, 1, small_ks, small_ks, small_ks); the large one is the same without it."""
+        """Create the small kernel, (dim, 1, small_ks, small_ks, small_ks), without affecting other initial weights."""
         with separate_random_numbers():
             return LargeKernelConv3d(dim, self.small_ks, bias=False)
 
     def add(self, large: Tensor, small: Tensor) -> Tensor:
         """Compute the effective kernel aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
-        return self.large_scale * large + F.pad(self.small_scale * small, (self.margin(large.shape[-1]),) * 6)
+        return self.large_scale * large + self.pad(self.small_scale * small, large.shape[-1])
+
+    def pad(self, window: Tensor, ks: int) -> Tensor:
+        """Pad a window of the small kernel's size with zeros, (..., ks, ks, ks)."""
+        return F.pad(window, ((ks - self.small_ks) // 2,) * 6)
 
 
 class csla_block(rep3d_block):
@@ -85,7 +90,7 @@ class csla_block(rep3d_block):
     def __init__(self, dim: int, ks: int = 21, deploy: bool = False, **constants: Any) -> None:
         super().__init__(dim, ks, mask="none")
         self.branches = Branches(**constants)
-        self.branches.margin(ks)  # refuses a small kernel that is larger
+        self.branches.check_fit(ks)
         self.small = None if deploy else self.branches.make_small(dim)
         self.register_load_state_dict_pre_hook(_fold_branches_while_loading)
 
@@ -135,7 +140,7 @@ class repopt_block(rep3d_block):
             raise ValueError(
                 f"found constants of branches with field {field} and start {start}, expected one to be csla"
             )
-        self.margin = self.branches.margin(ks)
+        self.branches.check_fit(ks)
         with torch.no_grad():
             if start == "csla":
                 small = self.branches.make_small(dim)
@@ -153,7 +158,7 @@ class repopt_block(rep3d_block):
         if self.field == "prior":
             return compute_distance_prior(self.ks).to(weight) ** power
         window = weight.new_full((branches.small_ks,) * 3, branches.small_scale**power * branches.small_rate)
-        return branches.large_scale**power * branches.large_rate + F.pad(window, (self.margin,) * 6)
+        return branches.large_scale**power * branches.large_rate + branches.pad(window, self.ks)
 
 
 def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -32,7 +32,7 @@ class UXNET(LargeKernelUNet):
         deploy: build without generators, for folded weights; training checkpoints load as well and are folded.
     Shape: (N, in_chans, D, H, W) -> logits (N, out_chans, D, H, W); D, H, W divisible by 16, not all equal to 16.
     Raises:
-        ValueError: an invalid argument, or an input with other channels or sides.
+        ValueError: an invalid argument, one that the mask does not use, or an input with other channels or sides.
     """
 
     encoder_name = "uxnet_3d"

@@ -27,7 +27,8 @@ class ux_block(MaskedKernelBlock):
         lrbm_options: arguments of ``LRBM`` after ``learned``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
-        ValueError: unknown ``mask``, or a size that ``LRBM`` or the convolution does not accept.
+        ValueError: unknown ``mask``, a size that ``LRBM`` or the convolution does not accept, or an option that the
+            mask does not use.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from threading import Thread
 
@@ -41,7 +42,6 @@ def test_every_arm_is_a_valid_command(name, arm):
             continue
         flags = ["--root", "r", "--output", "o", "--dataset", experiment.dataset, *experiment.arms[arm]]
         args = main_train.parse_args(flags)
-        assert experiment.references.get(arm, arm) in experiment.arms
         if scale == "standard":
             with torch.device("meta"):
                 build_network(args.network, 1, 3, args.roi_size, **network_overrides(args))
@@ -325,50 +325,46 @@ def write_scores(folder, scores):
     return folder / "results.csv"
 
 
-def make_table(folder, scores, arms, **references):
-    """Make the table of scores, compared with the first arm unless another one is named."""
+def make_tables(folder, scores, arms, *further):
+    """Make the tables of scores as cells; every arm is compared with the first one."""
     rows = read_table(write_scores(folder, scores), arms)
-    return report.make_table(*report.collect(rows), arms, dict.fromkeys(arms[1:], arms[0]) | references)
+    text = report.format_tables(*report.collect(rows), arms, [*((arm, arms[0]) for arm in arms[1:]), *further])
+    return [
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        for table in text.split("\n\n")
+    ]
 
 
-def test_table_by_hand(tmp_path):
+def test_tables_by_hand(tmp_path):
     scores = {
         "plain": [[[0.8, 0.6], [0.7, 0.5]], [[0.8, 0.6], [0.7, 0.5]]],
         "better": [[[0.9, 0.7], [0.8, 0.6]], [[0.9, 0.9], [0.8, np.nan]]],
         "begun": [[[0.4, 0.2], [0.3, 0.1]]],
     }
-    arms = ["plain", "better", "begun", "waiting"]
-    table = report.make_table(
-        *report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, dict.fromkeys(arms[1:], "plain")
-    )
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    cells = {name: row for name, *row in rows}
-    assert cells["plain"] == ["2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000", "", "", ""]
-    # Means: 0.75, and 0.875 of 0.85 and 0.9, since a case without a class does not count for it.
-    assert cells["better"][:4] == ["2", "0.812 ± 0.088", "0.850 ± 0.000", "0.775 ± 0.177"]
-    # Differences by seed: 0.1, and 0.2 of 0.1 (left) and 0.3 (right). By case: 0.1 and 0.2, 0.1 and 0.1.
-    assert cells["better"][4:] == ["plain", "+0.125 ± 0.071 (+0.100 to +0.150)", "1.000"]
-    assert cells["begun"] == [
-        "1 of 2, unfinished",
-        "0.250",
-        "0.350",
-        "0.150",
-        "plain",
-        "-0.400 (-0.400 to -0.400)",
-        "1.000",
+    own, differences = make_tables(tmp_path, scores, ["plain", "better", "begun", "waiting"], ("begun", "better"))
+    assert own == [
+        ["plain", "2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000"],
+        # Means: 0.75, and 0.875 of 0.85 and 0.9, since a case without a class does not count for it.
+        ["better", "2", "0.812 ± 0.088", "0.850 ± 0.000", "0.775 ± 0.177"],
+        ["begun", "1 of 2, unfinished", "0.250", "0.350", "0.150"],
+        ["waiting", "0 of 2, unfinished", "", "", ""],
     ]
-    assert cells["waiting"] == ["0 of 2, unfinished", "", "", "", "plain", "", ""]
+    assert differences == [
+        # Differences by seed: 0.1, and 0.2 of 0.1 (left) and 0.3 (right). By case: 0.1 and 0.2, 0.1 and 0.1.
+        ["better", "plain", "+0.125 ± 0.071 (+0.100 to +0.150)", "1.000"],
+        ["begun", "plain", "-0.400 (-0.400 to -0.400)", "1.000"],
+        ["begun", "better", "-0.500 (-0.500 to -0.500)", "1.000"],
+    ]
 
 
-def test_arms_may_have_references_of_their_own(tmp_path):
-    """As in the experiment on kernel sizes, where a masked kernel is compared with the plain one of its size."""
-    scores = {"plain": [[[0.7, 0.7]]], "other": [[[0.6, 0.6]]], "masked": [[[0.65, 0.65]]]}
-    table = make_table(tmp_path, scores, list(scores), masked="other")
-    differences = [[cell.strip()[:6] for cell in line.split("|")[6:8]] for line in table.splitlines()[2:]]
-    assert differences == [["", ""], ["plain", "-0.100"], ["other", "+0.050"]]
-    references = read_experiment("kernel_size", "standard").references
-    assert "none, 3" not in references
-    assert (references["none, 7"], references["learned, 7"]) == ("none, 3", "none, 7")
+@pytest.mark.parametrize("name", NAMES)
+def test_compared_arms_are_arms(name):
+    table = tomllib.loads((FOLDER / name / "arms.toml").read_text())
+    compared = [*table.get("also_with", {}).items(), *((arm, table["reference"]) for arm in table["arms"])]
+    assert {arm for pair in compared for arm in pair} == set(table["arms"])
+    found = read_experiment(name, "standard").comparisons
+    assert all(arm != other for arm, other in found)
+    assert len(set(found)) == len(found) == len(compared) - 1  # an arm is not compared with itself
 
 
 def test_a_class_that_one_arm_lacks_counts_in_neither():
@@ -415,5 +411,6 @@ def test_committed_tables_are_those_of_the_results(name):
         if results.exists():
             experiment = read_experiment(name, scale)
             arms = list(experiment.arms)
-            table = report.make_table(*report.collect(read_table(results, arms)), arms, experiment.references)
-            assert table in (FOLDER / name / "README.md").read_text()
+            scores, classes = report.collect(read_table(results, arms))
+            tables = report.format_tables(scores, classes, arms, experiment.comparisons)
+            assert tables in (FOLDER / name / "README.md").read_text()

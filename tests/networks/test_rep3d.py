@@ -350,13 +350,22 @@ def test_invalid_inputs_are_refused(shape, message):
         ({"beta": -1.0}, "beta: found -1"),
         ({"generator_depth": 0}, "generator_depth: found 0"),
         ({"generator_ks": 2}, "found 2, expected an odd"),
-        ({"correction": "guessed"}, "correction: found"),
+        ({"correction": "guessed"}, "correction: found 'guessed', expected one of gated, additive, free"),
         ({"mask": "none", "learn_beta": True}, "learn_beta: found True, expected it only with a fixed or a learned"),
         ({"mask": "fixed", "correction": "free"}, "correction: found free, expected it only with a learned mask"),
-        ({"correction": "free", "generator_ks": 5}, "generator_ks: found 5, expected it only with a mask with a gen"),
+        (
+            {"correction": "free", "generator_ks": 5},
+            "generator_ks: found 5, expected it only with a gated or add",
+        ),
         ({"mask": "fixed", "product": "published", "per_channel": True}, "per_channel: found True, expected it only"),
     ],
 )
 def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny_rep3d(**options)
+
+
+@pytest.mark.parametrize("form", [{}, {"mask": "none"}, {"deploy": True}])
+def test_a_block_refuses_unknown_options_in_every_form(form):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+        rep3d_block(4, 3, depth=3, **form)

@@ -12,9 +12,9 @@ from conftest import assert_one_line, train_arguments
 import main_train
 from engine.data.datasets import DatasetDescription
 from engine.evaluation.masks import find_blocks
-from engine.runtime.errors import run
+from engine.runtime.errors import InputError, run
 from engine.weights.checkpoints import NetworkConfig, load_checkpoint
-from engine.weights.load_network import load_trained
+from engine.weights.load_network import load_trained, name_checkpoints
 from networks.Rep3D.rep3d_encoder import rep3d_block
 from tools import plot_masks
 
@@ -37,9 +37,9 @@ def plot(tmp_path, capsys):
 def save(box_template, tmp_path):
     """Save a checkpoint of an untrained network, with further entries."""
 
-    def save_network(network, deploy=False, **more):
+    def save_network(network, deploy=False, depths=(1, 1, 1, 1), **more):
         description = DatasetDescription.read(box_template / "boxes.json")
-        small = {"feat_size": [4, 4, 4, 4], "depths": [1, 1, 1, 1], "kernel_size": 5}
+        small = {"feat_size": [4, 4, 4, 4], "depths": list(depths), "kernel_size": 5}
         overrides = small if network.startswith("REP3D") else {}
         config = NetworkConfig.for_dataset(description, network, (32, 32, 16), overrides)
         weights = config.build(deploy).state_dict()
@@ -99,29 +99,42 @@ def test_profiles_of_a_known_kernel():
 
 
 def test_network_without_masks_has_kernels_only(plot, save, tmp_path):
-    status, out, _ = plot(save("REP3D_NONE"))
-    assert status == 0
-    assert out == "movement left out: found no seed in the checkpoint and no args.json beside it, expected --seed\n"
+    path = save("REP3D_NONE")
+    status, out, _ = plot(path)
+    reason = "found no seed in the checkpoint and no args.json beside it, expected --seed"
+    assert (status, out) == (0, f"{path}: movement left out, {reason}\n")
     _, columns = read_columns(tmp_path / "out" / "profiles.csv")
     assert all(np.isnan(columns[key]).all() for key in ("prior", "mask", "moved"))
     assert (columns["kernel"] > 0).all()
     assert np.array_equal(columns["effective"], columns["kernel"])
 
 
-def test_several_checkpoints_are_drawn_side_by_side(plot, save, trained, tmp_path):
-    learned = trained / "best_metric_model.pth"
-    assert plot(learned)[0] == 0
-    alone = read_columns(tmp_path / "out" / "profiles.csv")[1]
-    status, out, _ = plot(learned, trained / "last_checkpoint.pth")
-    assert (status, out) == (0, "")
-    with open(tmp_path / "out" / "profiles.csv", newline="") as file:
-        checkpoints = [row["checkpoint"] for row in csv.DictReader(file)]
-    count = len(alone["mask"])
-    assert checkpoints == [str(learned)] * count + [str(trained / "last_checkpoint.pth")] * count
-    both = read_columns(tmp_path / "out" / "profiles.csv")[1]
-    assert np.array_equal(both["mask"][:count], alone["mask"])
+def test_several_checkpoints_are_drawn_side_by_side(plot, save, trained, tmp_path, monkeypatch):
+    learned, table = trained / "best_metric_model.pth", tmp_path / "out" / "profiles.csv"
+    plain = save("REP3D_NONE", depths=[2, 2, 2, 2])
+    alone = {}
+    for path in (learned, plain):
+        assert plot(path)[0] == 0
+        alone[path] = table.read_text().splitlines()
+    figures = []
+    monkeypatch.setattr(plot_masks, "save_png", lambda figure, path: figures.append(figure))
+    assert plot(learned, plain)[0] == 0
+    assert table.read_text().splitlines() == [*alone[learned], *alone[plain][1:]]
+    slices, profiles = figures
+    titles = [axes.get_title() for axes in slices.axes if axes.get_title()]
+    assert titles == [f"{trained.name}: mask M", f"{trained.name}: |W_eff|", f"{tmp_path.name}: |W_eff|"]
+    assert [text.get_text() for text in profiles.legends[0].get_texts()] == ["prior P", trained.name, tmp_path.name]
     other = save("REP3D")
     assert_one_line(plot(learned, other), f"{other} has other blocks than {learned}, expected networks of one kind")
+
+
+def test_names_of_checkpoints(tmp_path, monkeypatch):
+    assert name_checkpoints(["runs/a/x.pth", "runs/b/x.pth"], "--weights") == {"runs/a/x.pth": "a", "runs/b/x.pth": "b"}
+    assert list(name_checkpoints(["a/x.pth", "a/y.pth"], "--weights").values()) == ["a/x", "a/y"]
+    monkeypatch.chdir(tmp_path)
+    assert name_checkpoints(["x.pth"], "--weights") == {"x.pth": tmp_path.name}
+    with pytest.raises(InputError, match=r"--weights: found a/x\.pth twice, expected different files"):
+        name_checkpoints(["a/x.pth", "b/x.pth", "a/x.pth"], "--weights")
 
 
 def test_where_the_seed_is_found(save, tmp_path, capsys):
@@ -134,15 +147,15 @@ def test_where_the_seed_is_found(save, tmp_path, capsys):
     own = {**content, "args": {"seed": 6, "pretrain": True}}
     assert plot_masks.read_flags(own, path) == {"seed": 6, "pretrain": True}
 
-    start = plot_masks.rebuild_start(config, {"seed": 5, "pretrain": False}, None)
-    same = plot_masks.rebuild_start(config, {}, 5)
+    start = plot_masks.rebuild_start(config, {"seed": 5, "pretrain": False}, None, path)
+    same = plot_masks.rebuild_start(config, {}, 5, path)
     assert start.keys() == same.keys() == blocks.keys()
     assert all(torch.equal(start[name].dwconv.weight, same[name].dwconv.weight) for name in blocks)
     assert capsys.readouterr().out == ""
-    assert plot_masks.rebuild_start(config, {}, None) == {}
-    assert capsys.readouterr().out.startswith("movement left out: found no seed")
-    assert plot_masks.rebuild_start(config, {"seed": 5, "pretrain": True}, 5) == {}
-    assert capsys.readouterr().out == "movement left out: the run started from other weights (--pretrain)\n"
+    assert plot_masks.rebuild_start(config, {}, None, path) == {}
+    assert capsys.readouterr().out.startswith(f"{path}: movement left out, found no seed")
+    assert plot_masks.rebuild_start(config, {"seed": 5, "pretrain": True}, 5, path) == {}
+    assert capsys.readouterr().out == f"{path}: movement left out, the run started from other weights (--pretrain)\n"
 
 
 def test_files_that_have_no_masks_to_plot(plot, save, tmp_path):
