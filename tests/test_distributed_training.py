@@ -152,7 +152,7 @@ def test_pair_validates_like_one(runs):
     two, one = (scalars(runs / name) for name in ("two", "one"))
     for name in ("dice/mean", "dice/left", "dice/right"):
         assert dict(two[name]) == pytest.approx(dict(one[name]), abs=1e-3)
-    assert max(dict(one["dice/mean"]).values()) > 0.5
+    assert max(dict(one["dice/mean"]).values()) > 0.4  # it has learned something to compare
 
 
 def test_pair_ends_with_the_weights_of_one(runs):

@@ -377,12 +377,8 @@ def test_p_values_are_corrected_for_the_number_of_arms(tmp_path):
     generator = np.random.default_rng(0)
     plain = generator.uniform(0.5, 0.9, (8, 2))
     scores = {"plain": [plain], "up": [plain + 0.01 * np.arange(1, 9)[:, None]], "same": [plain]}
-    arms = list(scores)
-    table = report.make_table(
-        *report.collect(read_table(write_scores(tmp_path, scores), arms)), arms, dict.fromkeys(arms[1:], "plain")
-    )
-    p_values = [line.split("|")[-2].strip() for line in table.splitlines()[2:]]
-    assert p_values == ["", f"{2 * 2 / 2**8:.3f}", "1.000"]  # the smallest of eight cases, times two arms
+    p_values = [row[-1] for row in make_tables(tmp_path, scores, list(scores))[1]]
+    assert p_values == [f"{2 * 2 / 2**8:.3f}", "1.000"]  # the smallest of eight cases, times two arms
 
 
 def test_an_unfinished_experiment_is_drawn(tmp_path, capsys):
