@@ -10,6 +10,7 @@ the differences between arms over the seeds that both have, with their standard 
 brackets, the 95 % bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is
 that of Wilcoxon's signed-rank test over the same cases, corrected by Holm for the number of comparisons. Interval and
 p-value tell whether the difference holds for other cases, with these seeds; the deviation, whether for other seeds.
+If masks were measured, a third table has their size at the end of the training, over all blocks and seeds.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from engine.evaluation.statistics import Comparison, compare, holm
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import write_text
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
-from experiments.figures import MEASURED, Scores, draw_scores
+from experiments.figures import MEASURED, Scores, draw_scores, select
 from experiments.results import RESULTS, Row, read_table
 
 
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     paths = {name: folder / f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").exists()}
     measured = {name: read_table(path, arms, rows[0]["code"]) for name, path in paths.items()}
     scores, classes = collect(rows)
-    tables = format_tables(scores, classes, arms, experiment.comparisons)
+    tables = format_tables(scores, classes, arms, experiment.comparisons, measured.get("masks", []))
     print(tables)
     save_png(draw_scores(scores, arms), folder / "figure.png")
     for name, own_rows in measured.items():
@@ -78,12 +79,19 @@ def collect(rows: Sequence[Row]) -> tuple[Scores, list[str]]:
 
 
 def format_tables(
-    scores: Scores, classes: Sequence[str], arms: Sequence[str], comparisons: Sequence[tuple[str, str]]
+    scores: Scores,
+    classes: Sequence[str],
+    arms: Sequence[str],
+    comparisons: Sequence[tuple[str, str]],
+    masks: Sequence[Row],
 ) -> str:
-    """Format the tables of scores and, if there are any, of comparisons."""
+    """Format the tables of scores and, if there are any, of comparisons and of the rows of masks.csv."""
     tables = [make_table(scores, classes, arms)]
-    compared = [pair for pair in comparisons if scores.get(pair[0], {}).keys() & scores.get(pair[1], {}).keys()]
-    return "\n\n".join([*tables, make_comparisons(scores, compared)] if compared else tables)
+    if compared := [pair for pair in comparisons if scores.get(pair[0], {}).keys() & scores.get(pair[1], {}).keys()]:
+        tables.append(make_comparisons(scores, compared))
+    if masks:
+        tables.append(make_mask_table(masks, arms))
+    return "\n\n".join(tables)
 
 
 def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str]) -> str:
@@ -108,6 +116,22 @@ def make_comparisons(scores: Scores, comparisons: Sequence[tuple[str, str]]) -> 
         for (arm, reference), pair, p in zip(comparisons, pairs, corrected, strict=True)
     ]
     return tabulate(rows, ["arm", "compared with", "difference", "p (Holm)"], tablefmt="github", disable_numparse=True)
+
+
+def make_mask_table(rows: Sequence[Row], arms: Sequence[str]) -> str:
+    """Format the size of the learned masks' corrections, and the smallest value of the masks."""
+    final = select(rows, iteration=max((row["iteration"] for row in rows), key=int))
+    cells = []
+    for arm in arms:
+        corrections, smallest = (
+            [float(row["value"]) for row in select(final, arm=arm, quantity=quantity)]
+            for quantity in ("correction", "smallest")
+        )
+        if corrections:
+            numbers = np.median(corrections), max(corrections), min(smallest)
+            cells.append([arm, *(f"{number:.3f}" for number in numbers)])
+    head = ["learned mask", "mean of |M - P| / P: median block", "largest", "smallest M"]
+    return tabulate(cells, [name.replace("|", "\\|") for name in head], tablefmt="github", disable_numparse=True)
 
 
 class Pair(NamedTuple):

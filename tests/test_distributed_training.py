@@ -19,7 +19,8 @@ from engine.data.loading import EndlessBatches, derive_seed, seed_iteration
 from engine.runtime.errors import run
 
 # Plain SGD: AdamW is invariant to the scale of gradients, which hides a sum in place of a mean, and amplifies rounding.
-RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3")
+# With this seed six iterations find both boxes.
+RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3", "--seed", "3")
 TOLERANCE = 1e-4  # relative, of losses; 1e-5 was observed
 BEST, LAST, PREVIOUS = "best_metric_model.pth", "last_checkpoint.pth", "previous_checkpoint.pth"
 
@@ -152,7 +153,7 @@ def test_pair_validates_like_one(runs):
     two, one = (scalars(runs / name) for name in ("two", "one"))
     for name in ("dice/mean", "dice/left", "dice/right"):
         assert dict(two[name]) == pytest.approx(dict(one[name]), abs=1e-3)
-    assert max(dict(one["dice/mean"]).values()) > 0.4  # it has learned something to compare
+    assert max(dict(one["dice/mean"]).values()) > 0.5
 
 
 def test_pair_ends_with_the_weights_of_one(runs):

@@ -53,7 +53,7 @@ def load_trained(path: Path, flag: str, deploy: bool = False) -> TrainedNetwork:
 
 
 def name_checkpoints(paths: Sequence[str], flag: str) -> dict[str, str]:
-    """Name checkpoints by the folder of their run, and by their file as well where one folder has several.
+    """Name checkpoints by the folder of their run, or by their path where folders have the same name.
 
     Args:
         paths: the checkpoints.
@@ -66,7 +66,7 @@ def name_checkpoints(paths: Sequence[str], flag: str) -> dict[str, str]:
         twice = next(path for path in paths if paths.count(path) > 1)
         raise InputError(f"{flag}: found {twice} twice, expected different files")
     names = list(runs.values())
-    return {path: f"{run}/{Path(path).stem}" if names.count(run) > 1 else run for path, run in runs.items()}
+    return {path: path if names.count(run) > 1 else run for path, run in runs.items()}
 
 
 def build_start(config: NetworkConfig, seed: int) -> SegmentationNetwork:

@@ -44,7 +44,8 @@ def test_every_arm_is_a_valid_command(name, arm):
         args = main_train.parse_args(flags)
         if scale == "standard":
             with torch.device("meta"):
-                build_network(args.network, 1, 3, args.roi_size, **network_overrides(args))
+                network = build_network(args.network, 1, 3, args.roi_size, **network_overrides(args))
+            assert sum(parameter.numel() for parameter in network.parameters()) < 5e6  # small, for two CPU cores
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -119,7 +120,7 @@ SMALL = """
 """
 TWO_ARMS = Experiment(
     "two",
-    "a",
+    [("b", "a")],
     {arm: [*SMALL.split(), "--lr", rate] for arm, rate in (("a", "1e-2"), ("b", "2e-2"))},
     (),
     "",
@@ -328,7 +329,7 @@ def write_scores(folder, scores):
 def make_tables(folder, scores, arms, *further):
     """Make the tables of scores as cells; every arm is compared with the first one."""
     rows = read_table(write_scores(folder, scores), arms)
-    text = report.format_tables(*report.collect(rows), arms, [*((arm, arms[0]) for arm in arms[1:]), *further])
+    text = report.format_tables(*report.collect(rows), arms, [*((arm, arms[0]) for arm in arms[1:]), *further], [])
     return [
         [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
         for table in text.split("\n\n")
@@ -365,6 +366,19 @@ def test_compared_arms_are_arms(name):
     found = read_experiment(name, "standard").comparisons
     assert all(arm != other for arm, other in found)
     assert len(set(found)) == len(found) == len(compared) - 1  # an arm is not compared with itself
+
+
+def test_table_of_masks_by_hand():
+    """The median over blocks and seeds, the largest and the smallest, at the last iteration; fixed masks have none."""
+    head = ("arm", "iteration", "quantity", "value")
+    values = [
+        *(("b", "10", "correction", "9"), ("b", "10", "smallest", "-9"), ("a", "100", "mask", "1")),
+        *(("b", "100", "correction", value) for value in ("0.1", "0.4", "0.2")),
+        *(("b", "100", "smallest", value) for value in ("0.05", "-0.25", "0.01")),
+    ]
+    table = report.make_mask_table([dict(zip(head, row, strict=True)) for row in values], ["a", "b"])
+    assert [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] == ["b", "0.200", "0.400", "-0.250"]
+    assert len(table.splitlines()) == 3
 
 
 def test_a_class_that_one_arm_lacks_counts_in_neither():
@@ -408,5 +422,7 @@ def test_committed_tables_are_those_of_the_results(name):
             experiment = read_experiment(name, scale)
             arms = list(experiment.arms)
             scores, classes = report.collect(read_table(results, arms))
-            tables = report.format_tables(scores, classes, arms, experiment.comparisons)
+            path = results.with_name("masks.csv")
+            masks = read_table(path, arms) if path.exists() else []
+            tables = report.format_tables(scores, classes, arms, experiment.comparisons, masks)
             assert tables in (FOLDER / name / "README.md").read_text()

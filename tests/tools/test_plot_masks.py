@@ -130,7 +130,8 @@ def test_several_checkpoints_are_drawn_side_by_side(plot, save, trained, tmp_pat
 
 def test_names_of_checkpoints(tmp_path, monkeypatch):
     assert name_checkpoints(["runs/a/x.pth", "runs/b/x.pth"], "--weights") == {"runs/a/x.pth": "a", "runs/b/x.pth": "b"}
-    assert list(name_checkpoints(["a/x.pth", "a/y.pth"], "--weights").values()) == ["a/x", "a/y"]
+    for same in (["a/x.pth", "a/y.pth"], ["a/x.pth", "b/a/x.pth"]):
+        assert name_checkpoints(same, "--weights") == dict(zip(same, same, strict=True))
     monkeypatch.chdir(tmp_path)
     assert name_checkpoints(["x.pth"], "--weights") == {"x.pth": tmp_path.name}
     with pytest.raises(InputError, match=r"--weights: found a/x\.pth twice, expected different files"):
