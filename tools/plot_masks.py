@@ -17,6 +17,7 @@ kernel's centre.
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def draw_slices(taps: dict[str, Blocks], names: dict[str, str]) -> Figure:
             view.set(xticks=[], yticks=[])
         views[0].set_ylabel(name, fontsize=9)
     for view, (path, key) in zip(rows[0], columns, strict=True):
-        view.set_title(f"{names[path]}: {QUANTITIES[key]}" if several else QUANTITIES[key])
+        lines = [*textwrap.wrap(names[path], 28), QUANTITIES[key]] if several else [QUANTITIES[key]]
+        view.set_title("\n".join(lines), fontsize=10)
     return figure
 
 
