@@ -14,10 +14,8 @@ from monai.transforms import (
     Compose,
     CropForegroundd,
     EnsureTyped,
-    NormalizeIntensityd,
     Orientationd,
     RandShiftIntensityd,
-    ScaleIntensityRanged,
     Spacingd,
     Transform,
 )
@@ -27,18 +25,23 @@ from engine.data.augmentation import RandRotateScaled
 from engine.data.cases import Case, find_training_cases
 from engine.data.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.data.datasets import DatasetDescription, find_description
+from engine.data.intensity import ScaleChannelsd
 from engine.data.load_volume import LoadVolumed, Pipeline
 from engine.prediction.post_transforms import InvertToLabelsd, SaveLabelsd
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
     """Find the training and validation cases of ``args.root``, a folder of the dataset ``args.dataset``."""
-    return find_training_cases(Path(args.root), find_description(args.dataset))
+    return find_training_cases(Path(args.root), _description(args))
 
 
 def data_transforms(args: argparse.Namespace) -> tuple[Pipeline, Pipeline]:
     """Build the training and validation pipelines from ``args.dataset``, ``args.roi_size`` and ``args.crop_sample``."""
-    return training_pipelines(find_description(args.dataset), args.roi_size, args.crop_sample)
+    return training_pipelines(_description(args), args.roi_size, args.crop_sample)
+
+
+def _description(args: argparse.Namespace) -> DatasetDescription:
+    return find_description(args.dataset, getattr(args, "fix_affine", False))  # the flag is optional in notebooks
 
 
 def training_pipelines(
@@ -55,8 +58,8 @@ def training_pipelines(
         the whole volume.
     """
     keys = ["image", "label"]
-    # Background crops are centred on voxels above 0, which is the window's lower end but the mean of a z-score.
-    image_key = None if description.window is None else "image"
+    # Background crops are centred on voxels above 0, which is a window's lower end but the mean of a z-score.
+    image_key = None if None in description.windows else "image"
     deterministic = _deterministic(keys, description)
     augmentation: list[Transform] = [
         RandCropByCountsd(keys, roi_size, crop_sample, image_key),
@@ -83,16 +86,17 @@ def infer_post_transforms(output: Path, test_transforms: Compose) -> tuple[Inver
     Returns: two transforms of dictionaries with "id", "source", "image" and "pred". They are not one pipeline because
         the second runs in a thread while the network predicts the next case.
     """
-    return InvertToLabelsd(test_transforms), SaveLabelsd(output)
+    (load,) = (transform for transform in test_transforms.transforms if isinstance(transform, LoadVolumed))
+    return InvertToLabelsd(test_transforms), SaveLabelsd(output, load.labels)
 
 
 def _deterministic(keys: list[str], description: DatasetDescription) -> list[Transform]:
     modes = ["bilinear" if key == "image" else "nearest" for key in keys]
     transforms: list[Transform] = [
-        LoadVolumed(keys, len(description.classes)),
+        LoadVolumed(keys, description.labels, description.nan_is_minimum, description.fix_affine),
         Orientationd(keys, axcodes="RAS", labels=None),
         Spacingd(keys, pixdim=description.spacing, mode=modes, dtype=np.float32),
-        _intensity(description),
+        ScaleChannelsd(["image"], description.windows),
         CropForegroundd(
             keys,
             source_key="image",
@@ -104,13 +108,6 @@ def _deterministic(keys: list[str], description: DatasetDescription) -> list[Tra
         EnsureTyped("image", dtype=np.float32),
     ]
     return transforms + [EnsureTyped(key, dtype=torch.uint8) for key in keys if key == "label"]
-
-
-def _intensity(description: DatasetDescription) -> Transform:
-    if description.window is None:
-        return NormalizeIntensityd("image", channel_wise=True)
-    low, high = description.window
-    return ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
 
 
 class AboveMinimum:

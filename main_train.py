@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
     add_device_arguments,
+    add_fix_affine_argument,
     add_network_arguments,
     add_window_arguments,
     boolean,
@@ -50,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--root", metavar="DIR", required=True, help="has imagesTr, labelsTr, imagesVal, labelsVal")
     data.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
     data.add_argument("--output", metavar="DIR", required=True, help="folder for checkpoints and logs")
+    add_fix_affine_argument(data)
     data.add_argument("--full_check", action="store_true", help="check every voxel before training, not just headers")
     data.add_argument("--cache_dir", metavar="DIR", help="keep preprocessed cases on disk, and read single crops")
     share = "without --cache_dir: share of the cases kept in memory (default: 0.1)"
@@ -140,7 +142,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.weights.checkpoints import NetworkConfig, load_checkpoint
     from engine.weights.load_weights import load_weights
 
-    description = find_description(args.dataset)
+    description = find_description(args.dataset, args.fix_affine)
     output = Path(args.output)
     make_output_folder(output)
 
@@ -159,6 +161,8 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
         print(f"{flag}: {load_weights(state.network, load_checkpoint(weights, flag), f'{flag}: {weights}')}")
 
     splits = {"training": training_cases, "validation": validation_cases}
+    for note in description.notes:
+        print(note)
     check_cases(splits, description, args.num_workers, args.full_check)
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
@@ -177,7 +181,6 @@ def train(
     import json
     import time
 
-    from monai.losses import DiceCELoss
     from tqdm import tqdm
 
     from engine.data.cache import cached_dataset
@@ -187,6 +190,7 @@ def train(
     from engine.runtime.distributed import AnyProcess, barrier, process_rank
     from engine.runtime.files import BEST, write_text
     from engine.training.log import NoLog, StepMonitor, TensorBoardLog
+    from engine.training.loss import make_loss
     from engine.training.optimizer import LearningRateSchedule
     from engine.training.step import train_step
     from engine.training.validation import validate
@@ -207,7 +211,7 @@ def train(
     validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True)
     window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
 
-    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    criterion = make_loss(with_ignored=bool(state.description.labels.ignored))
     learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
     batches = training_loader(
         training_set,

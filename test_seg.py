@@ -9,9 +9,9 @@ its network and dataset; a bare state dict needs --dataset, and --network, --fea
 --network_args and --roi_size if they differ from the defaults.
 
 A case that cannot be read, predicted or scored is reported at the end, in one line and by exit status 1; others are
-not affected. The same command again predicts the cases that are not finished: those without a complete label map on
-their image's grid, and those whose image has changed. settings.json in the output folder holds the weights and settings
-of its predictions; others need another folder or --overwrite.
+not affected. The same command again predicts the cases that are not finished, and those whose image has changed. Label
+maps that somebody else has written or changed are kept. settings.json in the output folder holds the weights and
+settings of its predictions; others need another folder or --overwrite.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
     NETWORK_FLAGS,
     add_device_arguments,
+    add_fix_affine_argument,
     add_network_arguments,
     add_window_arguments,
     network_overrides,
@@ -42,8 +43,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--root", metavar="DIR", help="dataset folder with imagesTs or imagesVal")
     data.add_argument("--images", metavar="PATH", help="folder or file to predict, instead of --root")
     data.add_argument("--labels", metavar="DIR", help="folder of the labels (default: labels* next to images*)")
+    add_fix_affine_argument(data)
     data.add_argument("--output", metavar="DIR", required=True, help="folder for predictions; finished ones are kept")
-    data.add_argument("--overwrite", action="store_true", help="predict finished cases again")
+    again = "predict all cases again, also in place of label maps that others have changed"
+    data.add_argument("--overwrite", action="store_true", help=again)
     data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
     data.add_argument(
         "--num_workers", type=number(int, 0), default=1, metavar="N", help="data-loading processes per device"
@@ -82,11 +85,13 @@ def main(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace, device: "torch.device") -> None:
     """Predict the cases that are not finished, and score all of them; failed cases are reported at the end."""
+    from dataclasses import replace
     from pathlib import Path
 
     from engine.data.cases import find_test_cases
     from engine.data.datasets import find_description
     from engine.prediction.finished import digest_weights, divide_cases, prediction_settings
+    from engine.prediction.outputs import check_outputs
     from engine.prediction.predict_cases import Review, predict_cases, report, review_finished
     from engine.prediction.sliding_window import SlidingWindow
     from engine.runtime.devices import amp_name, choose_precision, make_autocast, to_device
@@ -101,11 +106,15 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     weights, overrides = Path(args.trained_weights), network_overrides(args)
     described = None if args.dataset is None else find_description(args.dataset)
     network, roi_size, description = load_network(weights, described, args.network, args.roi_size, overrides)
+    description = replace(description, fix_affine=args.fix_affine)
+    for note in description.notes:
+        print(note)
     cases = find_test_cases(args.root, args.images, args.labels, description)
+    check_outputs(cases, output)
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
     network_flags = {name: getattr(args, name) for name in ("network", *NETWORK_FLAGS, "network_args")}
     settings = prediction_settings(digest, network_flags, roi_size, args.overlap, amp_name(precision), description)
-    finished, missing = divide_cases(cases, output, settings, args.overwrite)
+    finished, missing, kept = divide_cases(cases, output, settings, description.labels, args.overwrite)
     if finished:
         print(f"{len(finished)} of {len(cases)} predictions are finished already")
 
@@ -118,7 +127,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     reviewed = review_finished(shard(finished), review)
     names = [case["id"] for case in [*missing, *finished]]
     outcomes = dict(zip(names, [*gather(predicted), *gather(reviewed)], strict=True))  # each case was one process's
-    report([outcomes[case["id"]] for case in cases], output, description)
+    report([outcomes[case["id"]] for case in cases if case["id"] in outcomes], kept, output, description)
 
 
 if __name__ == "__main__":

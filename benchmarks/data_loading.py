@@ -45,7 +45,7 @@ from benchmarks.report import describe_machine, format_table, name_machine, publ
 from benchmarks.synthetic_ct import write_ct
 from engine.data.cache import open_cache
 from engine.data.cases import Case, pair_cases
-from engine.data.datasets import CT_SPACING, DATASETS, SOFT_TISSUE
+from engine.data.datasets import DATASETS, SOFT_TISSUE
 from engine.data.loading import training_loader
 from engine.runtime.arguments import number
 from engine.runtime.errors import OneLineParser, run
@@ -64,7 +64,7 @@ def published_transforms(roi_size: Sequence[int]) -> Compose:
     return Compose(
         [
             LoadImaged(keys, ensure_channel_first=True),
-            Spacingd(keys, pixdim=CT_SPACING, mode=modes),
+            Spacingd(keys, pixdim=DATASETS["amos"].spacing, mode=modes),
             Orientationd(keys, axcodes="RAS", labels=None),
             ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
             CropForegroundd(keys, source_key="image", allow_smaller=True),

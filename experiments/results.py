@@ -141,7 +141,7 @@ def digest_data(root: Path, dataset: str) -> str:
     Raises:
         InputError: there are none.
     """
-    parts = ("imagesTr", "labelsTr", "imagesVal", "labelsVal")
+    parts = ("imagesTr", "labelsTr", "imagesVal", "labelsVal", "imagesVa", "labelsVa")
     files = [file for part in parts for file in sorted((root / part).glob("*"))]
     if not files:
         raise InputError(f"--root: found no files in {root / 'imagesTr'}, expected a dataset folder")

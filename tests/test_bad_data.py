@@ -131,8 +131,14 @@ BROKEN_HEADERS = {
         lambda root: (root / "imagesTr" / "box_1.nii.gz").write_bytes(b"hello"),
         ("imagesTr/box_1", "cannot be read"),
     ),
-    "4D": (damage_image(lambda v, a: (np.stack([v, v], -1), a)), ("imagesVal/box_8", "4D", "expected a 3D")),
-    "2D": (damage_image(lambda v, a: (v[..., 0], a)), ("imagesVal/box_8", "2D", "expected a 3D")),
+    "4D": (
+        damage_image(lambda v, a: (np.stack([v, v], -1), a)),
+        ("imagesVal/box_8", "found 2 channels"),
+    ),
+    "2D": (
+        damage_image(lambda v, a: (v[..., 0], a)),
+        ("imagesVal/box_8", "2D", "expected a 3D"),
+    ),
     "complex voxels": (damage_image(lambda v, a: (v.astype(np.complex64), a)), ("imagesVal/box_8", "complex64")),
     "cut off": (cut_uncompressed, ("imagesTr/box_1.nii", "72927 bytes", "expected the 72928")),
     "far too coarse": (
@@ -228,6 +234,10 @@ def test_channels_that_do_not_fit_each_other(boxes, tmp_path, train, change):
         moved = affine + np.eye(4)[:, [3, 0, 1, 2]] * 4 if change == "affine" else affine
         write_nifti(path.with_name(path.name.replace(".nii", "_0001.nii")), other, moved)
     status, _, err = train(*train_arguments(boxes, tmp_path / "out"))
-    expected = {"shape": "35 x 28 x 18", "affine": "same affine", "count": "with 2 channels last"}
+    expected = {
+        "shape": "35 x 28 x 18",
+        "affine": "same affine",
+        "count": "found 3 channels (shape 36 x 28 x 18 x 3), expected 2 channels",
+    }
     assert status == 2
     assert err.count(expected[change]) == 5  # one line per case

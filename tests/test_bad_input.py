@@ -58,10 +58,10 @@ def test_a_path_that_no_file_can_have(boxes, tmp_path, trained, train, predict, 
 
 
 BAD_DESCRIPTIONS = {
-    "not an object": ([1, 2], "expected the fields"),
+    "not an object": ([1, 2], "expected an object with the fields"),
     "missing field": ({"spacing": None}, "spacing"),
-    "unknown field": ({"spacings": [1, 1, 1]}, "expected the fields"),
-    "gap in labels": ({"labels": {"background": 0, "liver": 2}}, "labels"),
+    "unknown field": ({"spacings": [1, 1, 1]}, 'found the field "spacings", expected only'),
+    "no background": ({"labels": {"spleen": 1, "liver": 2}}, "labels"),
     "labels as list": ({"labels": ["background", "liver"]}, "labels"),
     "one class": ({"labels": {"background": 0}}, "labels"),
     "too many classes": ({"labels": {str(value): value for value in range(257)}}, "labels"),
@@ -120,7 +120,8 @@ def test_every_flag_that_differs_at_a_resume_is_named(boxes, trained, train):
     assert status == 2
     assert err.splitlines()[-2:] == [
         "error: --lr: found 1.0, expected 0.01 as in the run to resume",
-        "error: --seed: found 3, expected 0 as in the run to resume",
+        "error: --seed: found 3, expected 0 as in the run to resume; a new run, in another --output, starts from its "
+        f"weights with --pretrain True --pretrained_weights {trained / 'last_checkpoint.pth'}",
     ]
 
 

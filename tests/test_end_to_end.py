@@ -22,7 +22,7 @@ from conftest import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.evaluation.metrics import dice_by_class
+from engine.evaluation.metrics import dice_by_structure
 from engine.training import step as training_step
 
 
@@ -150,7 +150,7 @@ def test_prediction_lies_on_the_native_grid_and_scores_as_reported(boxes, traine
         assert np.array_equal(prediction.affine, image.affine)
         assert prediction.get_data_dtype() == np.uint8
         label = np.asarray(nib.load(boxes / "labelsVal" / f"{name}.nii.gz").dataobj)
-        dice = dice_by_class(np.asarray(prediction.dataobj), label, 3)
+        dice = dice_by_structure(np.asarray(prediction.dataobj), label, [[1], [2]])
         assert [report["cases"][name][side] for side in ("left", "right")] == pytest.approx(dice, abs=1e-6)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert report["mean"]["mean"] > 0.8

@@ -81,7 +81,7 @@ def test_a_request_stops_and_resumes_anywhere(whole, box_template, tmp_path, tra
     module, name = {
         "set-up": (log, "StepMonitor"),
         "step": (training_step, "train_step"),
-        "validation": (validation, "dice_by_class"),
+        "validation": (validation, "dice_by_structure"),
     }[moment]
     original = getattr(module, name)
     monkeypatch.setattr(module, name, ask)
@@ -185,7 +185,7 @@ sys.exit(run(main_train.main, main_train.parse_args(sys.argv[1:])))
     "moment",
     [
         "engine.training.step train_step 5",
-        pytest.param("engine.training.validation dice_by_class 3", marks=pytest.mark.slow),
+        pytest.param("engine.training.validation dice_by_structure 3", marks=pytest.mark.slow),
         "torch save 4",  # 1 at the start, 2 before the first validation, 3 the best weights
         pytest.param("engine.training.log:TensorBoardLog figure 2", marks=pytest.mark.slow),
     ],

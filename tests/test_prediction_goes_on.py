@@ -11,6 +11,7 @@ from conftest import prediction_arguments, write_nifti
 from prediction_folders import (
     NAMES,
     assert_same_files,
+    copy_predictions,
     errors_at_the_end,
     path_of,
     put,
@@ -148,12 +149,12 @@ def fill_disk(monkeypatch):
 
 def test_a_full_disk_ends_the_run_and_the_next_run_continues(boxes, trained, predicted, tmp_path, predict, fill_disk):
     output = tmp_path / "out"
-    with fill_disk(post_transforms, "save_labels"):
+    with fill_disk(post_transforms, "write_output"):
         status, _, err = predict(*prediction_arguments(boxes, output, trained))
     assert status == 2
     (line,) = errors_at_the_end(err)
-    assert f"{path_of(output, 'box_1')}: cannot be written" in line
-    assert {path.name for path in output.iterdir()} == {"box_0_seg.nii.gz", "settings.json"}
+    assert f"{output / '.written_0.jsonl'}: cannot be written" in line
+    assert {path.name for path in output.iterdir()} == {"box_0_seg.nii.gz", "settings.json", ".written_0.jsonl"}
     status, out, _ = predict(*prediction_arguments(boxes, output, trained))
     assert status == 0
     assert "1 of 3 predictions are finished already" in out
@@ -161,16 +162,17 @@ def test_a_full_disk_ends_the_run_and_the_next_run_continues(boxes, trained, pre
 
 
 def test_picture_that_cannot_be_written_ends_the_run(boxes, trained, tmp_path, predict, fill_disk):
-    with fill_disk(predict_cases, "save_png"):
+    with fill_disk(predict_cases, "write_output"):
         status, _, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained, "--preview"))
     assert status == 2
     (line,) = errors_at_the_end(err)
-    assert f"{tmp_path / 'out' / 'box_1.png'}: cannot be written" in line
+    assert f"{tmp_path / 'out' / '.written_0.jsonl'}: cannot be written" in line
     assert not path_of(tmp_path / "out", "box_2").exists()
 
 
-def test_a_file_that_cannot_be_removed_is_named(boxes, trained, tmp_path, predict):
-    (tmp_path / "out" / "box_0.png").mkdir(parents=True)
-    status, _, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained))
+def test_a_file_that_cannot_be_removed_is_named(boxes, trained, predicted, tmp_path, predict):
+    output = copy_predictions(predicted, tmp_path / "out", boxes)
+    (output / "box_0.png").mkdir()
+    status, _, err = predict(*prediction_arguments(boxes, output, trained, "--overwrite"))
     assert status == 2
     assert "box_0.png cannot be removed" in errors_at_the_end(err)[0]

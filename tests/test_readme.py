@@ -107,7 +107,8 @@ def test_json_is_a_description():
     hippocampus = DatasetDescription.from_json(json.loads(text), "README.md")
     assert hippocampus.classes == ("background", "anterior", "posterior")
     (text,) = blocks(REPOSITORY / "docs" / "data.md", "json")
-    assert DatasetDescription.from_json(json.loads(text), "data.md").channels == ("T1", "T2")
+    tumours = DatasetDescription.from_json(json.loads(text), "data.md")
+    assert (tumours.channels, tumours.labels.classes) == (("T1", "FLAIR"), ((0,), (1, 3), (2,), (4,)))
 
 
 def test_notebook_cells_run(monkeypatch):

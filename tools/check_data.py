@@ -28,8 +28,9 @@ from engine.data.cases import find_splits
 from engine.data.dataset_checks import DatasetReport, Splits, examine_cases
 from engine.data.datasets import DATASETS, DatasetDescription, find_description
 from engine.data.header_checks import format_size
-from engine.runtime.arguments import number
+from engine.runtime.arguments import add_fix_affine_argument, number
 from engine.runtime.errors import OneLineParser, raise_problems, run
+from engine.runtime.warning_lines import merge_warnings, print_warnings
 from load_datasets_transforms import training_pipelines
 
 AXES = ("R-L", "A-P", "I-S")
@@ -53,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--root", metavar="DIR", required=True, help="dataset folder with imagesTr, labelsTr, imagesVal, labelsVal"
     )
     parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
+    add_fix_affine_argument(parser)
     side, size = number(int, 1), "size of training crops, voxels"
     parser.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
     parser.add_argument("--num_workers", type=number(int, 0), default=2, metavar="N", help="cases read in parallel")
@@ -63,16 +65,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Check the dataset, print tables or JSON, and raise all problems together."""
-    description = find_description(args.dataset)
-    splits, unpaired = find_splits(Path(args.root), description, test=True)
+    description = find_description(args.dataset, args.fix_affine)
+    found = find_splits(Path(args.root), description, test=True)
+    splits = {split: part.cases for split, part in found.items()}
     report = examine_cases(splits, description, args.num_workers, full=not args.headers_only)
-    problems = unpaired + report.problems
-    results = {"root": args.root, "voxels_read": not args.headers_only, "problems": problems}
-    results |= summarise(report, splits, description, args.roi_size)
+    problems = [problem for part in found.values() for problem in part.problems] + report.problems
+    warnings = merge_warnings([*(part.warnings for part in found.values()), report.warnings])
+    results = {
+        "root": args.root,
+        "voxels_read": not args.headers_only,
+        "problems": problems,
+        "notes": description.notes,
+        "warnings": [line for lines in warnings.values() for line in lines],
+        **summarise(report, splits, description, args.roi_size),
+    }
     if args.json:
         print(json.dumps(results, indent=2, allow_nan=False))
-    elif report.cases:
-        print(as_text(results))
+    else:
+        for line in description.notes:
+            print(line)
+        if report.cases:
+            print(as_text(results), end="\n\n" if warnings else "\n")
+        print_warnings(warnings)
     raise_problems(problems)
 
 
@@ -93,7 +107,6 @@ def summarise(
     return {
         "dataset": description.to_json(),
         "roi_size": list(roi_size),
-        "warnings": report.warnings,
         "cases": [asdict(case) | {"pad": axes} for case, axes in zip(report.cases, padded, strict=True)],
         "statistics": {name: by_axis(values) for name, values in known.items() if values},
         "padded_cases": sum(map(bool, padded)),
@@ -145,8 +158,6 @@ def as_text(results: dict[str, Any]) -> str:
         rows = [[name, str(voxels[name]), str(cases_with[name])] for name in voxels]
         text.append(table([["class", "voxels", "cases"], *rows]))
     text.append(f"--cache_dir needs at most {results['cache_bytes'] / 1e9:.3g} GB")
-    if results["warnings"]:
-        text.append("\n".join(f"warning: {warning}" for warning in results["warnings"]))
     return "\n\n".join(text)
 
 

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.data.cases import pair_cases
+from engine.data.cases import pair_cases, validation_folder
 from engine.data.crops import PadToSized
 from engine.data.datasets import DatasetDescription
 from engine.data.load_volume import Pipeline
@@ -93,7 +93,7 @@ def choose_features(network: SegmentationNetwork, of: str, path: str) -> tuple[F
 
 def load_crops(root: Path, count: int, description: DatasetDescription, roi_size: tuple[int, ...]) -> list[Tensor]:
     """Load the central crops (1, channels, *roi_size) of up to ``count`` validation images, padded as in training."""
-    cases = pair_cases(root / "imagesVal", None, len(description.channels))[:count]
+    cases = pair_cases(validation_folder(root, "images"), None, len(description.channels), description.endings)[:count]
     crop = [PadToSized(["image"], roi_size), CenterSpatialCropd("image", roi_size)]
     transforms = Pipeline([*test_pipeline(description).transforms, *crop])
     samples = CasesToPredict(cases, transforms, description)

@@ -1,29 +1,31 @@
 """Examination of one case: properties of its files, and all problems in them."""
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation, Spacing
 from numpy.typing import NDArray
 
 from engine.data.cases import Case
-from engine.data.datasets import DatasetDescription
+from engine.data.datasets import DatasetDescription, LabelValues
 from engine.data.header_checks import (
     FileHeader,
     Grid,
     compare_grids,
-    problems_of,
     read_headers,
+    review_headers,
 )
+from engine.data.intensity_checks import check_intensities, fill_nan, measure_channels
+from engine.data.labels import to_classes
 from engine.data.nifti import read_voxels, turn_to_ras
 from engine.runtime.errors import InputError, raise_problems
+from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
 
-MOST_SATURATED = 0.5  # share of the voxels in the foreground box
-LARGEST_FLOAT32 = np.finfo(np.float32).max  # the pipelines compute in float32; no NaN compares below it
-LISTED = 5  # invalid label values that a message lists
 CHUNK = 2**22  # voxels hashed at a time
 
 
@@ -38,14 +40,14 @@ class CaseReport:
         split: "training", "validation" or "test".
         files: paths of the images, then of the label, if any.
         problems: one line each.
-        warnings: one line each.
+        warnings: lines by kind.
         shape: voxels along the three axes.
         spacing: voxel size, mm.
         resampled_shape: shape at the dataset's spacing.
         cropped_shape: estimated shape after the foreground crop, accurate to one voxel of the file at each end.
         voxels_by_class: number of the label file's voxels by class name.
-        share_low, share_high: shares of the voxels in the foreground box at or below the low end of the intensity
-            window and at or above its high end; also None without a window.
+        resampled_voxels_by_class: the same after resampling; None also if that is no coarser than the file.
+        share_low, share_high: as in ``Measures``.
         digest: digest of the images' voxels, independent of data type and compression.
     """
 
@@ -53,12 +55,13 @@ class CaseReport:
     split: str
     files: list[str]
     problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: Warnings = field(default_factory=dict)
     shape: list[int] | None = None
     spacing: list[float] | None = None
     resampled_shape: list[int] | None = None
     cropped_shape: list[int] | None = None
     voxels_by_class: dict[str, int] | None = None
+    resampled_voxels_by_class: dict[str, int] | None = None
     share_low: float | None = None
     share_high: float | None = None
     digest: str | None = None
@@ -73,6 +76,10 @@ class CaseReport:
         """Shape of the volume that crops are drawn from, as far as it is known."""
         return self.cropped_shape or self.resampled_shape
 
+    def warn(self, kind: str, line: str) -> None:
+        """Add a warning."""
+        self.warnings.setdefault(kind, []).append(f"{self.name}: {line}")
+
 
 def examine_case(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
     """Examine a case: its properties, problems and warnings.
@@ -85,7 +92,7 @@ def examine_case(case: Case, split: str, description: DatasetDescription, full: 
     """
     headers = read_headers(case, description)
     report = CaseReport(case["id"], split, [header.path for header in headers])
-    report.problems = problems_of(headers)
+    report.problems, report.warnings = review_headers(headers, description.fix_affine)
     grid = headers[0].grid
     if grid is not None:
         turned = grid.turn_to_ras()
@@ -96,73 +103,86 @@ def examine_case(case: Case, split: str, description: DatasetDescription, full: 
         comparable = not report.problems
         if "label" in case:
             *headers, label = headers
+            if description.fix_affine:
+                label = label._replace(grid=grid)
             _examine_label(report, label, description)
         _examine_images(report, headers, grid if comparable else None, description)
     return report
 
 
-def read_checked_label(case: Case, description: DatasetDescription) -> NDArray[np.uint8]:
-    """Read and check the label map (X, Y, Z) of a case.
+def read_checked_label(case: Case, description: DatasetDescription) -> tuple[NDArray[np.uint8], Warnings]:
+    """Read and check the label map of a case.
 
     Args:
         case: "image" and "label".
         description: expected channels and classes.
+    Returns: class indices (X, Y, Z), and warnings about the label.
     Raises:
         InputError: one line per problem: an unreadable file, a grid that differs from the image's, undeclared values.
     """
     image, *_, label = read_headers(case, description)
-    voxels, found = _read_checked(label, lambda voxels: check_classes(voxels, len(description.classes)))
-    raise_problems([*label.problems, *compare_grids([image, label]), *found])
-    assert voxels is not None
-    return voxels.astype(np.uint8)
+    classes, found = _read_classes(label, description.labels)
+    different, warnings = compare_grids([image, label], description.fix_affine)
+    raise_problems([*label.problems, *different, *found])
+    assert classes is not None
+    return classes, merge_warnings([collect_warnings([label.warnings]), warnings])
 
 
-def check_intensities(voxels: NDArray[Any]) -> list[str]:
-    """Check the voxels of an image, and return their problem, if any."""
-    if voxels.dtype.kind != "f" or (finite := np.abs(voxels) <= LARGEST_FLOAT32).all():
-        return []
-    return [f"found {np.count_nonzero(~finite)} NaN or infinite voxels, expected finite intensities (in float32)"]
-
-
-def check_classes(voxels: NDArray[Any], classes: int) -> list[str]:
-    """Check the voxels of a label map, and return their problem, if any: values other than 0, 1, ..., classes - 1."""
-    with np.errstate(invalid="ignore"):
-        whole = voxels.astype(np.uint8)
-    wrong = (whole != voxels) | (whole >= classes)
-    if not wrong.any():
-        return []
-    values = np.unique(voxels[wrong])
-    found = ", ".join(f"{value:g}" for value in values[:LISTED])
-    more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
-    return [f"found label values {found}{more}, expected whole numbers from 0 to {classes - 1}"]
-
-
-def _read_checked(
-    header: FileHeader, check: Callable[[NDArray[Any]], list[str]]
-) -> tuple[NDArray[Any] | None, list[str]]:
-    """Read and check the voxels of a file; returns None for them if header or voxels have a problem."""
+def _read(header: FileHeader) -> tuple[NDArray[Any] | None, list[str]]:
+    """Read the voxels of a file, or the problem in doing so; None without a line if the header has a problem."""
     if header.problems:
         return None, []
     try:
-        voxels = read_voxels(header.path)
+        return read_voxels(header.path), []
     except InputError as error:
         return None, [str(error)]
-    found = [f"{header.path}: {problem}" for problem in check(voxels)]
-    return (None if found else voxels), found
+
+
+def _read_classes(header: FileHeader, labels: LabelValues) -> tuple[NDArray[np.uint8] | None, list[str]]:
+    """Read a label map as class indices; None if header or voxels have a problem."""
+    voxels, problems = _read(header)
+    if voxels is None:
+        return None, problems
+    classes, found = to_classes(voxels, labels)
+    return None if found else classes, [f"{header.path}: {problem}" for problem in found]
 
 
 def _examine_label(report: CaseReport, header: FileHeader, description: DatasetDescription) -> None:
-    names = description.classes
-    voxels, found = _read_checked(header, lambda voxels: check_classes(voxels, len(names)))
+    classes, found = _read_classes(header, description.labels)
     report.problems += found
-    if voxels is None:
+    if classes is None:
         return
-    counts = np.zeros(len(names), np.int64)
-    for slab in np.moveaxis(voxels, -1, 0):  # slice by slice: bincount needs eight bytes per voxel
-        counts += np.bincount(slab.astype(np.uint8).ravel(), minlength=len(names))
-    report.voxels_by_class = {name: int(count) for name, count in zip(names, counts, strict=True)}
-    if not any(counts[1:]):
-        report.warnings.append(f"{report.name}: found no labelled voxel in {header.path}")
+    report.voxels_by_class = counts = count_classes(classes, description.classes)
+    if not any(list(counts.values())[1:]):
+        report.warn("unlabelled", f"found no labelled voxel in {header.path}")
+    if header.grid is None or not np.any(np.greater(description.spacing, header.grid.turn_to_ras().spacing)):
+        return
+    resampled = resample_label(classes, header.grid, description.spacing)
+    report.resampled_voxels_by_class = left = count_classes(resampled, description.classes)
+    if vanished := [f"{name} ({count} voxels)" for name, count in counts.items() if count and not left[name]]:
+        report.warn("vanished", f"found {', '.join(vanished)}, of which resampling leaves nothing")
+
+
+def count_classes(classes: NDArray[np.uint8], names: Sequence[str]) -> dict[str, int]:
+    """Count the voxels of each class in a label map (X, Y, Z)."""
+    counts = np.zeros(256, np.int64)
+    for slab in np.moveaxis(classes, -1, 0):  # slice by slice: bincount needs eight bytes per voxel
+        counts += np.bincount(slab.ravel(), minlength=256)
+    return {name: int(counts[index]) for index, name in enumerate(names)}
+
+
+def resample_label(classes: NDArray[np.uint8], grid: Grid, spacing: Sequence[float]) -> NDArray[np.uint8]:
+    """Resample a label map (X, Y, Z) as the pipelines do.
+
+    Args:
+        classes: label map.
+        grid: its grid.
+        spacing: new voxel size along right-left, anterior-posterior and inferior-superior, mm.
+    """
+    volume = MetaTensor(torch.from_numpy(classes)[None], affine=torch.from_numpy(grid.affine))
+    turned = Orientation(axcodes="RAS", labels=None)(volume)
+    resampled = Spacing(spacing, mode="nearest", dtype=np.float32)(turned)
+    return resampled.numpy()[0].astype(np.uint8)
 
 
 def _examine_images(
@@ -170,15 +190,19 @@ def _examine_images(
 ) -> None:
     volumes = []
     for header in headers:
-        voxels, found = _read_checked(header, check_intensities)
-        report.problems += found
+        voxels, found = _read(header)
         if voxels is not None:
+            found = [f"{header.path}: {line}" for line in check_intensities(voxels, description.nan_is_minimum)]
+        report.problems += found
+        if voxels is not None and not found:
             volumes.append(voxels)
     if len(volumes) < len(headers):
         return
     report.digest = _digest(volumes)
     if grid is not None:
         channels = [volume[(..., *channel)] for volume in volumes for channel in np.ndindex(volume.shape[3:])]
+        if missing := sum(fill_nan(channel) for channel in channels):
+            report.warn("nan", f"found {missing} NaN voxels, which stand for the minimum")
         _measure(report, [turn_to_ras(channel, grid.affine) for channel in channels], description)
 
 
@@ -193,37 +217,17 @@ def _digest(volumes: Sequence[NDArray[Any]]) -> str:
 
 
 def _measure(report: CaseReport, channels: Sequence[NDArray[Any]], description: DatasetDescription) -> None:
-    """Measure foreground box, saturation and constant channels; the channels (X, Y, Z) are in RAS axis order."""
-    for name, channel in zip(description.channels, channels, strict=True):
-        if channel.min() == channel.max():
-            which = f" of channel {name}" if len(channels) > 1 else ""
-            report.warnings.append(f"{report.name}: found {channel.max():g} in every voxel{which}")
-    low, high = description.window or (-math.inf, math.inf)
-    above = np.any([channel > max(low, channel.min()) for channel in channels], axis=0)
-    box = _bounding_box(above)
+    """Measure the channels (X, Y, Z), in RAS axis order, of a case with a known grid."""
+    measures = measure_channels(channels, description)
+    report.share_low, report.share_high = measures.share_low, measures.share_high
+    for kind, lines in measures.warnings.items():
+        for line in lines:
+            report.warn(kind, line)
     assert report.spacing is not None
     assert report.resampled_shape is not None
     scale = np.divide(report.spacing, description.spacing)
     # Interpolation ends the foreground between its last voxel and the next one: half way, on average.
-    first = np.ceil(([part.start - 0.5 for part in box]) * scale).clip(min=0)
-    last = np.minimum(np.floor([part.stop - 0.5 for part in box] * scale), np.subtract(report.resampled_shape, 1))
+    first = np.ceil(([part.start - 0.5 for part in measures.box]) * scale).clip(min=0)
+    ends = np.floor([part.stop - 0.5 for part in measures.box] * scale)
+    last = np.minimum(ends, np.subtract(report.resampled_shape, 1))
     report.cropped_shape = [int(side) for side in (last - first + 1).clip(min=1)]
-    if description.window is None:
-        return
-    inside = [channel[box] for channel in channels]
-    total = sum(channel.size for channel in inside)
-    report.share_low = sum(np.count_nonzero(channel <= low) for channel in inside) / total
-    report.share_high = sum(np.count_nonzero(channel >= high) for channel in inside) / total
-    if report.share_low + report.share_high > MOST_SATURATED:
-        report.warnings.append(
-            f"{report.name}: found {report.share_low:.0%} of the foreground box's voxels at or below {low:g} and "
-            f"{report.share_high:.0%} at or above {high:g}, expected most of them inside that intensity window"
-        )
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Find the smallest box that contains all True voxels; the whole volume if there are none."""
-    if not mask.any():
-        return tuple(slice(0, side) for side in mask.shape)
-    places = (np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in places)

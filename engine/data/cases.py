@@ -1,13 +1,14 @@
 """Cases: volumes of a dataset folder, found and paired by id."""
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from engine.data.datasets import DatasetDescription
+from engine.data.folders import Volumes, group_channels, list_volumes
 from engine.runtime.errors import InputError, raise_problems
+from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings, name_some, print_warnings
 
 
 class Case(TypedDict):
@@ -43,8 +44,22 @@ def case_files(case: Case) -> list[str]:
     return [*image_files(case), case["label"]] if "label" in case else image_files(case)
 
 
+class Found(NamedTuple):
+    """Cases that were found.
+
+    Args:
+        cases: the cases that can be paired, sorted by id.
+        problems: one line each.
+        warnings: lines by kind.
+    """
+
+    cases: list[Case]
+    problems: list[str]
+    warnings: Warnings
+
+
 def find_training_cases(root: Path, description: DatasetDescription) -> tuple[list[Case], list[Case]]:
-    """Find the training and validation cases of a dataset folder, sorted by id.
+    """Find the training and validation cases of a dataset folder, sorted by id, and print a line for each warning.
 
     Args:
         root: folder with imagesTr, labelsTr, imagesVal and labelsVal.
@@ -52,15 +67,16 @@ def find_training_cases(root: Path, description: DatasetDescription) -> tuple[li
     Raises:
         InputError: one line per missing or empty folder, image without a label, label without an image, ...
     """
-    splits, problems = find_splits(root, description)
-    raise_problems(problems)
-    return splits["training"], splits["validation"]
+    splits = find_splits(root, description)
+    print_warnings(merge_warnings(found.warnings for found in splits.values()))
+    raise_problems([problem for found in splits.values() for problem in found.problems])
+    return splits["training"].cases, splits["validation"].cases
 
 
 def find_test_cases(
     root: str | None, images: str | None, labels: str | None, description: DatasetDescription
 ) -> list[Case]:
-    """Find the cases to predict, sorted by id, with their labels if these exist.
+    """Find the cases to predict, sorted by id, with those of their labels that exist; print a line for each warning.
 
     Args:
         root: dataset folder, of which imagesTs or else imagesVal is used.
@@ -76,21 +92,33 @@ def find_test_cases(
     elif root is None:
         raise InputError("--root: found none, expected a dataset folder, or --images with a folder or a file")
     else:
-        image_folder = Path(root, "imagesTs" if os.path.isdir(os.path.join(root, "imagesTs")) else "imagesVal")
+        image_folder = Path(root, "imagesTs")
+        image_folder = image_folder if image_folder.is_dir() else validation_folder(Path(root), "images")
     label_folder = _matching_label_folder(image_folder) if labels is None else Path(labels)
-    return pair_cases(image_folder, label_folder, len(description.channels))
+    found = find_cases(image_folder, label_folder, len(description.channels), description.endings, every_label=False)
+    print_warnings(found.warnings)
+    raise_problems(found.problems)
+    return found.cases
+
+
+def validation_folder(root: Path, kind: str) -> Path:
+    """Return the folder of validation images or labels: imagesVal, or imagesVa as AMOS names it."""
+    short = root / f"{kind}Va"
+    return short if short.is_dir() and not (root / f"{kind}Val").is_dir() else root / f"{kind}Val"
 
 
 def _matching_label_folder(images: Path) -> Path | None:
-    folder = Path(os.path.realpath(images.parent if os.path.isfile(images) else images))
-    labels = folder.with_name(folder.name.replace("images", "labels", 1))
-    return labels if labels != folder and os.path.isdir(labels) else None
+    """Return the folder of labels next to that of the images, or else next to the folder that it links to."""
+    folder = Path(os.path.abspath(images.parent if os.path.isfile(images) else images))
+    for path in (folder, Path(os.path.realpath(folder))):
+        labels = path.with_name(path.name.replace("images", "labels", 1))
+        if labels != path and labels.is_dir():
+            return labels
+    return None
 
 
-def find_splits(
-    root: Path, description: DatasetDescription, test: bool = False
-) -> tuple[dict[str, list[Case]], list[str]]:
-    """Find the cases of a dataset folder by split: those that can be paired, and one line per problem.
+def find_splits(root: Path, description: DatasetDescription, test: bool = False) -> dict[str, Found]:
+    """Find the cases of a dataset folder by split.
 
     Args:
         root: dataset folder.
@@ -98,100 +126,70 @@ def find_splits(
         test: whether to find test cases as well, which may be missing or have no labels.
     """
     if not os.path.isdir(root):
-        return {}, [f"--root: {root} not found, expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"]
-    folders = {"training": "Tr", "validation": "Val"}
-    if test and os.path.isdir(root / "imagesTs"):
-        folders["test"] = "Ts"
-    splits, problems = {}, []
-    for split, part in folders.items():
-        images, labels = root / f"images{part}", root / f"labels{part}"
-        labelled = split != "test" or os.path.isdir(labels)
-        splits[split], found = find_cases(images, labels if labelled else None, len(description.channels))
-        problems += found
-    return splits, problems
+        expected = "expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"
+        return {"training": Found([], [f"--root: {root} not found, {expected}"], {})}
+    channels, endings = len(description.channels), description.endings
+    folders = {
+        "training": (root / "imagesTr", root / "labelsTr"),
+        "validation": (validation_folder(root, "images"), validation_folder(root, "labels")),
+    }
+    splits = {split: find_cases(*pair, channels, endings) for split, pair in folders.items()}
+    images, labels = root / "imagesTs", root / "labelsTs"
+    if test and os.path.isdir(images):
+        known = labels if os.path.isdir(labels) else None
+        splits["test"] = find_cases(images, known, channels, endings, every_label=False)
+    return splits
 
 
-def pair_cases(images: Path, labels: Path | None, channels: int = 1) -> list[Case]:
+def pair_cases(images: Path, labels: Path | None, channels: int = 1, endings: Sequence[str] = ()) -> list[Case]:
     """Find cases as ``find_cases`` does, and raise its problems.
 
     Raises:
         InputError: one line per problem.
     """
-    cases, problems = find_cases(images, labels, channels)
-    raise_problems(problems)
-    return cases
+    found = find_cases(images, labels, channels, endings)
+    raise_problems(found.problems)
+    return found.cases
 
 
-def find_cases(images: Path, labels: Path | None, channels: int = 1) -> tuple[list[Case], list[str]]:
+def find_cases(
+    images: Path, labels: Path | None, channels: int = 1, endings: Sequence[str] = (), every_label: bool = True
+) -> Found:
     """Find the cases of an image folder (or one image file) and pair them with their labels by id.
 
-    An id is a file's name without .nii or .nii.gz. Channels may be separate files, as in nnU-Net (<id>_0000, <id>_0001,
-    ...). A single channel is read in this form if the labels are named <id>. Several channels are, unless the labels
-    have the same names as the images; then each file is a case, with the channels as its fourth dimension.
+    An id is a file's name without .nii or .nii.gz and without the ending of its channel (``group_channels``).
 
-    Returns: the cases that can be paired, sorted by id (all images, if there are no labels), and one line per problem:
-        missing folders, ids with two files, incomplete channels, images without a label and labels without an image.
+    Args:
+        images: folder or file of images.
+        labels: folder of labels, or None.
+        channels: number of channels.
+        endings: what follows the id in the names of each channel's file, or none.
+        every_label: whether an image without a label is a problem; otherwise it is a case without one.
+    Returns: all cases whose files are known, with problems: missing folders, ids with two files, incomplete channels,
+        images without a label and labels without an image; and warnings: files left out, images without a label.
     """
-    image_files, problems = _volumes(images)
-    label_files, label_problems = _volumes(labels) if labels is not None else ({}, [])
-    problems += label_problems
-    cases, incomplete = _group_channels(image_files, channels, label_files)
-    problems += incomplete.values()
-    if not label_files:
-        return [make_case(name, image) for name, image in sorted(cases.items())], problems
-    known = cases.keys() | incomplete.keys()
-    if known and (without := sorted(known - label_files.keys())):
-        found = ", ".join(without)
-        problems.append(f"{images}: found {found} without a label in {labels}, expected one label per image")
-    if known and not os.path.isfile(images) and (without := sorted(label_files.keys() - known)):
-        found = ", ".join(without)
-        problems.append(f"{labels}: found {found} without an image in {images}, expected one image per label")
-    paired = sorted(cases.keys() & label_files.keys())
-    return [make_case(name, cases[name], label_files[name]) for name in paired], problems
-
-
-def _volumes(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """List the paths of a folder's NIfTI files by id, and the problems; hidden files are skipped."""
-    try:
-        paths = [folder] if folder.is_file() else sorted(folder.iterdir())
-    except FileNotFoundError:
-        return {}, [f"{folder}: not found, expected a folder of .nii.gz or .nii files"]
-    except OSError as error:
-        return {}, [f"{folder}: cannot be read ({error.strerror}), expected a folder of volumes"]
-    volumes: dict[str, str] = {}
-    problems = []
-    for path in paths:
-        name = path.name.removesuffix(".gz")
-        if path.name.startswith(".") or not name.endswith(".nii"):
-            continue
-        if (case := name.removesuffix(".nii")) in volumes:
-            problems.append(f"{path}: found {case} twice, expected either .nii or .nii.gz")
-        volumes.setdefault(case, str(path))
-    if not volumes:
-        problems.append(f"{folder}: found no volume, expected .nii.gz or .nii files")
-    return volumes, problems
-
-
-def _group_channels(
-    volumes: dict[str, str], channels: int, labels: dict[str, str]
-) -> tuple[dict[str, str | list[str]], dict[str, str]]:
-    """Group channel files: the path or paths of each complete case by id, the problem of each incomplete one by id."""
-    groups: dict[str, dict[str, str]] = {}
-    for name, path in volumes.items():
-        case, channel = re.fullmatch(r"(.*?)(_\d{4})?", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]
-        groups.setdefault(case, {})[channel] = path
-    expected = [f"_{channel:04d}" for channel in range(channels)]
-    complete = {case for case, files in groups.items() if sorted(files) == expected}
-    whole = volumes.keys() & labels.keys() if labels else channels == 1
-    if whole or not complete:
-        return dict(volumes), {}
-    incomplete = {}
-    for case in groups.keys() - complete:
-        found = ", ".join(sorted(Path(path).name for path in groups[case].values()))
-        files = f"{channels} files, {case}{expected[0]} to {case}{expected[-1]}"
-        incomplete[case] = f"{case}: found {found}, expected {files}"
-    cases: dict[str, str | list[str]] = {}
-    for case in complete:
-        first, *others = sorted(groups[case].values())
-        cases[case] = [first, *others] if others else first
-    return cases, incomplete
+    volumes = list_volumes(images, skip_predictions=True)
+    labelled = list_volumes(labels, skip_predictions=True) if labels is not None else Volumes({}, [], {})
+    grouped = group_channels(images, volumes.paths, channels, endings, labelled.paths)
+    problems = [*volumes.problems, *labelled.problems, *grouped.problems]
+    warnings = collect_warnings([volumes.warnings, labelled.warnings, grouped.warnings])
+    if not labelled.paths:
+        cases = [make_case(name, image) for name, image in sorted(grouped.complete.items())]
+        return Found(cases, problems, warnings)
+    known = grouped.complete.keys() | grouped.incomplete
+    if known and (without := sorted(known - labelled.paths.keys())):
+        if every_label:
+            found = ", ".join(without)
+            problems.append(f"{images}: found {found} without a label in {labels}, expected one label per image")
+        elif images.is_dir():
+            found = f"{len(without)} of {len(known)} images without a label in {labels} ({name_some(without)})"
+            warnings["no label"] = [f"{images}: found {found}, which are predicted and not scored"]
+    if known and not os.path.isfile(images) and (without := sorted(labelled.paths.keys() - known)):
+        if every_label:
+            found = ", ".join(without)
+            problems.append(f"{labels}: found {found} without an image in {images}, expected one image per label")
+        else:
+            warnings["no image"] = [f"{labels}: found {name_some(without)} without an image in {images}"]
+    wanted = grouped.complete if not every_label else grouped.complete.keys() & labelled.paths.keys()
+    cases = [make_case(name, grouped.complete[name], labelled.paths.get(name)) for name in sorted(wanted)]
+    return Found(cases, problems, warnings)

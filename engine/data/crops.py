@@ -1,11 +1,14 @@
 """Random crops around foreground and background voxels, drawn without scanning the volume."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.transforms import MapTransform, RandCropByPosNegLabeld, SpatialPad, Transform
 from torch import Tensor
+
+from engine.data.labels import IGNORED
 
 FOREGROUND, BACKGROUND = "foreground_counts", "background_counts"
 
@@ -39,16 +42,16 @@ class CountCandidatesd(Transform):
     """Count the candidate centres of crops per row, from which any of them is found later by reading a single row.
 
     A row is a line of voxels along the last axis. Adds "foreground_counts" and "background_counts": the number of
-    candidates up to and including each row, rows in C order.
+    candidates up to and including each row, rows in C order. Ignored voxels are no candidates.
 
     Args:
-        image_key: entry that defines the background: the unlabelled voxels above 0 in any of its channels, or every
-            voxel if the case has neither these nor labelled ones. With None the background is every voxel, labelled or
-            not, as in MONAI for a uint8 label.
+        image_key: entry that defines the background: the unlabelled voxels above 0 in any of its channels. With None
+            the background is every voxel, labelled or not, as in MONAI for a uint8 label. Every voxel of a case without
+            any candidate is background.
     Shape: label (1, D, H, W), image (channels, D, H, W) -> counts (D * H,), int64.
     """
 
-    VERSION = 1
+    VERSION = 2
 
     def __init__(self, image_key: str | None) -> None:
         self.image_key = image_key
@@ -63,10 +66,12 @@ class CountCandidatesd(Transform):
     @staticmethod
     def masks(label: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return foreground and background masks (...) of a label (1, ...) and an image (channels, ...)."""
-        foreground = label.as_subclass(Tensor)[0] != 0
+        classes = label.as_subclass(Tensor)[0]
+        known = classes != IGNORED
+        foreground = known & (classes != 0)
         if image is None:
-            return foreground, torch.ones_like(foreground)
-        return foreground, (image.as_subclass(Tensor) > 0).any(dim=0) & ~foreground
+            return foreground, known
+        return foreground, (image.as_subclass(Tensor) > 0).any(dim=0) & known & ~foreground
 
 
 class Candidates:
@@ -108,14 +113,18 @@ class RandCropByCountsd(RandCropByPosNegLabeld):
         self, label: Any = None, fg_indices: Any = None, bg_indices: Any = None, image: Tensor | None = None
     ) -> None:
         height, width = label.shape[2:]
-        if bg_indices[-1] == label.numel():  # every voxel is background, whatever the image's values
-            image = None
+        everywhere = bool(bg_indices[-1] == label.numel())  # whatever the values of image and label
 
         def read_row(row: int) -> tuple[Tensor, Tensor]:
             plane, line = divmod(row, height)
-            return CountCandidatesd.masks(label[:, plane, line], None if image is None else image[:, plane, line])
+            of_image = None if image is None else image[:, plane, line]
+            foreground, background = CountCandidatesd.masks(label[:, plane, line], of_image)
+            return foreground, torch.ones_like(background) if everywhere else background
 
         # MONAI uses only the length and one item of its lists of indices.
         foreground: Any = Candidates(fg_indices, width, lambda row: read_row(row)[0])
         background: Any = Candidates(bg_indices, width, lambda row: read_row(row)[1])
-        super().randomize(label, foreground, background, image)
+        with warnings.catch_warnings():
+            # One for each case without labels, which the check names in one line.
+            warnings.filterwarnings("ignore", "Num foregrounds")
+            super().randomize(label, foreground, background, image)

@@ -13,6 +13,7 @@ from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
 from engine.runtime.distributed import gather, process_rank, shard
 from engine.runtime.errors import raise_problems
+from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 
 Splits = Mapping[str, Sequence[Case]]  # "training", "validation", "test" -> cases
 
@@ -24,16 +25,16 @@ class DatasetReport:
     Args:
         cases: reports on the cases, in the order of the splits.
         problems: problems of single cases, and of several cases together, one line each.
-        warnings: warnings about single cases, and about several cases together, one line each.
+        warnings: warnings about single cases, and about several cases together, one line each, by kind.
     """
 
     cases: list[CaseReport]
     problems: list[str]
-    warnings: list[str]
+    warnings: Warnings
 
 
 def check_cases(splits: Splits, description: DatasetDescription, workers: int, full: bool) -> None:
-    """Examine all cases, print their warnings, one line each, and raise an error if there is any problem.
+    """Examine all cases, print one line for each kind of warning, and raise an error if there is any problem.
 
     Each process examines its shard of the cases, and all processes raise the problems that any of them found.
 
@@ -42,9 +43,7 @@ def check_cases(splits: Splits, description: DatasetDescription, workers: int, f
         InputError: one line per problem.
     """
     report = examine_cases(splits, description, workers, full)
-    if process_rank() == 0:
-        for warning in report.warnings:
-            print(f"warning: {warning}")
+    print_warnings(report.warnings)
     raise_problems(report.problems)
 
 
@@ -64,9 +63,13 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
         cases = gather(list(bar))
     problems = [problem for case in cases for problem in case.problems]
     leaks, duplicates = _find_shared_images(cases)
-    warnings = [warning for case in cases for warning in case.warnings]
-    missing = _find_missing_classes(cases, description) if full else []
-    return DatasetReport(cases, problems + leaks, [*warnings, *duplicates, *_find_shared_ids(cases), *missing])
+    of_several = {
+        "duplicates": duplicates,
+        "shared ids": list(_find_shared_ids(cases)),
+        "missing classes": _find_missing_classes(cases, description) if full else [],
+    }
+    warnings = merge_warnings([*(case.warnings for case in cases), of_several])
+    return DatasetReport(cases, problems + leaks, warnings)
 
 
 def _examine(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:

@@ -1,47 +1,114 @@
-"""Dataset descriptions: what the pipelines need to know of a dataset, the JSON form, and the five of the paper."""
+"""Dataset descriptions: what the pipelines need to know of a dataset, and the five of the paper."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from engine.runtime.errors import InputError
 
-MAX_CLASSES = 256  # label maps are kept and written as uint8
 LARGEST = 1e9  # bound of spacings in mm and of intensities; NaN and infinity are not below it
+IGNORE = "ignore"  # name of a label that is no class, as in nnU-Net
+
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """Values that stand for each class in the label maps of a dataset.
+
+    Args:
+        classes: values of each class, the background first. Predictions are written with a class's first value.
+        ignored: values of voxels whose class is unknown.
+    """
+
+    VERSION = 1
+
+    classes: tuple[tuple[int, ...], ...]
+    ignored: tuple[int, ...] = ()
+
+    @classmethod
+    def consecutive(cls, count: int) -> Self:
+        """Return the values 0, 1, ..., count - 1, one per class."""
+        return cls(tuple((value,) for value in range(count)))
+
+    def __str__(self) -> str:
+        """List the values; those from 0 on without a gap as a range."""
+        values = sorted([*(value for values in self.classes for value in values), *self.ignored])
+        if values == list(range(len(values))):
+            return f"whole numbers from 0 to {values[-1]}"
+        return ", ".join(map(str, values))
 
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """Description of one dataset.
+    """Description of one dataset; ``engine.data.description_file`` has its JSON form.
 
     Args:
         name: name of the dataset.
         modality: "CT", "MRI", ... or "" if it is not given; information for readers only.
-        classes: class names, in order of their label values from 0 (background).
+        classes: class names, the background first.
         spacing: voxel size that volumes are resampled to, mm, along the right-left, anterior-posterior and
             inferior-superior axes.
-        window: intensities mapped to 0 and 1, the rest clipped (Hounsfield units for CT); None for the z-score of each
-            volume.
+        windows: for each channel the intensities mapped to 0 and 1, the rest clipped (Hounsfield units for CT), or None
+            for the z-score of each volume.
         channels: names of the input channels.
+        endings: what follows the id in the name of each channel's file; none for _0000, _0001, ... or one file.
+        labels: values of the classes in files.
+        regions: names of further structures that are scored, each a union of classes, with the indices of these.
+        nan_is_minimum: whether NaN in an image stands for the minimum of its channel; otherwise it is an error.
+        fix_affine: whether the affine of an image also holds for its other channels and its label, if their shape is
+            the same. Not part of the JSON form: a flag asks for it, each time.
+        origin: a line on what was taken from a description of another program, if it was one.
     """
 
     name: str
     modality: str
     classes: tuple[str, ...]
     spacing: tuple[float, float, float]
-    window: tuple[float, float] | None
+    windows: tuple[Window | None, ...]
+    labels: LabelValues
     channels: tuple[str, ...] = ("image",)
+    endings: tuple[str, ...] = ()
+    regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    nan_is_minimum: bool = False
+    fix_affine: bool = False
+    origin: str = field(default="", compare=False)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a run should say of the description, one line each."""
+        nan = "images: NaN stands for the minimum of its channel, as the description says"
+        return [*([self.origin] if self.origin else []), *([nan] if self.nan_is_minimum else [])]
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Everything that is scored, foreground classes and then regions: indices of classes by name."""
+        return {name: (index,) for index, name in enumerate(self.classes) if index} | dict(self.regions)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain values, in the form that ``from_json`` reads; an empty modality is left out."""
+        """Convert to plain values, in the form that ``from_json`` reads; optional fields without content are left out.
+
+        Former descriptions have the same form as in earlier versions, with which resumed runs and folders of
+        predictions compare them.
+        """
+        names = [*self.classes, IGNORE] if self.labels.ignored else self.classes
+        values = [*self.labels.classes, self.labels.ignored] if self.labels.ignored else self.labels.classes
+        rules = [{"zscore": True} if window is None else {"window": list(window)} for window in self.windows]
+        optional = {
+            "regions": {name: [self.classes[index] for index in members] for name, members in self.regions},
+            "nan": "minimum" if self.nan_is_minimum else "",
+        }
         return {
             "name": self.name,
             **({"modality": self.modality} if self.modality else {}),
-            "labels": {name: value for value, name in enumerate(self.classes)},
+            "labels": {
+                name: list(merged) if len(merged) > 1 else merged[0] for name, merged in zip(names, values, strict=True)
+            },
             "spacing": list(self.spacing),
-            "intensity": {"zscore": True} if self.window is None else {"window": list(self.window)},
-            "channels": list(self.channels),
+            "intensity": rules[0] if len(set(self.windows)) == 1 else dict(zip(self.channels, rules, strict=True)),
+            "channels": dict(zip(self.channels, self.endings, strict=True)) if self.endings else list(self.channels),
+            **{name: value for name, value in optional.items() if value},
         }
 
     @classmethod
@@ -49,53 +116,21 @@ class DatasetDescription:
         """Check a JSON object and build the description.
 
         Args:
-            values: the object; ``modality`` and ``channels`` are optional (default: none, one channel).
+            values: the object.
             source: name of the file, for messages.
         Raises:
-            InputError: the object is invalid; names the source, the field, what was found and what was expected.
+            InputError: one line per problem, with the source, the field, what was found and what was expected.
         """
-        required, optional = {"name", "labels", "spacing", "intensity"}, {"channels", "modality"}
-        if not isinstance(values, dict) or not required <= set(values) <= required | optional:
-            found = ", ".join(map(json.dumps, values)) if isinstance(values, dict) else type(values).__name__
-            fields = [*sorted(required), *(f"[{name}]" for name in sorted(optional))]
-            raise InputError(f"{source}: found {found}, expected the fields {', '.join(fields)}")
+        from engine.data.description_file import parse_description  # imports pydantic, which --help does not need
 
-        def expect(field: str, fine: bool, expected: str) -> None:
-            if not fine:
-                raise InputError(f"{source}: {field}: found {json.dumps(values.get(field))}, expected {expected}")
-
-        expect("name", _is_name(values["name"]), "some text")
-        expect("modality", "modality" not in values or _is_name(values["modality"]), "some text")
-        labels, spacing, intensity = values["labels"], values["spacing"], values["intensity"]
-        consecutive = (
-            isinstance(labels, dict)
-            and all(_is_name(name) and type(value) is int for name, value in labels.items())
-            and sorted(labels.values()) == list(range(len(labels)))
-        )
-        expected = f"two to {MAX_CLASSES} class names with the values 0 (background), 1, 2, ..."
-        expect("labels", consecutive and 2 <= len(labels) <= MAX_CLASSES, expected)
-        expect("spacing", _are_numbers(spacing, 3) and min(spacing) > 0, "three positive numbers, in mm")
-        zscore = isinstance(intensity, dict) and intensity == {"zscore": True}
-        window = None if zscore or not isinstance(intensity, dict) else intensity.get("window")
-        windowed = window is not None and len(intensity) == 1 and _are_numbers(window, 2) and window[0] < window[1]
-        expect("intensity", zscore or windowed, '{"zscore": true} or {"window": [low, high]}')
-        channels = values.get("channels", ["image"])
-        named = isinstance(channels, list) and channels and all(map(_is_name, channels))
-        expect("channels", bool(named) and len(set(channels)) == len(channels), "a list of different channel names")
-        return cls(
-            name=values["name"],
-            modality=values.get("modality", ""),
-            classes=tuple(sorted(labels, key=labels.__getitem__)),
-            spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-            window=None if window is None else (float(window[0]), float(window[1])),
-            channels=tuple(channels),
-        )
+        return cls(**parse_description(values, source))
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a JSON file; InputError if it cannot be read or does not describe a dataset."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            # In UTF-8, -16 or -32, with or without a byte-order mark.
+            values = json.loads(path.read_bytes(), object_pairs_hook=_refuse_repetitions)
         except OSError as error:
             raise InputError(f"--dataset: {path} cannot be read ({error.strerror}), expected a JSON file") from error
         except (ValueError, RecursionError) as error:
@@ -103,46 +138,54 @@ class DatasetDescription:
         return cls.from_json(values, str(path))
 
 
-def _is_name(value: Any) -> bool:
-    """Check that a value is text that can be printed in one line and written to any file."""
-    return isinstance(value, str) and value != "" and value.isprintable()
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in (int, float) and abs(value) < LARGEST for value in values)
-    )
+def _refuse_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object; ValueError if it has a name twice, of which JSON would keep the last."""
+    names = [name for name, _ in pairs]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{', '.join(map(json.dumps, repeated))} twice in one object")
+    return dict(pairs)
 
 
 AMOS_ORGANS = (
     *("background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "aorta"),
     *("postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate/uterus"),
 )
-CT_SPACING = (1.5, 1.5, 2.0)
 SOFT_TISSUE = (-125.0, 275.0)  # Hounsfield units
+
+
+def _describe(
+    name: str,
+    classes: tuple[str, ...],
+    window: Window,
+    modality: str = "CT",
+    spacing: tuple[float, float, float] = (1.5, 1.5, 2.0),
+) -> DatasetDescription:
+    return DatasetDescription(name, modality, classes, spacing, (window,), LabelValues.consecutive(len(classes)))
+
 
 DATASETS = {
     description.name: description
     for description in (
-        DatasetDescription("amos", "CT", AMOS_ORGANS, CT_SPACING, SOFT_TISSUE),
-        DatasetDescription("amos_mri", "MRI", AMOS_ORGANS[:14], (1.0, 1.0, 1.0), (0.0, 1000.0)),
-        DatasetDescription("kits", "CT", ("background", "kidney", "tumor", "cyst"), CT_SPACING, SOFT_TISSUE),
-        DatasetDescription("pancreas", "CT", ("background", "pancreas", "tumor"), CT_SPACING, SOFT_TISSUE),
-        DatasetDescription("hepatic", "CT", ("background", "hepatic vessel", "tumor"), CT_SPACING, (0.0, 230.0)),
+        _describe("amos", AMOS_ORGANS, SOFT_TISSUE),
+        _describe("amos_mri", AMOS_ORGANS[:14], (0.0, 1000.0), "MRI", (1.0, 1.0, 1.0)),
+        _describe("kits", ("background", "kidney", "tumor", "cyst"), SOFT_TISSUE),
+        _describe("pancreas", ("background", "pancreas", "tumor"), SOFT_TISSUE),
+        _describe("hepatic", ("background", "hepatic vessel", "tumor"), (0.0, 230.0)),
     )
 }
 
 
-def find_description(dataset: str) -> DatasetDescription:
-    """Find the description for ``--dataset``: a name in ``DATASETS``, or the path of a JSON file.
+def find_description(dataset: str, fix_affine: bool = False) -> DatasetDescription:
+    """Find the description for ``--dataset``.
 
+    Args:
+        dataset: a name in ``DATASETS``, or the path of a JSON file.
+        fix_affine: as in ``DatasetDescription``.
     Raises:
         InputError: the value is neither of these, or the file does not describe a dataset.
     """
     if dataset in DATASETS:
-        return DATASETS[dataset]
+        return replace(DATASETS[dataset], fix_affine=fix_affine)
     if Path(dataset).suffix == ".json":
-        return DatasetDescription.read(Path(dataset))
+        return replace(DatasetDescription.read(Path(dataset)), fix_affine=fix_affine)
     raise InputError(f"--dataset: found {dataset!r}, expected {', '.join(DATASETS)} or the path of a .json file")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from engine.data.cases import Case, image_files
 from engine.data.datasets import LARGEST, DatasetDescription
-from engine.data.nifti import open_volume
+from engine.data.nifti import is_gzip, open_volume, unit_of
 from engine.runtime.errors import InputError
+from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
 
 # Headers round their numbers: corners of image and label may differ by this share of a voxel.
 AFFINE_TOLERANCE = 0.1
@@ -59,22 +60,31 @@ class FileHeader(NamedTuple):
         path: path of the file.
         grid: grid of its volumes; None if the header does not define a valid one.
         problems: one line each.
+        warnings: one line by kind.
     """
 
     path: str
     grid: Grid | None
     problems: list[str]
+    warnings: dict[str, str]
 
 
-def problems_of(headers: Sequence[FileHeader]) -> list[str]:
-    """List all problems of a case's headers: those of each header, and differences between their grids."""
-    return [problem for header in headers for problem in header.problems] + compare_grids(headers)
+def review_headers(headers: Sequence[FileHeader], fix_affine: bool) -> tuple[list[str], Warnings]:
+    """Return the problems and warnings of a case's headers: those of each header, and of their grids together.
+
+    Args:
+        headers: headers of the images, then of the label, if any.
+        fix_affine: whether different affines are a warning.
+    """
+    problems, warnings = compare_grids(headers, fix_affine)
+    warnings = merge_warnings([collect_warnings(header.warnings for header in headers), warnings])
+    return [problem for header in headers for problem in header.problems] + problems, warnings
 
 
 def read_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
     """Read the headers of a case's files: images first, then the label, if any."""
     images = read_image_headers(case, description)
-    return [*images, read_header(case["label"])] if "label" in case else images
+    return [*images, read_header(case["label"], fix_affine=description.fix_affine)] if "label" in case else images
 
 
 def read_image_headers(case: Case, description: DatasetDescription) -> list[FileHeader]:
@@ -84,32 +94,79 @@ def read_image_headers(case: Case, description: DatasetDescription) -> list[File
         case: case with its files.
         description: expected channels and spacing.
     """
-    images = image_files(case)
-    volumes = len(description.channels) // len(images)
-    return [read_header(path, volumes, description.spacing) for path in images]
+    first, *others = image_files(case)
+    volumes = len(description.channels) // (1 + len(others))
+    return [
+        read_header(first, volumes, description.spacing),
+        *(read_header(path, volumes, description.spacing, description.fix_affine) for path in others),
+    ]
 
 
-def read_header(path: str, volumes: int = 1, spacing: Sequence[float] | None = None) -> FileHeader:
+def read_header(
+    path: str, volumes: int = 1, spacing: Sequence[float] | None = None, fix_affine: bool = False
+) -> FileHeader:
     """Read the header of a file, and check it.
 
     Args:
         path: path of the file.
         volumes: expected number of volumes: 1, or the number of channels.
         spacing: voxel size that an image is resampled to, mm; None for a label, whose grid is that of the image.
+        fix_affine: whether the affine does not matter, since that of another file counts.
     """
     try:
         image = open_volume(path)
     except InputError as error:
-        return FileHeader(path, None, [str(error)])
+        return FileHeader(path, None, [str(error)], {})
     with np.errstate(all="ignore"):
-        grid_problems = [*_check_shape(image, volumes), *_check_affine(image.affine)]
-        found = [*_check_type(image), *grid_problems]
-        grid = None
-        if not grid_problems:
+        unit = "" if (found := unit_of(image)) == "mm" else f", of a header in {found}"
+        shape = _check_shape(image, volumes, spacing is None)
+        affine = [f"{line}{unit}" for line in _check_affine(image.affine)]
+        problems = [*_check_type(image), *shape, *([] if fix_affine else affine)]
+        grid, warnings = None, {}
+        if not shape and affine and fix_affine:
+            grid, warnings = Grid(image.shape[:3], np.eye(4)), {"affine": f"{affine[0]}; that of the image is used"}
+        elif not shape and not affine:
             grid = Grid(image.shape[:3], np.asarray(image.affine, dtype=np.float64))
-            found += _check_file_size(image, path)
-            found += _check_resampling(grid, spacing) if spacing is not None else []
-    return FileHeader(path, grid, [f"{path}: {problem}" for problem in found])
+        if grid is not None:
+            problems += _check_file_size(image, path)
+        if grid is not None and not affine:
+            resampling = [f"{line}{unit}" for line in _check_resampling(grid, spacing)] if spacing is not None else []
+            problems += resampling
+            warnings = _find_doubts(image, grid, None if resampling else spacing)
+    return FileHeader(
+        path,
+        grid,
+        [f"{path}: {problem}" for problem in problems],
+        {kind: f"{path}: {line}" for kind, line in warnings.items()},
+    )
+
+
+def _find_doubts(image: nib.Nifti1Image, grid: Grid, spacing: Sequence[float] | None) -> dict[str, str]:
+    """Describe what a user may not expect of the position of the voxels, in one line by kind.
+
+    Args:
+        image: the file.
+        grid: its grid.
+        spacing: voxel size that it is resampled to, mm, if it is an image.
+    """
+    doubts, header, tolerance = {}, image.header, AFFINE_TOLERANCE * min(grid.spacing)
+    pixdim = header.get_zooms()[:3]
+    if (unit := unit_of(image)) != "mm":
+        doubts["unit"] = f"found the unit {unit}, converted to voxels of {format_size(grid.spacing)} mm"
+    elif header["sform_code"] > 0 and np.abs(np.subtract(pixdim, grid.spacing)).max() > tolerance:
+        sizes = f"{format_size(grid.spacing)} mm in the sform and {format_size(pixdim)} mm in pixdim"
+        doubts["position"] = f"found voxels of {sizes}; the sform is used"
+    elif header["sform_code"] > 1 and header["qform_code"] > 0:  # with the code 1, ITK uses the sform as well
+        distance = corner_distance(grid, Grid(grid.shape, header.get_qform()))
+        if distance > tolerance:
+            doubts["position"] = f"found corners {distance:.3g} mm apart in sform and qform; the sform is used"
+    if spacing is not None:
+        turned = grid.turn_to_ras()
+        sides = turned.resampled_shape(spacing)
+        if any(after == 1 < before for before, after in zip(turned.shape, sides, strict=True)):
+            size = f"{format_size(turned.shape)} voxels of {format_size(turned.spacing)} mm"
+            doubts["thin"] = f"found {size}, {format_size(sides)} once they are resampled"
+    return doubts
 
 
 def _check_type(image: nib.Nifti1Image) -> list[str]:
@@ -117,13 +174,19 @@ def _check_type(image: nib.Nifti1Image) -> list[str]:
     return [] if kind.kind in "iuf" else [f"found voxels of type {kind}, expected real numbers"]
 
 
-def _check_shape(image: nib.Nifti1Image, volumes: int) -> list[str]:
-    expected = 3 if volumes == 1 else 4
-    if len(image.shape) != expected or image.shape[3:] not in ((), (volumes,)):
-        last = "" if volumes == 1 else f" with {volumes} channels last, or one file per channel"
-        return [f"found {len(image.shape)}D of shape {format_size(image.shape)}, expected a {expected}D volume{last}"]
-    if min(image.shape) < 1:
-        return [f"found shape {format_size(image.shape)}, expected voxels along every axis"]
+def _check_shape(image: nib.Nifti1Image, volumes: int, is_label: bool) -> list[str]:
+    shape = image.shape
+    if len(shape) < 3 or len(shape) > 4:
+        expected = "a 3D volume" if volumes == 1 else f"a 4D volume with {volumes} channels last"
+        return [f"found {len(shape)}D of shape {format_size(shape)}, expected {expected}"]
+    if (found := math.prod(shape[3:])) != volumes:
+        of_file = f"found {found} channel{'s' if found > 1 else ''} (shape {format_size(shape)})"
+        if is_label:
+            return [f"{of_file}, expected a label map of one volume"]
+        more = " channels, in this file or one file each" if volumes > 1 else " channel, as in the description"
+        return [f"{of_file}, expected {volumes}{more}"]
+    if min(shape) < 1:
+        return [f"found shape {format_size(shape)}, expected voxels along every axis"]
     return []
 
 
@@ -146,7 +209,7 @@ def _check_file_size(image: nib.Nifti1Image, path: str) -> list[str]:
     voxels: Any = image.dataobj
     declared = math.prod(image.shape) * image.get_data_dtype().itemsize + int(voxels.offset)
     size = os.path.getsize(path)
-    most, reason = (size * DEFLATE_RATIO, " unpacked at most") if path.endswith(".gz") else (size, "")
+    most, reason = (size * DEFLATE_RATIO, " unpacked at most") if is_gzip(path) else (size, "")
     if declared <= most:
         return []
     return [f"found {size} bytes, {most}{reason}, expected the {declared} that its header declares"]
@@ -164,22 +227,38 @@ def _check_resampling(grid: Grid, spacing: Sequence[float]) -> list[str]:
     ]
 
 
-def compare_grids(headers: Sequence[FileHeader]) -> list[str]:
-    """Report the files whose shape or affine differs from that of the first, one line each."""
-    known = [(header.path, header.grid) for header in headers if header.grid is not None]
-    found = (_compare(*known[0], *other) for other in known[1:])
-    return [problem for problem in found if problem]
+def compare_grids(headers: Sequence[FileHeader], fix_affine: bool) -> tuple[list[str], Warnings]:
+    """Compare the shape and affine of each file with those of the first.
+
+    Args:
+        headers: headers of a case.
+        fix_affine: whether different affines are a warning, since that of the first file is used.
+    Returns: a line for each problem, and the warnings.
+    """
+    known = [header for header in headers if header.grid is not None]
+    problems, lines = [], []
+    for header in known[1:]:
+        first, expected, grid = known[0].path, known[0].grid, header.grid
+        assert expected is not None
+        assert grid is not None
+        if grid.shape != expected.shape:
+            found = f"{header.path}: found shape {format_size(grid.shape)}"
+            problems.append(f"{found}, expected {format_size(expected.shape)} as in {first}")
+        elif "affine" in header.warnings:  # it has no valid one
+            continue
+        elif (distance := corner_distance(expected, grid)) > AFFINE_TOLERANCE * min(expected.spacing):
+            found = f"{header.path}: found an affine that puts corners {distance:.3g} mm away from those of {first}"
+            if fix_affine:
+                lines.append(f"{found}; that of the image is used")
+            else:
+                problems.append(f"{found}, expected the same affine; if the voxels match, use --fix_affine")
+    return problems, {"affine": lines} if lines else {}
 
 
-def _compare(path: str, grid: Grid, other_path: str, other: Grid) -> str:
-    if grid.shape != other.shape:
-        return f"{other_path}: found shape {format_size(other.shape)}, expected {format_size(grid.shape)} as in {path}"
+def corner_distance(grid: Grid, other: Grid) -> float:
+    """Return the largest distance between the same corners of two grids of one shape, mm."""
     corners = np.array([(*corner, 1) for corner in product(*((0, side - 1) for side in grid.shape))])
-    distance = np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max()
-    if distance > AFFINE_TOLERANCE * min(grid.spacing):
-        found = f"an affine that puts corners {distance:.3g} mm away from those of {path}"
-        return f"{other_path}: found {found}, expected the same affine"
-    return ""
+    return float(np.linalg.norm(corners @ (grid.affine - other.affine).T, axis=1).max())
 
 
 def format_size(sides: Sequence[float]) -> str:

@@ -1,9 +1,12 @@
-"""Reading and writing of NIfTI files on their native grid."""
+"""Reading and writing of NIfTI files.
+
+What a file says about the position of its voxels is read by one rule, here (docs/data.md, "Geometry").
+"""
 
 import gzip
 import logging
+import os
 import zlib
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -13,26 +16,56 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from engine.runtime.errors import InputError
-from engine.runtime.files import write_whole
 
 UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
+UNITS = {1: "metres", 3: "microns"}  # by their code in xyzt_units; as for ITK, all others count as mm
+MM = {"mm": 1.0, "metres": 1000.0, "microns": 0.001}
 
 # nibabel logs what it repairs and what it refuses; here a refusal is an InputError, which names the file.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
+class _NormalisedQuaternion:
+    """Header that divides a quaternion longer than 1 by its length, as ITK does; nibabel refuses it."""
+
+    def get_qform_quaternion(self: Any) -> Any:
+        vector = np.array([self[f"quatern_{axis}"] for axis in "bcd"], np.float64)
+        length = np.linalg.norm(vector)
+        return [0, *vector / length] if length > 1 else nib.Nifti1Header.get_qform_quaternion(self)
+
+
+class _Nifti1Header(_NormalisedQuaternion, nib.Nifti1Header):
+    pass
+
+
+class _Nifti2Header(_NormalisedQuaternion, nib.Nifti2Header):
+    pass
+
+
+class _Nifti1Image(nib.Nifti1Image):
+    header_class = _Nifti1Header
+
+
+class _Nifti2Image(nib.Nifti2Image):
+    header_class = _Nifti2Header
+
+
+def is_gzip(path: str) -> bool:
+    """Check whether a file's name says that it is compressed."""
+    return path.lower().endswith(".gz")
+
+
 def open_volume(path: str) -> nib.Nifti1Image:
     """Open a NIfTI-1 or NIfTI-2 file; its voxels are read on access.
+
+    Axes of length 1 after the third are dropped, and the affine is in mm, whatever the file's unit.
 
     Raises:
         InputError: the file cannot be read, or has another format.
     """
     try:
         with np.errstate(all="ignore"):
-            image = nib.load(path)
-            if not isinstance(image, nib.Nifti1Image):
-                raise ImageFileError("not a NIfTI file")
-            return image
+            return _simplify(_open_file(path))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
@@ -44,13 +77,38 @@ def open_checked(path: str) -> nib.Nifti1Image:
         InputError: the file cannot be read, has another format, or is damaged. Only .gz files have a checksum.
     """
     image = open_volume(path)
-    if not path.endswith(".gz"):
+    if not is_gzip(path):
         return image
     try:
         with np.errstate(all="ignore"), gzip.open(path) as file:
-            return type(image).from_bytes(file.read())
+            return _simplify(type(image).from_bytes(file.read()))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+
+
+def _open_file(path: str) -> nib.Nifti1Image:
+    if os.path.getsize(path) == 0:
+        raise ImageFileError("it is empty")
+    for kind in (_Nifti1Image, _Nifti2Image):
+        if kind.path_maybe_image(path)[0]:
+            # Not from_filename, which looks for a.nii.gz if the name is a.Nii.gz.
+            return kind.from_file_map(kind.make_file_map({"image": path}))
+    raise ImageFileError("not a NIfTI file")
+
+
+def _simplify(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return an image without axes of length 1 after the third, and with its affine in mm."""
+    shape = (*image.shape[:3], *(side for side in image.shape[3:] if side != 1))
+    scale = MM[unit_of(image)]
+    if shape == image.shape and scale == 1:
+        return image
+    voxels: Any = image.dataobj
+    return type(image)(voxels.reshape(shape), np.diag([scale, scale, scale, 1]) @ image.affine, image.header)
+
+
+def unit_of(image: nib.Nifti1Image) -> str:
+    """Return the unit in which the header of an image's file gives lengths, a key of ``MM``."""
+    return UNITS.get(int(image.header["xyzt_units"]) & 7, "mm")
 
 
 def read_voxels(path: str) -> NDArray[Any]:
@@ -73,19 +131,22 @@ def unreadable(path: str, error: Exception) -> InputError:
     return InputError(f"{path}: cannot be read ({reason}), expected a whole NIfTI file")
 
 
-def save_labels(labels: NDArray[np.uint8], like: str, path: Path) -> None:
-    """Write a label map atomically, with the affine, codes and units of another file.
+def encode_labels(labels: NDArray[Any], like: str) -> bytes:
+    """Encode a label map as a .nii.gz file with the shape, affine, codes and units of another file.
 
     Args:
         labels: label map (X, Y, Z) on the grid of ``like``.
-        like: file of the image that was segmented.
-        path: file to write, .nii.gz.
+        like: file of the image that was segmented; of its axes after the third, those of length 1 are kept.
     """
-    native = open_volume(like)
-    image = type(native)(labels, native.affine, native.header.copy(), dtype=np.uint8)
+    native = _open_file(like)
+    shape = native.shape if native.shape[3:].count(1) == len(native.shape[3:]) else native.shape[:3]
+    image = type(native)(labels.reshape(shape), native.affine, native.header.copy(), dtype=labels.dtype)
+    # A quaternion that was too long is written with the length 1; any other stays the same.
+    for axis, value in zip("bcd", image.header.get_qform_quaternion()[1:], strict=True):
+        image.header[f"quatern_{axis}"] = value
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the image's display window does not apply to labels
-    write_whole(path, lambda file: file.write(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)))
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
 
 
 def turn_to_ras(volume: NDArray[Any], affine: NDArray[np.floating]) -> NDArray[Any]:

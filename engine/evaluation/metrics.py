@@ -1,36 +1,45 @@
-"""Dice per case and class.
+"""Dice per case, class and region.
 
 A class that is absent from both label and prediction has no Dice (NaN) and is left out of the means; absent from only
-one of them, it scores 0. Background is not scored. A mean over cases and classes is the mean of the class means.
+one of them, it scores 0. Background is not scored, nor is any voxel of unknown class. A mean over cases and classes is
+the mean of the class means; regions are unions of classes and not part of it.
 """
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from engine.data.labels import IGNORED
 from engine.runtime.files import write_csv, write_text
 
 
-def dice_by_class(prediction: NDArray[np.integer], label: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
-    """Compute the Dice of each foreground class, 2 |A and B| / (|A| + |B|); NaN for a class in neither map.
+def dice_by_structure(
+    prediction: NDArray[np.integer], label: NDArray[np.integer], structures: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
+    """Compute the Dice of each structure, 2 |A and B| / (|A| + |B|); NaN for a structure in neither map.
 
     Args:
-        prediction, label: label maps of the same shape.
-        classes: number of classes, background included.
-    Shape: (X, Y, Z), (X, Y, Z) -> (classes - 1,).
+        prediction: label map of class indices.
+        label: label map of class indices or ``IGNORED``.
+        structures: indices of the classes of which each structure consists; together all foreground classes.
+    Shape: (X, Y, Z), (X, Y, Z) -> (structures,).
     """
+    classes = 1 + max(max(members) for members in structures)
     confusion = np.zeros((classes, classes), np.int64)
     for true, predicted in zip(label, prediction, strict=True):  # slice by slice, to keep the int64 copies small
-        pairs = true.ravel().astype(np.int64) * classes + predicted.ravel()
+        known = true != IGNORED
+        pairs = true[known].astype(np.int64) * classes + predicted[known]
         confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
+    shared = [confusion[np.ix_(members, members)].sum() for members in structures]
+    sizes = [confusion[[*members]].sum() + confusion[:, [*members]].sum() for members in structures]
     with np.errstate(invalid="ignore"):
-        return (2 * confusion.diagonal() / sizes)[1:]
+        return np.divide(np.multiply(2, shared), sizes)
 
 
 def mean_over_cases(dice: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -52,49 +61,59 @@ class DiceTable:
 
     Args:
         classes: names of the foreground classes.
+        regions: names of the regions, whose columns follow.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = list(classes)
+    def __init__(self, classes: Sequence[str], regions: Sequence[str] = ()) -> None:
+        self.classes, self.regions = list(classes), list(regions)
         self.cases: dict[str, NDArray[np.float64]] = {}
 
     def add(self, case: str, dice: NDArray[np.float64]) -> None:
-        """Add the Dice of one case, (classes,)."""
+        """Add the Dice of one case, (classes + regions,)."""
         self.cases[case] = dice
 
-    def class_means(self) -> dict[str, float]:
-        """Map each class name to the mean Dice over the cases that have the class."""
-        return dict(zip(self.classes, mean_over_cases(list(self.cases.values())).tolist(), strict=True))
+    def structure_means(self) -> dict[str, float]:
+        """Map the name of each class and region to the mean Dice over the cases that have it."""
+        means = mean_over_cases(list(self.cases.values())).tolist()
+        return dict(zip([*self.classes, *self.regions], means, strict=True))
 
     def means(self) -> dict[str, float]:
-        """Return the mean of the class means as "mean", and the class means by name."""
-        return {"mean": self.mean(), **self.class_means()}
+        """Return the mean of the class means as "mean", and those of classes and regions by name."""
+        return {"mean": self.mean(), **self.structure_means()}
 
     def mean(self) -> float:
         """Compute the mean of the class means."""
-        return mean_over_classes(mean_over_cases(list(self.cases.values())))
+        return self._mean_over_classes(mean_over_cases(list(self.cases.values())))
+
+    def _mean_over_classes(self, dice: NDArray[np.float64]) -> float:
+        return mean_over_classes(dice[: len(self.classes)])
 
     def _rows(self) -> list[tuple[str, NDArray[np.float64]]]:
         return [*self.cases.items(), ("mean", mean_over_cases(list(self.cases.values())))]
 
     def as_text(self) -> str:
         """Format an aligned table, one row per case and one for the mean; "-" for an absent class."""
-        head = ["case", *self.classes, "mean"]
-        body = [[name, *map(_cell, dice), _cell(mean_over_classes(dice))] for name, dice in self._rows()]
+        head = ["case", *self.classes, *self.regions, "mean"]
+        body = [[name, *map(_cell, dice), _cell(self._mean_over_classes(dice))] for name, dice in self._rows()]
         return tabulate(
             [head, *body], tablefmt="plain", colalign=("left",), colglobalalign="right", disable_numparse=True
         )
 
     def write(self, folder: Path) -> None:
         """Write dice.csv, with an empty cell for an absent class, and dice.json, with null, into ``folder``."""
-        rows = [[name, *map(_plain, dice), _plain(mean_over_classes(dice))] for name, dice in self._rows()]
-        write_csv(folder / "dice.csv", ["case", *self.classes, "mean"], rows)
+        rows = [[name, *map(_plain, dice), _plain(self._mean_over_classes(dice))] for name, dice in self._rows()]
+        write_csv(folder / "dice.csv", ["case", *self.classes, *self.regions, "mean"], rows)
         *cases, (_, mean) = self._rows()
         report = {"mean": self._named(mean), "cases": {name: self._named(dice) for name, dice in cases}}
         write_text(folder / "dice.json", json.dumps(report, indent=2) + "\n")
 
-    def _named(self, dice: NDArray[np.float64]) -> dict[str, float | None]:
-        return {**dict(zip(self.classes, map(_plain, dice), strict=True)), "mean": _plain(mean_over_classes(dice))}
+    def _named(self, dice: NDArray[np.float64]) -> dict[str, Any]:
+        classes, regions = dice[: len(self.classes)], dice[len(self.classes) :]
+        named: dict[str, Any] = dict(zip(self.classes, map(_plain, classes), strict=True))
+        named["mean"] = _plain(mean_over_classes(classes))
+        if self.regions:
+            named["regions"] = dict(zip(self.regions, map(_plain, regions), strict=True))
+        return named
 
 
 def _cell(dice: float) -> str:

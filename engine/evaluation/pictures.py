@@ -1,5 +1,6 @@
 """Matplotlib figures of predictions and masks, for TensorBoard and PNG files."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from engine.data.datasets import DatasetDescription
+from engine.data.intensity_checks import fill_nan
+from engine.data.labels import IGNORED
 from engine.data.nifti import open_volume, read_voxels, turn_to_ras
 from engine.runtime.files import write_whole
 
@@ -33,7 +36,7 @@ def three_planes(
 
     Args:
         image: intensities in RAS axis order.
-        prediction, label: label maps on the image's grid; the label may be None.
+        prediction, label: label maps of class indices on the image's grid; the label may be None.
         classes: class names, background included.
         spacing: voxel size, mm.
         title: title of the figure.
@@ -42,6 +45,7 @@ def three_planes(
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
+    label = None if label is None else np.where(label == IGNORED, 0, label)
     foreground = prediction if label is None or not label.any() else label
     centre = _busiest_planes(foreground)
     low, high = window or np.percentile(image, (1, 99.5))
@@ -70,7 +74,7 @@ def three_planes(
     lines = [Line2D([], [], color="gray", linestyle="solid", label="prediction")]
     lines += [] if label is None else [Line2D([], [], color="gray", linestyle="dashed", label="label")]
     figure.legend(handles=[*names, *lines], loc="outside lower center", ncols=9, frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -91,12 +95,14 @@ def preview(
     """
     native = open_volume(image_path)
     intensities = read_voxels(image_path)
-    image = turn_to_ras(intensities[..., 0] if intensities.ndim == 4 else intensities, native.affine)
+    channel = intensities[..., 0] if intensities.ndim == 4 else intensities
+    fill_nan(channel)
+    image = turn_to_ras(channel, native.affine)
     prediction = turn_to_ras(prediction, native.affine)
     label = None if label is None else turn_to_ras(label, native.affine)
     to_ras = nib.io_orientation(native.affine)[:, 0].argsort()  # the voxel axis along each RAS axis
     spacing = nib.affines.voxel_sizes(native.affine)[to_ras]
-    return three_planes(image, prediction, label, description.classes, spacing, case, description.window)
+    return three_planes(image, prediction, label, description.classes, spacing, case, description.windows[0])
 
 
 def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:
@@ -119,9 +125,16 @@ def mask_slices(masks: dict[str, NDArray[np.floating]]) -> Figure:
     return figure
 
 
+def encode_png(figure: Figure) -> bytes:
+    """Encode a figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    write_whole(path, lambda file: file.write(encode_png(figure)))
 
 
 def _busiest_planes(labels: NDArray[np.integer]) -> list[int]:

@@ -6,9 +6,11 @@ from typing import Any
 from monai.transforms import Compose, Transform
 
 from engine.data.cases import image_files
-from engine.data.nifti import save_labels
-from engine.prediction.finished import prediction_path
+from engine.data.datasets import LabelValues
+from engine.data.labels import to_file_values
+from engine.data.nifti import encode_labels
 from engine.prediction.inversion import to_native_labels
+from engine.prediction.outputs import prediction_path, write_output
 from engine.runtime.errors import InputError
 from engine.runtime.memory import return_freed_memory
 
@@ -43,11 +45,13 @@ class SaveLabelsd(Transform):
 
     Args:
         output: folder of predictions.
+        labels: values of the classes in the file.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: Path, labels: LabelValues) -> None:
+        self.output, self.labels = output, labels
 
     def __call__(self, data: Any) -> Any:
-        save_labels(data["pred"], image_files(data)[0], prediction_path(self.output, data["id"]))
+        voxels = to_file_values(data["pred"], self.labels)
+        write_output(prediction_path(self.output, data["id"]), encode_labels(voxels, image_files(data)[0]))
         return data

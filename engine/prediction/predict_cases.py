@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,15 +18,18 @@ from tqdm import tqdm
 from engine.data.case_checks import read_checked_label
 from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
-from engine.data.header_checks import problems_of, read_image_headers
+from engine.data.header_checks import read_image_headers, review_headers
 from engine.data.loading import case_loader
-from engine.evaluation.metrics import DiceTable, dice_by_class
-from engine.evaluation.pictures import preview, save_png
-from engine.prediction.finished import picture_path, prediction_path, read_prediction
+from engine.evaluation.metrics import DiceTable, dice_by_structure
+from engine.evaluation.pictures import encode_png, preview
+from engine.prediction.finished import read_prediction
+from engine.prediction.outputs import picture_path, prediction_path, write_output
+from engine.prediction.records import record_written
 from engine.prediction.sliding_window import SlidingWindow, predict_logits
 from engine.runtime.distributed import process_rank
 from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
 from engine.runtime.memory import return_freed_memory
+from engine.runtime.warning_lines import Warnings, merge_warnings, name_some, print_warnings
 from networks.base import SegmentationNetwork
 
 Sample = dict[str, Any]  # a case in progress: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
@@ -53,13 +56,15 @@ class Outcome:
 
     Args:
         case: id of the case.
-        dice: Dice of each foreground class; None if the case could not be scored or has no label.
+        dice: Dice of each structure; None if the case could not be scored or has no label.
         failures: one line for each step that failed.
+        warnings: lines by kind.
     """
 
     case: str
     dice: NDArray[np.float64] | None
     failures: tuple[str, ...] = ()
+    warnings: Warnings = field(default_factory=dict)
 
 
 class CasesToPredict(Dataset[Sample | Failure]):
@@ -85,8 +90,10 @@ class CasesToPredict(Dataset[Sample | Failure]):
         return attempt(self._load, self.cases[index])
 
     def _load(self, case: Any) -> Sample:
-        raise_problems(problems_of(read_image_headers(case, self.description)))
-        return self.transforms(case)
+        headers = read_image_headers(case, self.description)
+        problems, warnings = review_headers(headers, self.description.fix_affine)
+        raise_problems(problems)
+        return {**self.transforms(case), "warnings": warnings}
 
 
 @dataclass(frozen=True)
@@ -113,22 +120,22 @@ class Review:
             return Outcome(sample.case, None, (sample.reason,))
         scored = attempt(self._score, sample)
         failures = [scored.reason] if isinstance(scored, Failure) else []
-        label, dice = (None, None) if isinstance(scored, Failure) else scored
+        label, dice, warnings = (None, None, {}) if isinstance(scored, Failure) else scored
         if self.with_pictures and not os.path.exists(picture_path(self.folder, sample["id"])):
             drawn = attempt(partial(self._draw, label), sample, fatal=(DiskError,))
             failures += [drawn.reason] if isinstance(drawn, Failure) else []
-        return Outcome(sample["id"], dice, tuple(failures))
+        return Outcome(sample["id"], dice, tuple(failures), merge_warnings([sample.get("warnings", {}), warnings]))
 
-    def _score(self, sample: Any) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | tuple[None, None]:
-        """Return a case's label map and the Dice of each foreground class; None and None for a case without a label."""
+    def _score(self, sample: Any) -> tuple[NDArray[np.uint8] | None, NDArray[np.float64] | None, Warnings]:
+        """Return a case's label map, the Dice of each structure, and warnings; nothing for a case without a label."""
         if "label" not in sample:
-            return None, None
-        label = read_checked_label(sample, self.description)
-        return label, dice_by_class(sample["pred"], label, len(self.description.classes))
+            return None, None, {}
+        label, warnings = read_checked_label(sample, self.description)
+        return label, dice_by_structure(sample["pred"], label, list(self.description.structures.values())), warnings
 
     def _draw(self, label: NDArray[np.uint8] | None, sample: Any) -> None:
         figure = preview(image_files(sample)[0], sample["pred"], label, self.description, sample["id"])
-        save_png(figure, picture_path(self.folder, sample["id"]))
+        write_output(picture_path(self.folder, sample["id"]), encode_png(figure))
 
 
 def predict_cases(
@@ -195,7 +202,7 @@ def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish:
 def review_finished(cases: Sequence[Case], review: Review) -> list[Outcome]:
     """Review the cases of this process that were predicted by an earlier run."""
     bar = tqdm(cases, "scoring", leave=False, disable=process_rank() != 0 or not cases)
-    read = partial(read_prediction, review.folder)
+    read = partial(read_prediction, review.folder, review.description.labels)
     return [review(attempt(read, case)) for case in bar]
 
 
@@ -237,24 +244,31 @@ def describe_error(case: str, error: BaseException) -> str:
     return f"{case}: {reason}"
 
 
-def report(outcomes: Sequence[Outcome], folder: Path, description: DatasetDescription) -> None:
-    """Print and write the Dice of all cases that have one, and report the number of predictions and the failures.
+def report(outcomes: Sequence[Outcome], kept: Sequence[Case], folder: Path, description: DatasetDescription) -> None:
+    """Print and write the Dice of all cases that have one, and report warnings, the number of predictions and failures.
 
     Args:
         outcomes: outcomes of all cases, in the order of the table; the same in every process.
+        kept: cases whose label maps others have written or changed.
         folder: folder of predictions.
         description: description of the dataset.
     Raises:
         CasesFailed: cases failed; one line per failure.
     """
-    table = DiceTable(description.classes[1:])
+    table = DiceTable(description.classes[1:], [*dict(description.regions)])
     for outcome in outcomes:
         if outcome.dice is not None:
             table.add(outcome.case, outcome.dice)
-    if process_rank() == 0 and table.cases:
-        table.write(folder)
-        print(table.as_text())
-    present = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes)
+    if process_rank() == 0:
+        record_written(folder)
+        if table.cases:
+            table.write(folder)
+            print(table.as_text())
+    print_warnings(merge_warnings(outcome.warnings for outcome in outcomes))
+    if kept:
+        names = name_some([case["id"] for case in kept])
+        print(f"kept without a score, because others have written or changed them (--overwrite replaces them): {names}")
+    present = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes) + len(kept)
     print(f"{present} predictions in {folder}")
     if failures := [line for outcome in outcomes for line in outcome.failures]:
         raise CasesFailed("\n".join(failures))

@@ -143,6 +143,12 @@ def add_window_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_fix_affine_argument(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add the flag for labels without a valid affine, the same in every command."""
+    same = "take the affine of the image for labels and further channels of the same shape"
+    group.add_argument("--fix_affine", action="store_true", help=same)
+
+
 def add_device_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of device and precision, the same in every command."""
     group.add_argument("--gpu", default="0", metavar="DEVICE", help="number of a CUDA device, or cpu")

@@ -24,9 +24,12 @@ from networks.base import SegmentationNetwork
 # Flags that a resumed run must have in common with the run that it continues.
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
-    *("optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
+    *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
 )
-NEWER_FLAGS = {"mask_lr_factor": 1.0}  # flags that older checkpoints lack, and what they amounted to then
+NEWER_FLAGS = {
+    "mask_lr_factor": 1.0,
+    "fix_affine": False,
+}  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cases", "precision", "description"}
 
 
@@ -168,7 +171,7 @@ class TrainingState(Learner):
         if not set(content) >= NEEDED_TO_RESUME:
             raise InputError(f"{flag}: {path} holds no complete training state, expected a last_checkpoint.pth")
         try:
-            self._check_same_run(content)
+            self._check_same_run(content, path)
             load_weights(self.network, content, f"{flag}: {path}", strict=True)
             self.optimizer.load_state_dict(content["optimizer"])
             match_memory_layout(self.optimizer)
@@ -180,17 +183,20 @@ class TrainingState(Learner):
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"{flag}: {path} holds no training state of this version, expected one") from error
 
-    def _check_same_run(self, content: dict[str, Any]) -> None:
+    def _check_same_run(self, content: dict[str, Any], path: Path) -> None:
         arguments = complete_overrides(content["args"].get("network_args") or {}, content)
         saved_flags = {**NEWER_FLAGS, **content["args"], "network_args": arguments or None}
-        raise_problems(
-            [
-                f"--{name}: found {format_value(self.flags[name])}, expected {format_value(saved_flags.get(name))} as "
-                "in the run to resume"
-                for name in MUST_MATCH
-                if saved_flags.get(name) != self.flags[name]
-            ]
-        )
+        differing = [
+            f"--{name}: found {format_value(self.flags[name])}, expected {format_value(saved_flags.get(name))} as in "
+            "the run to resume"
+            for name in MUST_MATCH
+            if saved_flags.get(name) != self.flags[name]
+        ]
+        if differing:
+            weights = f"--pretrain True --pretrained_weights {path}"
+            new = f"a new run, in another --output, starts from its weights with {weights}"
+            differing[-1] += f"; {new}"
+        raise_problems(differing)
         found, saved = (
             processes * arguments["batch_size"]
             for processes, arguments in ((process_count(), self.flags), (content["processes"], content["args"]))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from engine.data.datasets import DatasetDescription
 from engine.data.loading import case_loader
 from engine.evaluation.masks import compute_masks
-from engine.evaluation.metrics import DiceTable, dice_by_class
+from engine.evaluation.metrics import DiceTable, dice_by_structure
 from engine.evaluation.pictures import mask_slices, three_planes
 from engine.prediction.sliding_window import SlidingWindow, predict_logits
 from engine.runtime.distributed import gather, process_rank, share_buffers
@@ -38,6 +38,7 @@ def validate(
         num_workers: processes that load data.
     Returns: a table of all cases, the same in all processes; pictures by name in rank 0, none in the others.
     """
+    structures = list(description.structures.values())
     rows: list[tuple[str, NDArray[np.float64]]] = []
     figures: dict[str, Figure] = {}
     first = process_rank() == 0
@@ -46,7 +47,7 @@ def validate(
     for case in tqdm(case_loader(dataset, num_workers), "validation", leave=False, disable=not first):
         logits = predict_logits(network, case["image"], window)
         prediction, label = logits.argmax(dim=0).cpu().numpy(), case["label"][0].numpy()
-        rows.append((case["id"], dice_by_class(prediction, label, len(description.classes))))
+        rows.append((case["id"], dice_by_structure(prediction, label, structures)))
         if first and not figures:
             image = case["image"][0].numpy()
             figures["validation case"] = three_planes(
@@ -56,7 +57,7 @@ def validate(
         figures["mask M, central slice"] = mask_slices(masks)
     network.train()
     return_freed_memory()  # that of the volumes: training allocates other sizes
-    table = DiceTable(description.classes[1:])
+    table = DiceTable(description.classes[1:], [*dict(description.regions)])
     for name, dice in gather(rows):
         assert name not in table.cases  # each case belongs to one process
         table.add(name, dice)

@@ -203,8 +203,9 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
             raise TypeError(config.network)
         for number in (config.in_chans, config.out_chans, *config.roi_size):
             operator.index(number)  # a TypeError unless it is an integer
-        return config, DatasetDescription.from_json(content["description"], str(path))
+        description = DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{flag}: {path} does not describe its network, expected a checkpoint of main_train"
         ) from error
+    return config, description

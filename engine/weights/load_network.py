@@ -126,13 +126,15 @@ def _adapt(
     path: Path,
 ) -> tuple[NetworkConfig, DatasetDescription]:
     """Apply the flags to a checkpoint's config and description; strict loading refuses later what does not fit."""
-    if description is not None:
-        found = len(description.channels), len(description.classes)
-        if found != (config.in_chans, config.out_chans):
-            raise InputError(
-                f"--dataset: found {found[0]} channels and {found[1]} classes, expected {config.in_chans} and "
-                f"{config.out_chans} as in {path}"
-            )
+    adapted = description or saved
+    found = len(adapted.channels), len(adapted.classes)
+    if found != (config.in_chans, config.out_chans):
+        # Without --dataset, of an earlier version in which "ignore" was the name of a class.
+        of = "--dataset" if description is not None else f"{FLAG}: the dataset of {path}"
+        raise InputError(
+            f"{of}: found {found[0]} channels and {found[1]} classes, expected {config.in_chans} and "
+            f"{config.out_chans} as in {path}"
+        )
     if network not in (None, config.network):  # the checkpoint's arguments are for another network
         config = replace(config, network=network, overrides={})
-    return replace(config, overrides={**config.overrides, **overrides}), description or saved
+    return replace(config, overrides={**config.overrides, **overrides}), adapted

@@ -53,7 +53,8 @@ def test_several_channels_are_files_of_their_own_or_one_4d_file(tmp_path):
 
 def test_missing_channel_is_named(tmp_path):
     images = touch(tmp_path / "images", "a_0000.nii", "a_0001.nii", "b_0001.nii")
-    with pytest.raises(InputError, match=r"b: found b_0001.nii, expected 2 files, b_0000 to b_0001"):
+    expected = r"found 1 file of b \(b_0001.nii\), expected 2 channels as in the description \(b_0000, b_0001\)"
+    with pytest.raises(InputError, match=expected):
         pair_cases(images, None, channels=2)
 
 
@@ -67,7 +68,7 @@ def test_unpaired_ids_are_named(tmp_path):
 def test_everything_unpaired_is_reported_and_the_rest_is_paired(tmp_path):
     images = touch(tmp_path / "images", "a.nii", "b.nii", "c.nii", "c.nii.gz", "d.nii")
     labels = touch(tmp_path / "labels", "c.nii", "d.nii", "e.nii", "e.nii.gz", "f.nii")
-    cases, problems = find_cases(images, labels)
+    cases, problems, _ = find_cases(images, labels)
     assert ids(cases) == ["c", "d"]
     assert [problem.partition(", expected")[0] for problem in problems] == [
         f"{images}/c.nii.gz: found c twice",
@@ -81,21 +82,21 @@ def test_incomplete_channels_are_reported_once_without_their_labels(tmp_path):
     names = ("a_0000", "a_0001", "b_0000", "c_0001", "c_0002", "d_0000", "d_0001")
     images = touch(tmp_path / "images", *(f"{name}.nii" for name in names))
     labels = touch(tmp_path / "labels", *(f"{name}.nii" for name in "abc"))
-    cases, problems = find_cases(images, labels, channels=2)
+    cases, problems, _ = find_cases(images, labels, channels=2)
     assert ids(cases) == ["a"]
     assert sorted(problem.partition(",")[0] for problem in problems) == [
+        f"{images}: found 1 file of b (b_0000.nii)",
+        f"{images}: found 2 files of c (c_0001.nii",
         f"{images}: found d without a label in {labels}",
-        "b: found b_0000.nii",
-        "c: found c_0001.nii",
     ]
 
 
 def test_without_a_label_folder_every_image_is_a_case(tmp_path):
     images = touch(tmp_path / "images", "a.nii")
-    cases, problems = find_cases(images, tmp_path / "labels")
+    cases, problems, _ = find_cases(images, tmp_path / "labels")
     assert ids(cases) == ["a"]
     assert problems == [f"{tmp_path}/labels: not found, expected a folder of .nii.gz or .nii files"]
-    assert find_cases(tmp_path / "none", images)[0] == []
+    assert find_cases(tmp_path / "none", images).cases == []
 
 
 def test_problems_of_both_splits_are_reported_together(boxes):
@@ -108,14 +109,14 @@ def test_problems_of_both_splits_are_reported_together(boxes):
 
 def test_test_cases_are_found_if_there_are_any(boxes):
     amos = find_description("amos")
-    assert list(find_splits(boxes, amos, test=True)[0]) == ["training", "validation"]
+    assert list(find_splits(boxes, amos, test=True)) == ["training", "validation"]
     (boxes / "imagesVal").rename(boxes / "imagesTs")
-    splits, problems = find_splits(boxes, amos, test=True)
-    assert [ids(cases) for cases in splits.values()] == [["box_0", "box_1", "box_2"], [], ["box_8", "box_9"]]
-    assert "label" not in splits["test"][0]
-    assert len(problems) == 1
+    splits = find_splits(boxes, amos, test=True)
+    assert [ids(found.cases) for found in splits.values()] == [["box_0", "box_1", "box_2"], [], ["box_8", "box_9"]]
+    assert "label" not in splits["test"].cases[0]
+    assert [len(found.problems) for found in splits.values()] == [0, 1, 0]
     (boxes / "labelsVal").rename(boxes / "labelsTs")
-    assert "label" in find_splits(boxes, amos, test=True)[0]["test"][0]
+    assert "label" in find_splits(boxes, amos, test=True)["test"].cases[0]
 
 
 def test_transformed_cases_keep_the_paths_of_their_files(boxes):

@@ -6,6 +6,7 @@ import torch
 from monai.transforms import Compose, RandCropByPosNegLabeld
 
 from engine.data.crops import Candidates, CountCandidatesd, PadToSized, RandCropByCountsd
+from engine.data.labels import IGNORED
 
 KEYS, SIZE, SAMPLES = ["image", "label"], (4, 3, 5), 12
 
@@ -47,6 +48,28 @@ def test_a_volume_without_any_candidate_is_background_everywhere():
     centres = [[crop["image"].meta["crop_center"] for crop in transform(case)] for transform in (ours, everywhere)]
     assert centres[0] == centres[1]
     assert len(set(map(str, centres[0]))) > 1
+
+
+@pytest.mark.parametrize("image_key", [None, "image"])
+@pytest.mark.parametrize("ignored", [0.5, 0.999])
+def test_ignored_voxels_are_no_centres(image_key, ignored):
+    case = make_case(1, 0.3)
+    unknown = torch.rand(case["label"].shape, generator=torch.Generator().manual_seed(1)) < ignored
+    case["label"][unknown] = IGNORED
+    size = (1, 1, 1)
+    crops = Compose([CountCandidatesd(image_key), RandCropByCountsd(KEYS, size, 200, image_key)])
+    crops.set_random_state(0)
+    assert not any((crop["label"] == IGNORED).any() for crop in crops(case))
+
+
+@pytest.mark.filterwarnings("ignore:Num foregrounds")
+def test_a_volume_of_ignored_voxels_is_background_everywhere():
+    case = make_case(1, 0.0)
+    case["label"][:] = IGNORED
+    for key in (None, "image"):
+        crops = Compose([CountCandidatesd(key), RandCropByCountsd(KEYS, SIZE, SAMPLES, key)])
+        crops.set_random_state(0)
+        assert len({str(crop["image"].meta["crop_center"]) for crop in crops(dict(case))}) > 1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])

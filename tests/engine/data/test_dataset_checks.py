@@ -23,9 +23,13 @@ BOXES = DatasetDescription.from_json(DESCRIPTION, "test")
 
 
 def examine(root, full, description=BOXES):
-    splits, problems = find_splits(Path(root), description, test=True)
-    assert problems == []
-    return examine_cases(splits, description, 2, full)
+    found = find_splits(Path(root), description, test=True)
+    assert [part.problems for part in found.values()] == [[]] * len(found)
+    return examine_cases({split: part.cases for split, part in found.items()}, description, 2, full)
+
+
+def warnings_of(report):
+    return [line for lines in report.warnings.values() for line in lines]
 
 
 def transfer(root, how, source, target):
@@ -50,7 +54,7 @@ def rewrite_as_float64(source, target):
 @pytest.mark.parametrize("full", [False, True])
 def test_a_valid_dataset_has_no_problems_or_warnings(boxes, full):
     report = examine(boxes, full)
-    assert (report.problems, report.warnings) == ([], [])
+    assert (report.problems, report.warnings) == ([], {})
     assert [case.split for case in report.cases] == ["training"] * 3 + ["validation"] * 2
     assert all((value is None) != full for case in report.cases for name, value in asdict(case).items() if name in FULL)
 
@@ -74,7 +78,7 @@ def test_a_case_in_two_splits_is_a_problem_and_within_one_a_warning(boxes, how, 
     transfer(boxes, how, ("Tr", "box_0"), ("Tr", "box_7"))
     report = examine(boxes, full)
     names = [["imagesTr/box_5", "imagesVal/box_8"], ["imagesTr/box_0", "imagesTr/box_7"]]
-    for lines, files in zip((report.problems, report.warnings), names, strict=True):
+    for lines, files in zip((report.problems, warnings_of(report)), names, strict=True):
         assert len(lines) == (found is not None)
         assert all(found in line and all(name in line for name in files) for line in lines)
     marked = [case.id for case in report.cases if case.problems]
@@ -86,7 +90,7 @@ def test_an_id_in_two_splits_is_a_warning(boxes):
     shutil.copy(boxes / "imagesVal" / "box_8.nii.gz", boxes / "imagesTs" / "box_1.nii.gz")
     report = examine(boxes, full=False)
     assert report.problems == []
-    assert report.warnings == ["box_1: found the same id in training and test, expected different patients"]
+    assert warnings_of(report) == ["box_1: found the same id in training and test, expected different patients"]
 
 
 def test_a_class_absent_from_all_training_cases_is_a_warning(boxes):
@@ -95,10 +99,10 @@ def test_a_class_absent_from_all_training_cases_is_a_warning(boxes):
     )
     label = boxes / "labelsVal" / "box_8.nii.gz"
     write_nifti(label, np.full((36, 28, 18), 3, np.uint8), nib.load(label).affine)
-    assert examine(boxes, True, description).warnings == [
+    assert warnings_of(examine(boxes, True, description)) == [
         "found no voxel of middle in any of 3 training cases, expected every class in some of them"
     ]
-    assert examine(boxes, False, description).warnings == []
+    assert examine(boxes, False, description).warnings == {}
 
 
 def test_a_case_too_large_for_memory_does_not_hide_other_problems(boxes, monkeypatch):
@@ -124,7 +128,7 @@ def test_training_prints_warnings_and_raises_all_the_problems(boxes, capsys, ful
     label = boxes / "labelsTr" / "box_2.nii.gz"
     write_nifti(label, np.full((36, 28, 18), 9, np.uint8), nib.load(label).affine)
     with pytest.raises(InputError) as caught:
-        check_cases(find_splits(boxes, BOXES)[0], BOXES, 0, full)
+        check_cases({split: part.cases for split, part in find_splits(boxes, BOXES).items()}, BOXES, 0, full)
     files = ["imagesTr/box_1", *["labelsTr/box_2"] * full, "labelsVal/box_9"]
     lines = str(caught.value).splitlines()
     assert [line.partition(".nii")[0] for line in lines] == [f"{boxes}/{name}" for name in files]

@@ -18,8 +18,9 @@ from monai.utils import GridSampleMode
 
 from engine.data.cache import first_random
 from engine.data.crops import CountCandidatesd, PadToSized
-from engine.data.datasets import DATASETS
+from engine.data.datasets import DATASETS, LabelValues
 from engine.data.fingerprint import fingerprint
+from engine.data.intensity import ScaleChannelsd
 from engine.data.load_volume import HeaderReader, LoadVolumed
 from load_datasets_transforms import AboveMinimum, training_pipelines
 
@@ -115,13 +116,15 @@ def test_values_that_cannot_be_serialised_are_refused(value):
 
 
 # Classes behind every cache on a user's disk: (VERSION, digest of the source and of all code of the project it uses).
-CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LoadVolumed, PadToSized)
+CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LabelValues, LoadVolumed, PadToSized, ScaleChannelsd)
 TRANSFORMS = {
     "AboveMinimum": (1, "f75341c5ee50914e"),
-    "CountCandidatesd": (1, "0513d92406a5764e"),
-    "HeaderReader": (1, "036bfe5a64b8adf1"),
-    "LoadVolumed": (1, "09c6b9d965097523"),
+    "CountCandidatesd": (2, "5ddbf044b2d68e31"),
+    "HeaderReader": (2, "93bddd123b5a6876"),
+    "LabelValues": (1, "a176e2b6c887119d"),
+    "LoadVolumed": (2, "d7ba88d8d5a0170a"),
     "PadToSized": (1, "1da83426ecaa79ce"),
+    "ScaleChannelsd": (1, "1dee4b9d10415a08"),
 }
 
 

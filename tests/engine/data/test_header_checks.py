@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.data.cases import make_case
 from engine.data.datasets import DatasetDescription
-from engine.data.header_checks import LARGEST_GRID, Grid, problems_of, read_headers
+from engine.data.header_checks import LARGEST_GRID, Grid, read_headers, review_headers
 
 ONE = DatasetDescription.from_json(DESCRIPTION, "test")
 TWO = DatasetDescription.from_json(DESCRIPTION | {"channels": ["T1", "T2"]}, "test")
@@ -39,7 +39,7 @@ def rewrite(path, **fields):
 def check(*files_and_description):
     """Return the problems of an image, or of an image and its label."""
     *files, description = files_and_description
-    return problems_of(read_headers(make_case("case", *files), description))
+    return review_headers(read_headers(make_case("case", *files), description), description.fix_affine)[0]
 
 
 def check_one(path, **fields):
@@ -137,8 +137,8 @@ def test_channels_are_files_on_one_grid_or_one_4d_file(tmp_path):
     assert check([same, same], same, TWO) == []
     assert check(whole, same, TWO) == []
     assert "expected the same affine" in check([same, other], TWO)[0]
-    assert "expected a 4D volume with 2 channels last" in check(more, TWO)[0]
-    assert "found 4D" in check(same, whole, ONE)[0]
+    assert "found 3 channels (shape 6 x 5 x 4 x 3), expected 2 channels, in this file" in check(more, TWO)[0]
+    assert "found 2 channels (shape 6 x 5 x 4 x 2), expected a label map of one volume" in check(same, whole, ONE)[0]
 
 
 @pytest.mark.parametrize(("share", "problems"), [(0.09, 0), (0.11, 1)])

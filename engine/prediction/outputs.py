@@ -1,0 +1,74 @@
+"""Names of the files that prediction writes, and the record of what it has written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from engine.data.cases import Case, case_files
+from engine.data.folders import PREDICTION_ENDING
+from engine.runtime.distributed import process_rank
+from engine.runtime.errors import DiskError, raise_problems
+from engine.runtime.files import write_whole
+
+JOURNAL = ".written_{}.jsonl"  # one per process, in the folder of predictions
+
+
+def prediction_path(folder: Path, case: str) -> Path:
+    """Return the path of a case's label map."""
+    return folder / f"{case}{PREDICTION_ENDING}"
+
+
+def picture_path(folder: Path, case: str) -> Path:
+    """Return the path of a case's picture."""
+    return folder / f"{case}.png"
+
+
+def check_outputs(cases: Sequence[Case], folder: Path) -> None:
+    """Make sure that no prediction would replace an image or a label.
+
+    Raises:
+        InputError: one line for each file that would be replaced.
+    """
+    inputs = {os.path.realpath(path): path for case in cases for path in case_files(case)}
+    written = (os.path.realpath(prediction_path(folder, case["id"])) for case in cases)
+    replaced = [inputs[path] for path in written if path in inputs]
+    raise_problems([f"--output: {path} would be replaced, expected another folder" for path in replaced])
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a label map or a picture atomically, and note its digest first, so that no kill leaves it unknown.
+
+    Raises:
+        DiskError: a file cannot be written.
+    """
+    line = json.dumps({"file": path.name, "digest": hashlib.blake2b(content).hexdigest()})
+    journal = path.parent / JOURNAL.format(process_rank())
+    try:
+        with open(journal, "a", encoding="utf-8") as file:
+            file.write(f"\n{line}")  # the last line may be half of one, if its writer was killed
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DiskError(f"{journal}: cannot be written ({error.strerror}), expected a disk with space") from error
+    write_whole(path, lambda file: file.write(content))
+
+
+def read_journals(folder: Path) -> dict[str, list[str]]:
+    """Read the digests of what was written to a folder since its settings were, by the names of the files."""
+    written: dict[str, list[str]] = {}
+    for path in sorted(folder.glob(JOURNAL.format("*"))):
+        with suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError, KeyError):  # the last line of a process that was killed
+                    values = json.loads(line)
+                    written.setdefault(str(values["file"]), []).append(str(values["digest"]))
+    return written
+
+
+def remove_journals(folder: Path) -> None:
+    """Remove the journals of all processes, once they are part of the settings."""
+    for path in folder.glob(JOURNAL.format("*")):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""Checks of intensities: finite, or with NaN as background; contrast in the window."""
+
+import numpy as np
+import pytest
+from conftest import DESCRIPTION
+
+from engine.data.datasets import DatasetDescription
+from engine.data.intensity_checks import check_intensities, fill_nan, measure_channels
+
+CT = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [-125, 275]}}, "test")
+
+
+def test_values_beyond_float32_count_as_infinite():
+    assert check_intensities(np.array([1e38, -1e38])) == []
+    assert len(check_intensities(np.array([1e39, 0.0]))) == 1
+
+
+def test_nan_may_stand_for_the_minimum_but_infinity_not():
+    voxels = np.array([np.nan, 3, np.nan, -2], np.float32)
+    assert check_intensities(voxels) == ["found 2 NaN or infinite voxels, expected finite intensities (in float32)"]
+    assert check_intensities(voxels, nan_is_minimum=True) == []
+    assert fill_nan(voxels) == 2
+    assert voxels.tolist() == [-2, 3, -2, -2]
+    infinite = np.array([np.nan, np.inf, 1])
+    assert check_intensities(infinite, True) == ["found 1 infinite voxels, expected finite intensities (in float32)"]
+
+
+def test_a_channel_of_nan_alone_is_filled_with_zeros():
+    voxels = np.full(3, np.nan)
+    assert fill_nan(voxels) == 3
+    assert voxels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1, False), (1 / 400, True)])
+def test_a_ct_that_is_not_in_hounsfield_units_is_warned_of(scale, warned):
+    ct = np.random.default_rng(0).normal(50, 80, (8, 8, 8)) * scale
+    warnings = measure_channels([ct], CT).warnings
+    assert list(warnings) == (["contrast"] if warned else [])
+    if warned:
+        assert warnings["contrast"][0].endswith("hardly any contrast in the window from -125 to 275")
+
+
+def test_windows_of_single_channels_are_measured_in_these_channels():
+    rules = {"T1": {"zscore": True}, "CT": {"window": [0, 10]}}
+    two = DatasetDescription.from_json(DESCRIPTION | {"channels": ["T1", "CT"], "intensity": rules}, "test")
+    low, high = np.zeros((4, 4, 4)), np.full((4, 4, 4), 20.0)
+    high[:2] = 5
+    low[1:3] = 100  # with the bright half of the other channel: a box of three of the four planes
+    measures = measure_channels([low, high], two)
+    assert (measures.share_low, measures.share_high) == (0, pytest.approx(2 / 3))
