@@ -120,9 +120,9 @@ CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LabelValues, LoadVolumed
 TRANSFORMS = {
     "AboveMinimum": (1, "f75341c5ee50914e"),
     "CountCandidatesd": (2, "5ddbf044b2d68e31"),
-    "HeaderReader": (2, "93bddd123b5a6876"),
+    "HeaderReader": (2, "d2188f0a616993f3"),
     "LabelValues": (1, "a176e2b6c887119d"),
-    "LoadVolumed": (2, "d7ba88d8d5a0170a"),
+    "LoadVolumed": (2, "7d76ebaae506a69d"),
     "PadToSized": (1, "1da83426ecaa79ce"),
     "ScaleChannelsd": (1, "1dee4b9d10415a08"),
 }
