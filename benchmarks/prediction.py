@@ -78,6 +78,7 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     from engine.prediction.sliding_window import SlidingWindow, predict_logits
     from engine.runtime.devices import choose_device, choose_precision, make_autocast
     from load_datasets_transforms import infer_post_transforms, test_pipeline
+    from networks.large_kernel_conv import keep_kernel_spectra
 
     transforms = test_pipeline(DATASETS[DATASET])
     device = choose_device(gpu)
@@ -104,7 +105,8 @@ def predict(way: str, args: argparse.Namespace, folder: Path, gpu: str, answers:
     start = time.perf_counter()
     if way == "loop":
         loader = case_loader(Dataset(cases, transforms), args.num_workers)
-        overlap_steps(loader, lambda case: invert(infer(case)), save)
+        with keep_kernel_spectra(network):
+            overlap_steps(loader, lambda case: invert(infer(case)), save)
         answers.send({"total": (time.perf_counter() - start) / args.cases, **peak_on_gpu()})
         return
     with timed(seconds, "load"):

@@ -9,8 +9,9 @@ Source: the correlation theorem, on the shortest circular length that keeps the 
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,34 +32,45 @@ SPECTRA_BUDGET = 512 * 2**20
 
 
 class KernelSpectrum:
-    """Cache of the spectrum of a layer's kernel, valid as long as neither kernel nor grid changes.
+    """Spectrum of a layer's kernel, kept from call to call.
 
-    A deployed network would otherwise transform the same kernels for every window. Copies of a layer, pickled ones
-    included, start with an empty cache. Autograd's version counter misses edits of ``weight.data`` in place and by
-    fused optimisers, so a layer clears the cache if gradients are needed or its mode changes, and has none in training.
+    It does not notice changes of the kernel. Only a comparison of all taps would reveal an edit of ``weight.data``, and
+    the host would have to wait for a GPU's answer, so ``keep_kernel_spectra`` decides how long spectra are kept.
     """
 
     def __init__(self) -> None:
-        # (key, kernel, spectrum). Holding the kernel keeps its address from being reused by another tensor.
-        self._kept: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
+        self._kept: tuple[tuple[Any, ...], Tensor] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KernelSpectrum, ()
-
-    def clear(self) -> None:
-        """Drop the cached spectrum."""
-        self._kept = None
+        return type(None), ()  # copies of a layer, pickled ones included, keep none, because nothing would end that
 
     def find(self, weight: Tensor, dtype: torch.dtype, lengths: Sequence[int]) -> Tensor:
         """Return the spectrum (1, C, ...) of a kernel (C, 1, KD, KH, KW) in ``dtype`` on a grid of ``lengths``."""
-        if weight.is_inference():  # inference tensors have no version counter that would reveal changes
-            return _kernel_spectrum(weight.to(dtype), lengths)
-        kernel = weight.detach()
-        key = (kernel.data_ptr(), kernel._version, kernel.shape, kernel.dtype, kernel.device, dtype, tuple(lengths))
-        kept = self._kept
-        if kept is None or kept[0] != key:
-            self._kept = kept = key, kernel, _kernel_spectrum(kernel.to(dtype), lengths)
-        return kept[2]
+        key = weight.shape, weight.device, dtype, tuple(lengths)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, _kernel_spectrum(weight.detach().to(dtype), lengths)
+        return self._kept[1]
+
+
+@contextmanager
+def keep_kernel_spectra(network: nn.Module) -> Iterator[None]:
+    """Within this context, transform each large kernel of a network once instead of once per call.
+
+    For prediction, where one window follows the other. The kernels must not change within the context: the network
+    would go on with the former ones. Layers in training mode and calls that need gradients are not affected.
+    """
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, LargeKernelConv3d) and module.kept_spectrum is None  # no context around this one
+    ]
+    try:
+        for layer in layers:
+            layer.kept_spectrum = KernelSpectrum()
+        yield
+    finally:
+        for layer in layers:
+            layer.kept_spectrum = None
 
 
 def large_kernel_conv3d(
@@ -77,7 +89,7 @@ def large_kernel_conv3d(
         bias: one value per channel.
         method: path of both passes; by default ``choose_method`` picks one for each pass.
         budget: bytes of spectra that the FFT path may keep for its backward pass, which computes larger ones again.
-        known: cache of the kernel's spectrum, used if it fits ``budget``; cleared by calls that need gradients.
+        known: kept spectrum of the kernel, used if it fits ``budget`` and no gradients are needed.
     Shape:
         x (N, C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> (N, C, D, H, W).
     Half-precision inputs, and any under autocast, are transformed in float32 (half-precision FFTs exist only for
@@ -107,8 +119,6 @@ def large_kernel_conv3d(
         x = x.to(dtype)
         channel_bytes = _channel_bytes(x, weight)
         if needs_grad:
-            if known is not None:
-                known.clear()
             keep = forward == backward == "fft" and (x.shape[0] + 1) * x.shape[1] * channel_bytes <= budget
             out = _DepthwiseConv3d.apply(x, weight.to(dtype), forward, backward, keep)
         elif known is not None and x.shape[1] * channel_bytes <= budget:
@@ -134,18 +144,15 @@ class LargeKernelConv3d(nn.Conv3d):
         ValueError: ``kernel_size`` is not odd and positive.
     """
 
+    kept_spectrum: KernelSpectrum | None = None  # set by ``keep_kernel_spectra``
+
     def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: found {kernel_size}, expected an odd positive number")
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
-        self.kernel_spectrum = KernelSpectrum()
-
-    def train(self, mode: bool = True) -> Self:
-        self.kernel_spectrum.clear()
-        return super().train(mode)
 
     def forward(self, input: Tensor) -> Tensor:
-        known = None if self.training else self.kernel_spectrum
+        known = None if self.training else self.kept_spectrum
         return large_kernel_conv3d(input, self.weight, self.bias, known=known)
 
 

@@ -31,6 +31,7 @@ from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_
 from engine.runtime.memory import return_freed_memory
 from engine.runtime.warning_lines import Warnings, merge_warnings, name_some, print_warnings
 from networks.base import SegmentationNetwork
+from networks.large_kernel_conv import keep_kernel_spectra
 
 Sample = dict[str, Any]  # a case in progress: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
 Item = TypeVar("Item")
@@ -173,7 +174,8 @@ def predict_cases(
 
     loader = case_loader(CasesToPredict(cases, transforms, review.description), num_workers)
     bar = tqdm(loader, "predicting", disable=process_rank() != 0)
-    overlap_steps(bar, lambda sample: attempt(infer, sample), finish)
+    with keep_kernel_spectra(network):  # for all cases, not only for the windows of one
+        overlap_steps(bar, lambda sample: attempt(infer, sample), finish)
     return outcomes
 
 

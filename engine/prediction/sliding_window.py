@@ -9,6 +9,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from networks.base import SegmentationNetwork
+from networks.large_kernel_conv import keep_kernel_spectra
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingW
     place = choose_accumulator(network.out_chans, sides, window.device, free_memory(window.device))
     # On a CPU several windows at once are no faster, and their activations take gigabytes.
     windows_per_forward = 1 if window.device.type == "cpu" else window.sw_batch_size
-    with torch.inference_mode():
+    with torch.inference_mode(), keep_kernel_spectra(network):
         shifted = volume - minimum
         logits = sliding_window_inference(
             shifted, window.roi_size, windows_per_forward, predictor, window.overlap, device=place

@@ -81,7 +81,7 @@ class MaskedKernelBlock(FoldableBlock):
     def convolve(self, x: Tensor) -> Tensor:
         """Apply the depthwise convolution, (N, dim, D, H, W) -> (N, dim, D, H, W)."""
         kernel = self.get_equivalent_kernel()
-        if kernel is self.dwconv.weight:  # the layer may have cached its spectrum
+        if kernel is self.dwconv.weight:  # prediction keeps the layer's spectrum
             return self.dwconv(x)
         return large_kernel_conv3d(x, kernel, self.dwconv.bias)
 
