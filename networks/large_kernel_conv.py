@@ -91,7 +91,7 @@ def large_kernel_conv3d(
         budget: bytes of spectra that the FFT path may keep for its backward pass, which computes larger ones again.
         known: kept spectrum of the kernel, used if it fits ``budget`` and no gradients are needed.
     Shape:
-        x (N, C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> (N, C, D, H, W).
+        x (N, C, D, H, W) or (C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> as x. N may be 0.
     Half-precision inputs, and any under autocast, are transformed in float32 (half-precision FFTs exist only for
     powers of two); the output has the type that ``F.conv3d`` would return. The FFT path has first derivatives only.
     Raises:
@@ -101,9 +101,13 @@ def large_kernel_conv3d(
         from .opaque_conv import opaque_large_kernel_conv3d
 
         return opaque_large_kernel_conv3d(x, weight, bias, method, budget, known)
+    if x.dim() == 4:
+        return large_kernel_conv3d(x[None], weight, bias, method, budget, known)[0]
     _check_shapes(x, weight)
     device = x.device.type
-    if device == "meta":  # only shapes and multiply-adds matter, which are those of the plain convolution
+    # On the meta device only shapes and multiply-adds matter, which are those of the plain convolution. The FFT of an
+    # empty batch fails.
+    if device == "meta" or x.numel() == 0:
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
     weight = crop_to_reach(weight, x.shape[2:])
     forward = method or choose_method(x, weight, "forward")
@@ -139,7 +143,7 @@ class LargeKernelConv3d(nn.Conv3d):
         channels: input and output channels.
         kernel_size: odd side of the cubic kernel, voxels.
         bias: learn one offset per channel.
-    Shape: (N, channels, D, H, W) -> (N, channels, D, H, W).
+    Shape: (N, channels, D, H, W) -> (N, channels, D, H, W), or both without N.
     Raises:
         ValueError: ``kernel_size`` is not odd and positive.
     """
@@ -287,8 +291,7 @@ def _channel_chunks(x: Tensor, weight: Tensor) -> list[slice]:
     channels = x.shape[1]
     step = channels
     if x.device.type == "cpu":
-        # The inner max covers an empty batch, which has no spectrum.
-        step = max(1, CPU_SPECTRUM_BYTES // max(1, x.shape[0] * _channel_bytes(x, weight)))
+        step = max(1, CPU_SPECTRUM_BYTES // (x.shape[0] * _channel_bytes(x, weight)))
     return [slice(start, start + step) for start in range(0, channels, step)]
 
 
@@ -319,7 +322,7 @@ def _direct_gradients(
 
 def _check_shapes(x: Tensor, weight: Tensor) -> None:
     if x.dim() != 5:
-        raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, C, D, H, W)")
+        raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, C, D, H, W) or (C, D, H, W)")
     if weight.dim() != 5 or weight.shape[:2] != (x.shape[1], 1):
         raise ValueError(f"weight: found shape {tuple(weight.shape)}, expected ({x.shape[1]}, 1, KD, KH, KW)")
     if any(side % 2 == 0 for side in weight.shape[2:]):

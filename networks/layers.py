@@ -1,5 +1,6 @@
 """Layers that several networks use and PyTorch lacks."""
 
+import math
 from typing import Any, Self
 
 import torch
@@ -20,6 +21,15 @@ class ChannelLayerNorm(nn.LayerNorm):
         return normalised.permute(0, 4, 1, 2, 3)
 
 
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """``nn.InstanceNorm3d`` that also accepts an empty batch, for which PyTorch's fails if it has parameters."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(input) > 0 or self.weight is None:
+            return super().forward(input)
+        return torch.addcmul(self.bias[:, None, None, None], input, self.weight[:, None, None, None])
+
+
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` that computes and returns channels last; PyTorch's converts to the contiguous layout.
 
@@ -36,7 +46,7 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
         return own.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input[0, 0].numel() == 1:
+        if math.prod(input.shape[2:]) == 1:
             raise ValueError(f"input: found shape {tuple(input.shape)}, expected more than one voxel per channel")
         dtype = torch.promote_types(input.dtype, torch.float32)
         x = input.to(dtype, memory_format=torch.channels_last_3d)
@@ -71,4 +81,4 @@ class _InstanceNorm(torch.autograd.Function):
 def _voxel_mean(x: Tensor) -> Tensor:
     """Average over the voxels: (N, C, D, H, W) channels last -> (N, C, 1, 1, 1). Summing by plane first is parallel."""
     planes = x.permute(0, 2, 3, 4, 1).flatten(2, 3)  # (N, D, H * W, C)
-    return planes.sum(2).sum(1).div_(x[0, 0].numel())[:, :, None, None, None]
+    return planes.sum(2).sum(1).div_(math.prod(x.shape[2:]))[:, :, None, None, None]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from .layers import InstanceNorm3d
 
 
 class ResEncUNet(SegmentationNetwork):
@@ -53,7 +54,7 @@ class ResEncUNet(SegmentationNetwork):
             num_classes=out_chans,
             n_conv_per_stage_decoder=(1,) * (stages - 1),
             conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
+            norm_op=InstanceNorm3d,
             norm_op_kwargs={"eps": 1e-5, "affine": True},
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"inplace": True},

@@ -170,6 +170,6 @@ class ReplicatePaddedConv3d(LargeKernelConv3d):
     def forward(self, input: Tensor) -> Tensor:
         margin = self.kernel_size[0] // 2
         convolved = super().forward(F.pad(input, (margin,) * 6, mode="replicate"))
-        for axis, side in enumerate(input.shape[2:], 2):
-            convolved = convolved.narrow(axis, margin, side)
+        for axis in (-3, -2, -1):
+            convolved = convolved.narrow(axis, margin, input.shape[axis])
         return convolved

@@ -41,7 +41,8 @@ class BlockAttention(nn.Module):
         query, key, value = rearrange(self.qkv(x), split, three=3, heads=self.num_heads)
         attended = F.scaled_dot_product_attention(query, key, value)
         # Parity: heads are split head-major but merged with the head as the fastest axis, as official weights expect.
-        return self.proj(rearrange(attended, "(n blocks) heads tokens c -> n blocks tokens (c heads)", n=len(x)))
+        merged = "(n blocks) heads tokens c -> n blocks tokens (c heads)"
+        return self.proj(rearrange(attended, merged, blocks=x.shape[1]))
 
 
 class TransformerLayer(nn.Module):

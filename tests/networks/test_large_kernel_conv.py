@@ -12,6 +12,7 @@ from torch import nn
 
 import networks.large_kernel_conv as conv_module
 from networks.large_kernel_conv import LargeKernelConv3d, choose_method, large_kernel_conv3d
+from networks.Rep3D.lrbm import ReplicatePaddedConv3d
 
 # batch, channels, grid, kernel
 PROBLEMS = {
@@ -39,7 +40,7 @@ def make_problem(batch, channels, grid, kernel, dtype=torch.float64):
 
 
 def reference(x, weight, bias=None):
-    return F.conv3d(x, weight, bias, padding=[side // 2 for side in weight.shape[2:]], groups=x.shape[1])
+    return F.conv3d(x, weight, bias, padding=[side // 2 for side in weight.shape[2:]], groups=len(weight))
 
 
 def all_passes(convolve, tensors, dtype=None):
@@ -262,7 +263,8 @@ def test_budget_decides_what_is_kept_and_no_bit_of_the_result(batch):
     ("x_shape", "weight_shape", "message"),
     [
         ((1, 2, 4, 4, 4), (2, 1, 3, 4, 3), r"kernel sides \(3, 4, 3\), expected odd"),
-        ((2, 4, 4, 4), (2, 1, 3, 3, 3), r"input: found shape \(2, 4, 4, 4\)"),
+        ((4, 4, 4), (2, 1, 3, 3, 3), r"input: found shape \(4, 4, 4\), expected \(N, C, D, H, W\) or \(C, D, H, W\)"),
+        ((3, 4, 4, 4), (2, 1, 3, 3, 3), r"weight: found shape .* expected \(3, 1,"),
         ((1, 2, 4, 4, 4), (2, 1, 3, 3), r"weight: found shape \(2, 1, 3, 3\)"),
         ((1, 2, 4, 4, 4), (3, 1, 3, 3, 3), r"weight: found shape .* expected \(2, 1,"),
         ((1, 2, 4, 4, 4), (2, 2, 3, 3, 3), r"weight: found shape .* expected \(2, 1,"),
@@ -289,6 +291,40 @@ def test_layer_interchanges_with_conv3d(bias):
             nn.init.normal_(parameter)
         target.load_state_dict(source.state_dict())
         torch.testing.assert_close(target(x), source(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "padding"), [(LargeKernelConv3d, "zeros"), (ReplicatePaddedConv3d, "replicate")]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 9, 8, 10), (3, 9, 8, 10)], ids=["empty batch", "without batch"])
+def test_layer_accepts_the_shapes_of_conv3d(shape, autocast, layer_class, padding):
+    torch.manual_seed(0)
+    ours = layer_class(3, 21)
+    theirs = nn.Conv3d(3, 3, 21, padding=10, groups=3, padding_mode=padding)
+    theirs.load_state_dict(ours.state_dict())
+    x, results = torch.randn(shape), []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", enabled=autocast):
+            out = layer(leaf)
+            with torch.no_grad():
+                torch.testing.assert_close(layer.eval()(x), out)
+        out.sum().backward()
+        results.append([out, leaf.grad, *(parameter.grad for parameter in layer.parameters())])
+    for found, expected in zip(*results, strict=True):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        assert (found - expected).norm() <= (1e-2 if autocast else 1e-5) * expected.norm()
+
+
+@pytest.mark.parametrize(("forward", "backward"), METHOD_PAIRS)
+def test_a_single_sample_needs_no_batch(forward, backward, set_methods):
+    set_methods(forward, backward)
+    x, weight, bias = make_problem(1, 3, (6, 7, 8), (5, 5, 5))
+    tensors = x[0].detach().requires_grad_(), weight, bias
+    found = all_passes(large_kernel_conv3d, tensors)
+    assert found[0].shape == (3, 6, 7, 8)
+    assert_close(found, all_passes(reference, tensors), 1e-10)
 
 
 @pytest.mark.parametrize("kernel_size", [4, 0, -3])

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.runtime.devices import to_device
 from networks import build_network
-from networks.layers import ChannelsLastInstanceNorm3d
+from networks.layers import ChannelsLastInstanceNorm3d, InstanceNorm3d
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -38,6 +38,17 @@ def test_instance_norm_equals_pytorch(shape, affine):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("layer", [InstanceNorm3d, ChannelsLastInstanceNorm3d])
+def test_instance_norm_accepts_an_empty_batch(layer, affine):
+    norm, x = layer(3, affine=affine), torch.empty(0, 3, 4, 5, 6, requires_grad=True)
+    out = norm(x)
+    gradients = torch.autograd.grad(out.sum(), [x, *norm.parameters()])
+    assert out.shape == x.shape
+    assert [gradient.shape for gradient in gradients] == [x.shape, *(each.shape for each in norm.parameters())]
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_instance_norm_is_exact_on_a_large_grid():
     """A plain float32 sum over 262,144 voxels, as in PyTorch's channels-last batch normalisation, would not be."""
     x = noisy(1, 8, 64, 64, 64)
@@ -55,9 +66,16 @@ def test_instance_norm_keeps_the_type_and_refuses_one_voxel(affine):
         ChannelsLastInstanceNorm3d(2)(torch.ones(2, 2, 1, 1, 1))
 
 
-@pytest.mark.parametrize("name", ["REP3D", "nnUNet"])
-def test_placed_on_a_cpu_a_network_computes_the_same(name):
-    options = {"feat_size": (4, 4, 8, 8), "kernel_size": 5} if name == "REP3D" else {}
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("REP3D", {"feat_size": (4, 4, 8, 8), "kernel_size": 5}),
+        ("nnUNet", {}),
+        ("STUNet_S", {"feat_size": (4, 4, 8, 8, 8, 8)}),
+    ],
+    ids=["REP3D", "nnUNet", "STUNet_S"],
+)
+def test_placed_on_a_cpu_a_network_computes_the_same(name, options):
     torch.manual_seed(0)
     plain = build_network(name, 1, 3, (32, 32, 64), **options).eval()
     placed = to_device(copy.deepcopy(plain), torch.device("cpu"))

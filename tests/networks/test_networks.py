@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from golden import FFT_TOLERANCE, TOLERANCE, assert_reproduces
-from smallest import build_smallest, smallest_input
+from smallest import build_narrow, build_smallest, smallest_input
 from torch import nn
 
 from engine.runtime.devices import to_device
@@ -45,6 +45,13 @@ COUNTS = [
     ("STUNet_L", 14, 440.12),
     ("STUNet_H", 4, 1457.025),
 ]
+
+# Networks that fail on an empty batch, and where.
+EMPTY_BATCH_FAILS = {
+    "SwinUNETR": "MONAI divides an empty batch into windows with view(..., -1)",
+    "HyenaNDUNETR": "nvsubquadratic transforms an empty batch",
+    "nnUNet": "PyTorch's instance normalisation with parameters, in MONAI's DynUNet",
+}
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -169,6 +176,21 @@ def test_the_input_is_checked_by_position_and_by_name(name):
     for call in (lambda: network(other), lambda: network(x=other)):
         with pytest.raises(ValueError, match=r"input: found shape \(1, 2, .*expected \(N, 1, D, H, W\)"):
             call()
+
+
+@every_network
+def test_an_empty_batch_gives_empty_logits_and_no_gradients(name, request):
+    if name in EMPTY_BATCH_FAILS:
+        request.applymarker(pytest.mark.xfail(reason=EMPTY_BATCH_FAILS[name]))
+    network, size = build_narrow(name), smallest_input(name)
+    empty = torch.empty(0, 1, *size)
+    logits = network(x=empty)
+    assert logits.shape == (0, 3, *size)
+    logits.sum().backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in network.parameters())
+    assert all(buffer.isfinite().all() for buffer in network.buffers())
+    with torch.no_grad():
+        assert network.eval()(empty).shape == (0, 3, *size)
 
 
 def test_calls_with_no_input_or_several_are_refused():
