@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .exporting import is_exported
+
 Method = Literal["direct", "fft"]
 
 # Nanoseconds by (device, pass): per multiply-add of the direct path; per n log2(n), n grid points, of the FFT path.
@@ -94,10 +96,12 @@ def large_kernel_conv3d(
         x (N, C, D, H, W) or (C, D, H, W), weight (C, 1, KD, KH, KW), bias (C,) -> as x. N may be 0.
     Half-precision inputs, and any under autocast, are transformed in float32 (half-precision FFTs exist only for
     powers of two); the output has the type that ``F.conv3d`` would return. The FFT path has first derivatives only.
+    Exported (``networks.exporting``), it is the forward pass's method in plain operations, on all channels at once.
     Raises:
         ValueError: the shapes do not fit, or a kernel side is even.
     """
-    if torch.compiler.is_dynamo_compiling():  # imported only here, because that module loads the compiler
+    exported = is_exported()
+    if torch.compiler.is_dynamo_compiling() and not exported:  # imported here, because that module loads the compiler
         from .opaque_conv import opaque_large_kernel_conv3d
 
         return opaque_large_kernel_conv3d(x, weight, bias, method, budget, known)
@@ -106,13 +110,13 @@ def large_kernel_conv3d(
     _check_shapes(x, weight)
     device = x.device.type
     # On the meta device only shapes and multiply-adds matter, which are those of the plain convolution. The FFT of an
-    # empty batch fails.
-    if device == "meta" or x.numel() == 0:
+    # empty batch fails; what is exported does not depend on the batch.
+    if device == "meta" or (not exported and x.numel() == 0):
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
-    weight = crop_to_reach(weight, x.shape[2:])
+    weight = crop_to_reach(weight, _sides(x))
     forward = method or choose_method(x, weight, "forward")
     backward = method or choose_method(x, weight, "backward")
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    needs_grad = not exported and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if forward == "direct" and (backward == "direct" or not needs_grad):
         return F.conv3d(x, weight, bias, padding=_half_widths(weight), groups=x.shape[1])
 
@@ -122,7 +126,9 @@ def large_kernel_conv3d(
     with torch.autocast(device, enabled=False):
         x = x.to(dtype)
         channel_bytes = _channel_bytes(x, weight)
-        if needs_grad:
+        if exported:
+            out = _correlate_at_once(x, weight.to(dtype))
+        elif needs_grad:
             keep = forward == backward == "fft" and (x.shape[0] + 1) * x.shape[1] * channel_bytes <= budget
             out = _DepthwiseConv3d.apply(x, weight.to(dtype), forward, backward, keep)
         elif known is not None and x.shape[1] * channel_bytes <= budget:
@@ -169,7 +175,7 @@ def choose_method(x: Tensor, weight: Tensor, direction: Literal["forward", "back
         direction: "forward" for the output, "backward" for both gradients.
     """
     key = (x.device.type, direction) if (x.device.type, direction) in DIRECT_COST else ("cpu", direction)
-    multiply_adds = math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
+    multiply_adds = math.prod(_sides(x)) * math.prod(_sides(weight))
     points = math.prod(circular_lengths(x, weight))
     return "direct" if DIRECT_COST[key] * multiply_adds <= FFT_COST[key] * points * math.log2(points + 1) else "fft"
 
@@ -212,10 +218,10 @@ class _DepthwiseConv3d(torch.autograd.Function):
                 x_hat, w_hat = _shifted_spectrum(x[:, channels], weight), _kernel_spectrum(weight[channels], lengths)
             g_hat = torch.fft.rfftn(grad[:, channels], s=lengths, dim=_SPACE)
             if grad_x is not None:
-                grad_x[:, channels] = _inverse(w_hat * g_hat, x, weight)[_crop(x.shape, half_widths)]
+                grad_x[:, channels] = _inverse(w_hat * g_hat, x, weight)[_crop(x, half_widths)]
             if grad_weight is not None:
                 product = (x_hat * g_hat.conj()).sum(0, keepdim=True)  # (N, C, ...) -> (1, C, ...)
-                grad_weight[channels] = _inverse(product, x, weight)[_crop(weight.shape)].transpose(0, 1)
+                grad_weight[channels] = _inverse(product, x, weight)[_crop(weight)].transpose(0, 1)
         return grad_x, grad_weight, None, None, None
 
 
@@ -239,14 +245,20 @@ def _correlate(
     for channels in _channel_chunks(x, weight):
         x_hat = _shifted_spectrum(x[:, channels], weight)
         w_hat = _kernel_spectrum(weight[channels], lengths) if spectrum is None else spectrum[:, channels]
-        out[:, channels] = _inverse(x_hat * w_hat.conj(), x, weight)[_crop(x.shape)]
+        out[:, channels] = _inverse(x_hat * w_hat.conj(), x, weight)[_crop(x)]
         spectra += [x_hat, w_hat] if keep else []
     return out, spectra
 
 
+def _correlate_at_once(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute the output of all channels at once, without a loop that depends on the size of the batch."""
+    w_hat = _kernel_spectrum(weight, circular_lengths(x, weight))
+    return _inverse(_shifted_spectrum(x, weight) * w_hat.conj(), x, weight)[_crop(x)]
+
+
 def _shifted_spectrum(x: Tensor, weight: Tensor) -> Tensor:
     """Compute the half spectrum of the input (N, C, ...), placed the kernel's half-width into the grid."""
-    sizes = zip(_half_widths(weight), circular_lengths(x, weight), x.shape[2:], strict=True)
+    sizes = zip(_half_widths(weight), circular_lengths(x, weight), _sides(x), strict=True)
     margins = [(half_width, length - half_width - side) for half_width, length, side in sizes]
     shifted = F.pad(x, [amount for margin in reversed(margins) for amount in margin])  # F.pad: last axis first
     return torch.fft.rfftn(shifted, dim=_SPACE)
@@ -268,7 +280,7 @@ def circular_lengths(x: Tensor, weight: Tensor) -> list[int]:
     axis, whose transform is real, are even: MKL took 0.73 times as long at 42^3 as at 45^3, the next 2-3-5-smooth
     length, and 0.91 times at 75 x 75 x 80 as at 75^3.
     """
-    *rows, last = (side + half_width for side, half_width in zip(x.shape[2:], _half_widths(weight), strict=True))
+    *rows, last = (side + half_width for side, half_width in zip(_sides(x), _half_widths(weight), strict=True))
     return [*(_next_smooth(length) for length in rows), 2 * _next_smooth((last + 1) // 2)]
 
 
@@ -295,18 +307,24 @@ def _channel_chunks(x: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, channels, step)]
 
 
-def _crop(shape: torch.Size, start: tuple[int, ...] = (0, 0, 0)) -> tuple[Any, ...]:
-    return ..., *(slice(first, first + side) for first, side in zip(start, shape[2:], strict=True))
+def _crop(like: Tensor, start: tuple[int, ...] = (0, 0, 0)) -> tuple[Any, ...]:
+    """Return the index of the grid of ``like``, placed at ``start``."""
+    return ..., *(slice(first, first + side) for first, side in zip(start, _sides(like), strict=True))
+
+
+def _sides(tensor: Tensor) -> tuple[int, ...]:
+    """Return the three sides of a grid or a kernel as numbers, which ``torch.jit.trace`` represents by tensors."""
+    return tuple(int(side) for side in tensor.shape[2:])
 
 
 def _half_widths(weight: Tensor) -> tuple[int, ...]:
-    return tuple(side // 2 for side in weight.shape[2:])
+    return tuple(side // 2 for side in _sides(weight))
 
 
-def crop_to_reach(weight: Tensor, grid: torch.Size) -> Tensor:
+def crop_to_reach(weight: Tensor, grid: Sequence[int]) -> Tensor:
     """Crop a kernel to the taps that can reach data: offsets beyond side - 1 only see padding."""
     cuts = [max(0, half - (side - 1)) for half, side in zip(_half_widths(weight), grid, strict=True)]
-    depth, height, width = (slice(cut, length - cut) for cut, length in zip(cuts, weight.shape[2:], strict=True))
+    depth, height, width = (slice(cut, length - cut) for cut, length in zip(cuts, _sides(weight), strict=True))
     return weight[:, :, depth, height, width]
 
 
@@ -325,5 +343,5 @@ def _check_shapes(x: Tensor, weight: Tensor) -> None:
         raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, C, D, H, W) or (C, D, H, W)")
     if weight.dim() != 5 or weight.shape[:2] != (x.shape[1], 1):
         raise ValueError(f"weight: found shape {tuple(weight.shape)}, expected ({x.shape[1]}, 1, KD, KH, KW)")
-    if any(side % 2 == 0 for side in weight.shape[2:]):
-        raise ValueError(f"weight: found kernel sides {tuple(weight.shape[2:])}, expected odd ones")
+    if any(side % 2 == 0 for side in _sides(weight)):
+        raise ValueError(f"weight: found kernel sides {_sides(weight)}, expected odd ones")

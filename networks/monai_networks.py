@@ -9,7 +9,7 @@ import torch
 from monai.networks.blocks.hyena import is_nvsubquadratic_available
 from monai.networks.blocks.mednext_block import MedNeXtDownBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
-from torch import nn
+from torch import Tensor, nn
 
 from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
 from .large_kernel_unet import ENCODER1_STEM
@@ -83,9 +83,19 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
                 use_hyena=hyena_stages is not None,
                 hyena_stages=None if hyena_stages is None else tuple(hyena_stages),
             )
+        if hyena_stages is not None:
+            from .hyena_masks import make_masks_exportable
+
+            make_masks_exportable(self)
         self.to(device)
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)  # MONAI calls it x_in
+
+    def _check_input_size(self, spatial_shape: Sequence[int]) -> None:
+        """Do nothing: calls check the input already, and ``torch.export(strict=True)`` fails on MONAI's NumPy code."""
 
     def enable_checkpointing(self) -> None:
         for module in self.swinViT.modules():
@@ -149,6 +159,9 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = sizes
         self.freeze_unused()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)  # MONAI calls it x_in
 
 
 class UNet3D(SegmentationNetwork, unet.UNet):
