@@ -1,13 +1,17 @@
 """Base class of the networks: checks of the input, and which parameters depend on the task."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from . import stay_importable
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def check_positive(**arguments: int) -> None:
@@ -22,6 +26,18 @@ def check_all_positive(count: int, **arguments: Sequence[int]) -> None:
     for name, values in arguments.items():
         if len(values) != count or min(values) < 1:
             raise ValueError(f"{name}: found {tuple(values)}, expected {count} positive numbers")
+
+
+def accepts_empty_batch(forward: Callable[[Network, Tensor], Tensor]) -> Callable[[Network, Tensor], Tensor]:
+    """Decorate a forward whose layers fail on an empty batch: it gets a sample of zeros, whose logits are dropped."""
+
+    @functools.wraps(forward)
+    def checked(network: Network, x: Tensor) -> Tensor:
+        if len(x) > 0:
+            return forward(network, x)
+        return forward(network, torch.cat((x, x.new_zeros(1, *x.shape[1:]))))[:0]
+
+    return checked
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,6 @@ class ChannelLayerNorm(nn.LayerNorm):
         return normalised.permute(0, 4, 1, 2, 3)
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d`` that also accepts an empty batch, for which PyTorch's fails if it has parameters."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if len(input) > 0 or self.weight is None:
-            return super().forward(input)
-        return torch.addcmul(self.bias[:, None, None, None], input, self.weight[:, None, None, None])
-
-
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` that computes and returns channels last; PyTorch's converts to the contiguous layout.
 

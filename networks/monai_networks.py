@@ -11,7 +11,7 @@ from monai.networks.blocks.mednext_block import MedNeXtDownBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
 from torch import Tensor, nn
 
-from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from .base import InputSizes, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
 from .large_kernel_unet import ENCODER1_STEM
 
 
@@ -91,6 +91,7 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)  # patches of 2^3, four mergings
 
+    @accepts_empty_batch
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)  # MONAI calls it x_in
 
@@ -222,6 +223,10 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
         super().__init__(3, in_chans, out_chans, (3,) * 6, strides, upsample_kernel_size=strides[1:], filters=filters)
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(32)
+
+    @accepts_empty_batch
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
 
 
 MEDNEXT_RATIOS = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-from .layers import InstanceNorm3d
+from .base import InputSizes, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
 
 
 class ResEncUNet(SegmentationNetwork):
@@ -54,7 +53,7 @@ class ResEncUNet(SegmentationNetwork):
             num_classes=out_chans,
             n_conv_per_stage_decoder=(1,) * (stages - 1),
             conv_bias=True,
-            norm_op=InstanceNorm3d,
+            norm_op=nn.InstanceNorm3d,
             norm_op_kwargs={"eps": 1e-5, "affine": True},
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"inplace": True},
@@ -67,5 +66,6 @@ class ResEncUNet(SegmentationNetwork):
         self.unused_prefixes = tuple(f"decoder.seg_layers.{stage}." for stage in range(stages - 2))
         self.freeze_unused()
 
+    @accepts_empty_batch
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))

@@ -10,11 +10,10 @@ from torch import nn
 
 from engine.runtime.errors import InputError
 from networks.base import InputSizes
-from networks.layers import ChannelsLastInstanceNorm3d, InstanceNorm3d
+from networks.layers import ChannelsLastInstanceNorm3d
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 SMALLEST_BF16_SIDE = 3
-PLAIN_NORMS = (nn.InstanceNorm3d, InstanceNorm3d)  # other subclasses may compute something else
 Layout = Literal["plain", "channels_last", "channels_last_kernels"]
 # GPUs use the plain layout until benchmarks.gpu has compared the two.
 LAYOUTS: dict[str, Layout] = {"cpu": "channels_last", "cuda": "plain"}
@@ -94,7 +93,7 @@ def to_device(network: Network, device: torch.device, layout: Layout | None = No
 
 def _use_channels_last_norms(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.InstanceNorm3d) and type(child) in PLAIN_NORMS and not child.track_running_stats:
+        if type(child) is nn.InstanceNorm3d and not child.track_running_stats:
             setattr(module, name, ChannelsLastInstanceNorm3d.like(child))
         else:
             _use_channels_last_norms(child)

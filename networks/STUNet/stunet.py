@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
-from ..layers import InstanceNorm3d
+from ..base import InputSizes, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
 
 
 class ResidualBlock(nn.Module):
@@ -31,9 +30,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         step = (stride[0], stride[1], stride[2])
         self.conv1 = nn.Conv3d(in_chans, out_chans, kernel_size=3, stride=step, padding=1)
-        self.norm1 = InstanceNorm3d(out_chans, affine=True)
+        self.norm1 = nn.InstanceNorm3d(out_chans, affine=True)
         self.conv2 = nn.Conv3d(out_chans, out_chans, kernel_size=3, padding=1)
-        self.norm2 = InstanceNorm3d(out_chans, affine=True)
+        self.norm2 = nn.InstanceNorm3d(out_chans, affine=True)
         self.conv3 = nn.Conv3d(in_chans, out_chans, kernel_size=1, stride=step) if project else None
         self.act = nn.LeakyReLU(0.01, inplace=True)
 
@@ -122,6 +121,7 @@ class STUNet(SegmentationNetwork):
         self.unused_prefixes = tuple(f"seg_outputs.{i}." for i in range(len(self.seg_outputs) - 1))
         self.freeze_unused()
 
+    @accepts_empty_batch
     def forward(self, x: Tensor) -> Tensor:
         skips = []
         for stage in self.conv_blocks_context:

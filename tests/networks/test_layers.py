@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.runtime.devices import to_device
 from networks import build_network
-from networks.layers import ChannelsLastInstanceNorm3d, InstanceNorm3d
+from networks.layers import ChannelsLastInstanceNorm3d
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -39,9 +39,8 @@ def test_instance_norm_equals_pytorch(shape, affine):
 
 
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("layer", [InstanceNorm3d, ChannelsLastInstanceNorm3d])
-def test_instance_norm_accepts_an_empty_batch(layer, affine):
-    norm, x = layer(3, affine=affine), torch.empty(0, 3, 4, 5, 6, requires_grad=True)
+def test_instance_norm_accepts_an_empty_batch(affine):
+    norm, x = ChannelsLastInstanceNorm3d(3, affine=affine), torch.empty(0, 3, 4, 5, 6, requires_grad=True)
     out = norm(x)
     gradients = torch.autograd.grad(out.sum(), [x, *norm.parameters()])
     assert out.shape == x.shape

@@ -46,13 +46,6 @@ COUNTS = [
     ("STUNet_H", 4, 1457.025),
 ]
 
-# Networks that fail on an empty batch, and where.
-EMPTY_BATCH_FAILS = {
-    "SwinUNETR": "MONAI divides an empty batch into windows with view(..., -1)",
-    "HyenaNDUNETR": "nvsubquadratic transforms an empty batch",
-    "nnUNet": "PyTorch's instance normalisation with parameters, in MONAI's DynUNet",
-}
-
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -179,9 +172,7 @@ def test_the_input_is_checked_by_position_and_by_name(name):
 
 
 @every_network
-def test_an_empty_batch_gives_empty_logits_and_no_gradients(name, request):
-    if name in EMPTY_BATCH_FAILS:
-        request.applymarker(pytest.mark.xfail(reason=EMPTY_BATCH_FAILS[name]))
+def test_an_empty_batch_gives_empty_logits_and_no_gradients(name):
     network, size = build_narrow(name), smallest_input(name)
     empty = torch.empty(0, 1, *size)
     logits = network(x=empty)
