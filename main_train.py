@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
     data.add_argument("--output", metavar="DIR", required=True, help="folder for checkpoints and logs")
     add_fix_affine_argument(data)
-    data.add_argument("--full_check", action="store_true", help="check every voxel before training, not just headers")
+    data.add_argument("--full_check", action="store_true", help="check the voxels of all cases, not of two per split")
     data.add_argument("--cache_dir", metavar="DIR", help="keep preprocessed cases on disk, and read single crops")
     share = "without --cache_dir: share of the cases kept in memory (default: 0.1)"
     data.add_argument("--cache_rate", type=number(float, 0, 1), metavar="SHARE", help=share)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from conftest import assert_one_line, train_arguments, write_nifti
 
+from engine.data import dataset_checks
+
 
 def damage_image(change):
     """Rewrite the first validation image with changed voxels and affine."""
@@ -179,15 +181,20 @@ def test_full_check_finds_problems_in_voxels_before_training(boxes, tmp_path, tr
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("sampled", [2, 0])
 @pytest.mark.parametrize(("damage", "parts"), BROKEN_VOXELS.values(), ids=BROKEN_VOXELS)
-def test_broken_voxels_are_one_line_when_they_are_read(boxes, tmp_path, train, damage, parts):
+def test_broken_voxels_are_one_line_without_it(boxes, tmp_path, train, monkeypatch, damage, parts, sampled):
+    """Found among the cases that the start samples, or else when they are read."""
+    monkeypatch.setattr(dataset_checks, "SAMPLED", sampled)
     damage(boxes)
     assert_one_line(train(*train_arguments(boxes, tmp_path / "out")), *parts)
+    assert any((tmp_path / "out").iterdir()) == (sampled == 0)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("cache", ["--cache_rate", "--cache_dir"])
-def test_broken_voxels_are_one_line_from_any_process_and_cache(boxes, tmp_path, train, cache, workers):
+def test_broken_voxels_are_one_line_from_any_process_and_cache(boxes, tmp_path, train, monkeypatch, cache, workers):
+    monkeypatch.setattr(dataset_checks, "SAMPLED", 0)
     truncate(boxes)
     where = (cache, tmp_path / "cache" if cache == "--cache_dir" else "0", "--num_workers", workers)
     arguments = train_arguments(boxes, tmp_path / "out", *where)

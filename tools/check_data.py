@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     description = find_description(args.dataset, args.fix_affine)
     found = find_splits(Path(args.root), description, test=True)
     splits = {split: part.cases for split, part in found.items()}
-    report = examine_cases(splits, description, args.num_workers, full=not args.headers_only)
+    report = examine_cases(splits, description, args.num_workers, sample=0 if args.headers_only else None)
     problems = [problem for part in found.values() for problem in part.problems] + report.problems
     warnings = merge_warnings([*(part.warnings for part in found.values()), report.warnings])
     results = {

@@ -25,6 +25,7 @@ from engine.data.labels import to_classes
 from engine.data.nifti import read_voxels, turn_to_ras
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
+from engine.runtime.wording import count_of
 
 CHUNK = 2**22  # voxels hashed at a time
 
@@ -159,7 +160,8 @@ def _examine_label(report: CaseReport, header: FileHeader, description: DatasetD
         return
     resampled = resample_label(classes, header.grid, description.spacing)
     report.resampled_voxels_by_class = left = count_classes(resampled, description.classes)
-    if vanished := [f"{name} ({count} voxels)" for name, count in counts.items() if count and not left[name]]:
+    vanished = [f"{name} ({count_of(count, 'voxel')})" for name, count in counts.items() if count and not left[name]]
+    if vanished:
         report.warn("vanished", f"found {', '.join(vanished)}, of which resampling leaves nothing")
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple, NotRequired, TypedDict
 from engine.data.datasets import DatasetDescription
 from engine.data.folders import Volumes, group_channels, list_volumes
 from engine.runtime.errors import InputError, raise_problems
-from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings, name_some, print_warnings
+from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings, print_warnings
+from engine.runtime.wording import list_some
 
 
 class Case(TypedDict):
@@ -182,14 +183,14 @@ def find_cases(
             found = ", ".join(without)
             problems.append(f"{images}: found {found} without a label in {labels}, expected one label per image")
         elif images.is_dir():
-            found = f"{len(without)} of {len(known)} images without a label in {labels} ({name_some(without)})"
+            found = f"{len(without)} of {len(known)} images without a label in {labels} ({list_some(without)})"
             warnings["no label"] = [f"{images}: found {found}, which are predicted and not scored"]
     if known and not os.path.isfile(images) and (without := sorted(labelled.paths.keys() - known)):
         if every_label:
             found = ", ".join(without)
             problems.append(f"{labels}: found {found} without an image in {images}, expected one image per label")
         else:
-            warnings["no image"] = [f"{labels}: found {name_some(without)} without an image in {images}"]
+            warnings["no image"] = [f"{labels}: found {list_some(without)} without an image in {images}"]
     wanted = grouped.complete if not every_label else grouped.complete.keys() & labelled.paths.keys()
     cases = [make_case(name, grouped.complete[name], labelled.paths.get(name)) for name in sorted(wanted)]
     return Found(cases, problems, warnings)

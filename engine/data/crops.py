@@ -8,7 +8,7 @@ import torch
 from monai.transforms import MapTransform, RandCropByPosNegLabeld, SpatialPad, Transform
 from torch import Tensor
 
-from engine.data.labels import IGNORED
+from engine.data.labels import IGNORED_INDEX
 
 FOREGROUND, BACKGROUND = "foreground_counts", "background_counts"
 
@@ -67,7 +67,7 @@ class CountCandidatesd(Transform):
     def masks(label: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return foreground and background masks (...) of a label (1, ...) and an image (channels, ...)."""
         classes = label.as_subclass(Tensor)[0]
-        known = classes != IGNORED
+        known = classes != IGNORED_INDEX
         foreground = known & (classes != 0)
         if image is None:
             return foreground, known

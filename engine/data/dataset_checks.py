@@ -15,6 +15,8 @@ from engine.runtime.distributed import gather, process_rank, shard
 from engine.runtime.errors import raise_problems
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 
+SAMPLED = 2  # cases of each split whose voxels training reads, to find what is wrong with all of them
+
 Splits = Mapping[str, Sequence[Case]]  # "training", "validation", "test" -> cases
 
 
@@ -38,35 +40,41 @@ def check_cases(splits: Splits, description: DatasetDescription, workers: int, f
 
     Each process examines its shard of the cases, and all processes raise the problems that any of them found.
 
-    Args: as ``examine_cases``.
+    Args: as ``examine_cases``, and
+        full: whether to read the voxels of all cases, not only of the first ``SAMPLED`` of each split.
     Raises:
         InputError: one line per problem.
     """
-    report = examine_cases(splits, description, workers, full)
+    report = examine_cases(splits, description, workers, None if full else SAMPLED)
     print_warnings(report.warnings)
     raise_problems(report.problems)
 
 
-def examine_cases(splits: Splits, description: DatasetDescription, workers: int, full: bool) -> DatasetReport:
+def examine_cases(splits: Splits, description: DatasetDescription, workers: int, sample: int | None) -> DatasetReport:
     """Examine every case, and compare the cases with each other.
 
     Args:
         splits: cases of each split by its name, each case with "id", "image" and, if any, "label".
         description: expected channels, classes, spacing and window.
         workers: cases that a process examines at the same time; 0 counts as 1.
-        full: whether to read the voxels as well, not only the headers.
+        sample: number of cases of each split whose voxels are read as well, not only their headers; None for all.
     """
-    part = shard([(case, split) for split, members in splits.items() for case in members])
+    tasks = [
+        (case, split, description, sample is None or place < sample)
+        for split, members in splits.items()
+        for place, case in enumerate(members)
+    ]
+    part = shard(tasks)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        reports = pool.map(lambda item: _examine(item[0], item[1], description, full), part)
+        reports = pool.map(lambda task: _examine(*task), part)
         bar = tqdm(reports, "checking cases", len(part), leave=False, disable=process_rank() != 0)
         cases = gather(list(bar))
     problems = [problem for case in cases for problem in case.problems]
-    leaks, duplicates = _find_shared_images(cases)
+    leaks, duplicates = _find_shared_images(cases, by_voxels=sample is None)
     of_several = {
         "duplicates": duplicates,
         "shared ids": list(_find_shared_ids(cases)),
-        "missing classes": _find_missing_classes(cases, description) if full else [],
+        "missing classes": _find_missing_classes(cases, description) if sample is None else [],
     }
     warnings = merge_warnings([*(case.warnings for case in cases), of_several])
     return DatasetReport(cases, problems + leaks, warnings)
@@ -81,20 +89,20 @@ def _examine(case: Case, split: str, description: DatasetDescription, full: bool
         return report
 
 
-def _find_shared_images(cases: Sequence[CaseReport]) -> tuple[list[str], list[str]]:
+def _find_shared_images(cases: Sequence[CaseReport], by_voxels: bool) -> tuple[list[str], list[str]]:
     """Find images that several cases share: across splits (problems, also added to each case) or in one (warnings).
 
-    Images are compared by their voxels if these were read, otherwise by the identity of the file, whatever its name.
+    Images are compared by their voxels if these were read, or else by the identity of the file, whatever its name.
     """
     same = defaultdict(list)
     for case in cases:
-        if (key := case.digest or _file_identity(case)) is not None:
+        if (key := (by_voxels and case.digest) or _file_identity(case)) is not None:
             same[key].append(case)
     leaks, duplicates = [], []
     for group in same.values():
         if len(group) > 1:
             images = ", ".join(f"{case.files[0]} ({case.split})" for case in group)
-            found = f"found the same {'voxels' if group[0].digest else 'file'} in {len(group)} cases"
+            found = f"found the same {'voxels' if by_voxels and group[0].digest else 'file'} in {len(group)} cases"
             if len({case.split for case in group}) > 1:
                 leaks.append(f"{images}: {found}, expected no case in two splits")
                 for case in group:

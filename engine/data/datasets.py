@@ -8,7 +8,7 @@ from typing import Any, Self
 from engine.runtime.errors import InputError
 
 LARGEST = 1e9  # bound of spacings in mm and of intensities; NaN and infinity are not below it
-IGNORE = "ignore"  # name of a label that is no class, as in nnU-Net
+IGNORE_LABEL = "ignore"  # name of a label that is no class, as in nnU-Net
 
 Window = tuple[float, float]
 
@@ -92,7 +92,7 @@ class DatasetDescription:
         Former descriptions have the same form as in earlier versions, with which resumed runs and folders of
         predictions compare them.
         """
-        names = [*self.classes, IGNORE] if self.labels.ignored else self.classes
+        names = [*self.classes, IGNORE_LABEL] if self.labels.ignored else self.classes
         values = [*self.labels.classes, self.labels.ignored] if self.labels.ignored else self.labels.classes
         rules = [{"zscore": True} if window is None else {"window": list(window)} for window in self.windows]
         optional = {

@@ -12,9 +12,10 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ValidationInfo
 
-from engine.data.datasets import IGNORE, LARGEST, LabelValues
+from engine.data.datasets import IGNORE_LABEL, LARGEST, LabelValues
 from engine.data.foreign_descriptions import translate
 from engine.runtime.errors import InputError, raise_problems
+from engine.runtime.wording import count_of
 
 MAX_CLASSES = 255  # class indices are uint8, and one of them marks ignored voxels
 LONGEST_SHOWN = 200  # characters of a value in a message
@@ -80,6 +81,7 @@ Value = Annotated[int, Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE)]
 Intensity = Annotated[float, Field(gt=-LARGEST, lt=LARGEST)]
 Side = Annotated[float, Field(gt=0, lt=LARGEST)]
 Ending = Annotated[Name, AfterValidator(_not_a_file)]
+Labels = dict[str, int | list[int]]
 
 
 class Fields(BaseModel):
@@ -117,7 +119,8 @@ class Description(Fields):
     ] = Field(
         description="classes and their values in label maps; several values of one class are merged, and the first is "
         'that of predictions. The background has the value 0, or else the name "background". Voxels of the label '
-        f'"{IGNORE}" belong to no known class: they are left out of the loss, the centres of crops and the scores.'
+        f'"{IGNORE_LABEL}" belong to no known class: they are left out of the loss, the centres of crops and the '
+        "scores."
     )
     regions: Annotated[
         dict[Name, Annotated[list[Name], Field(min_length=1)]], Expected("names with a list of labels")
@@ -141,30 +144,31 @@ class Description(Fields):
         "error", description="NaN in images is an error, or stands for the minimum of its channel"
     )
 
-    @field_validator("labels")
+    @field_validator("labels", mode="wrap")
     @classmethod
-    def check_labels(cls, labels: dict[str, int | list[int]]) -> dict[str, int | list[int]]:
+    def check_labels(cls, labels: Any, validate: Callable[[Any], Labels]) -> Labels:
         """Refuse labels that share a value, or without a background."""
-        problems = [*_shared_values(labels), *_clashing_names(labels)]
-        classes = {name: _as_list(values) for name, values in labels.items() if not _is_ignored(name)}
-        if not 2 <= len(classes) <= MAX_CLASSES:
-            problems.append(f"found {len(classes)} classes, expected 2 to {MAX_CLASSES}, the background among them")
-        elif _find_background(classes) is None:
-            problems.append('found no background, expected a label with the value 0 or the name "background"')
+        try:
+            problems, understood = [], validate(labels)
+        except ValidationError as error:
+            problems, understood = [item["msg"] for item in error.errors()], _understood(labels)
+        else:
+            problems += _missing_classes(understood)
+        problems += [*_shared_values(understood), *_clashing_names(understood)]
         if problems:
             raise problem("; ".join(problems))
-        return labels
+        return understood
 
     @field_validator("regions")
     @classmethod
     def check_regions(cls, regions: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
         """Refuse regions of unknown or repeated labels, or with the name of a label."""
-        labels: dict[str, int | list[int]] = info.data.get("labels", {})  # empty if they have a problem of their own
+        labels = info.context["labels"] if info.context else {}  # as in the file, with any problems of their own
+        classes = [name for name in labels if not _is_ignored(name) and name != _find_background(labels)]
         problems = []
         for name, members in regions.items() if labels else ():
             if name in labels:
                 problems.append(f"found {json.dumps(name)} among the labels as well, expected another name")
-            classes = list(_classes(labels))[1:]  # without the background
             if unknown := [json.dumps(member) for member in members if member not in classes]:
                 problems.append(f"{name}: found {', '.join(unknown)}, expected some of {', '.join(classes)}")
             if len(set(members)) < len(members):
@@ -234,7 +238,11 @@ def parse_description(values: Any, source: str) -> dict[str, Any]:
     # Before pydantic, which cannot name a field whose name is no valid text.
     problems = [f"found the field {json.dumps(name)}, expected only {expected}" for name in values if name not in known]
     try:
-        made = Description.model_validate({name: value for name, value in values.items() if name in known})
+        labels = values.get("labels")
+        made = Description.model_validate(
+            {name: value for name, value in values.items() if name in known},
+            context={"labels": labels if isinstance(labels, dict) else {}},
+        )
     except ValidationError as error:
         problems = [*_lines(error, missing), *problems]
     raise_problems([f"{source}: {line}" for line in problems])
@@ -270,11 +278,17 @@ def _field_names() -> list[str]:
     return [name if field.is_required() else f"[{name}]" for name, field in fields if not field.alias]
 
 
-def _as_list(values: int | list[int]) -> list[int]:
-    return [values] if isinstance(values, int) else values
+def _understood(labels: Any) -> Labels:
+    """Return those labels that are valid by themselves."""
+    items = labels.items() if isinstance(labels, dict) else ()
+    return {name: values for name, values in items if all(type(value) is int for value in _as_list(values))}
 
 
-def _shared_values(labels: dict[str, int | list[int]]) -> Iterator[str]:
+def _as_list(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
+def _shared_values(labels: Labels) -> Iterator[str]:
     """Yield a line for each value that several labels have, or one has twice."""
     names = defaultdict(list)
     for name, values in labels.items():
@@ -290,24 +304,33 @@ def _shared_values(labels: dict[str, int | list[int]]) -> Iterator[str]:
             yield f"found the value {value} of {' and '.join(map(json.dumps, sharing))}, expected {expected}"
 
 
+def _missing_classes(labels: Labels) -> Iterator[str]:
+    """Yield a line if labels are no background and some other classes."""
+    classes = [name for name in labels if not _is_ignored(name)]
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        yield f"found {count_of(len(classes), 'class')}, expected 2 to {MAX_CLASSES}, the background among them"
+    elif _find_background(labels) is None:
+        yield 'found no background, expected a label with the value 0 or the name "background"'
+
+
 def _clashing_names(names: Iterable[str]) -> list[str]:
     """Return a line for each name that the tables of scores have for something else."""
     return [f"found the name {json.dumps(name)}, which tables need for themselves" for name in names if name in COLUMNS]
 
 
 def _is_ignored(name: str) -> bool:
-    return name.lower() == IGNORE
+    return name.lower() == IGNORE_LABEL
 
 
-def _find_background(classes: dict[str, list[int]]) -> str | None:
+def _find_background(labels: dict[str, Any]) -> str | None:
     """Return the name of the background: the class with the value 0, or else the one of that name."""
-    with_zero = [name for name, values in classes.items() if 0 in values]
-    named = [name for name in classes if name.lower() == "background"]
+    with_zero = [name for name, values in labels.items() if 0 in _as_list(values) and not _is_ignored(name)]
+    named = [name for name in labels if name.lower() == "background"]
     return next(iter([*with_zero, *named]), None)
 
 
-def _classes(labels: dict[str, int | list[int]]) -> dict[str, list[int]]:
+def _classes(labels: Labels) -> dict[str, list[int]]:
     """Return the values of each class, the background first, the others in order of their first values."""
     classes = {name: _as_list(values) for name, values in labels.items() if not _is_ignored(name)}
-    background = _find_background(classes)
+    background = _find_background(labels)
     return dict(sorted(classes.items(), key=lambda item: (item[0] != background, item[1][0])))

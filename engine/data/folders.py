@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.runtime.warning_lines import name_some
+from engine.runtime.wording import count_of, list_some
 
 # Endings of files that nobody takes for a volume.
 OTHER_ENDINGS = (
@@ -80,11 +80,11 @@ def list_volumes(folder: Path, skip_predictions: bool = False) -> Volumes:
     warnings = {}
     others += [name for name in folders if re.search(r"\.nii(\.gz)?/$", name, re.IGNORECASE)]
     if others:
-        warnings["formats"] = f"{folder}: left out {name_some(others)}, expected .nii.gz or .nii files"
+        warnings["formats"] = f"{folder}: left out {list_some(others)}, expected .nii.gz or .nii files"
     if own:
-        warnings["predictions"] = f"{folder}: left out {name_some(own)}, predictions of test_seg.py"
+        warnings["predictions"] = f"{folder}: left out {list_some(own)}, predictions of test_seg.py"
     if not volumes:
-        found = f"no volume, only {name_some([*others, *own, *folders])}" if others or own or folders else "no volume"
+        found = f"no volume, only {list_some([*others, *own, *folders])}" if others or own or folders else "no volume"
         problems.append(f"{folder}: found {found}, expected .nii.gz or .nii files")
     return Volumes(volumes, problems, warnings)
 
@@ -126,15 +126,16 @@ def group_channels(
     complete = {case for case, files in groups.items() if files.keys() == set(expected)}
     whole = volumes.keys() & labels.keys() if labels else channels == 1
     if not endings and (whole or not (complete or groups.keys() & labels.keys())):
-        return Images(dict(volumes), set(), [], _warn_of_channels(folder, groups) if channels == 1 else {})
+        unsure = channels == 1 and not volumes.keys() <= labels.keys()
+        return Images(dict(volumes), set(), [], _warn_of_channels(folder, groups) if unsure else {})
     paths = {case: [groups[case][ending] for ending in expected] for case in groups if case in complete}
     warnings = {}
     if left_out:
-        named = f"{folder}: left out {name_some(left_out)}"
+        named = f"{folder}: left out {list_some(left_out)}"
         warnings["channels"] = f"{named}, expected names that end with {', '.join(endings)}"
     problems = _describe_incomplete(folder, {case: groups[case] for case in groups if case not in complete}, expected)
     if not groups and left_out:
-        problems = [f"{folder}: found {name_some(left_out)}, expected names that end with {', '.join(endings)}"]
+        problems = [f"{folder}: found {list_some(left_out)}, expected names that end with {', '.join(endings)}"]
         warnings = {}
     return Images(
         {case: found[0] if len(found) == 1 else found for case, found in paths.items()},
@@ -163,8 +164,8 @@ def _describe_incomplete(folder: Path, groups: dict[str, dict[str, str]], expect
     for endings, alike in cases.items():
         found = ", ".join(sorted(Path(path).name for path in groups[alike[0]].values()))
         more = f" and {len(alike) - 1} more like it" if len(alike) > 1 else ""
-        number = f"{len(endings)} file{'s' * (len(endings) > 1)}"
-        wanted = f"{len(expected)} channel{'s' * (len(expected) > 1)} as in the description"
+        number = count_of(len(endings), "file")
+        wanted = f"{count_of(len(expected), 'channel')} as in the description"
         names = ", ".join(f"{alike[0]}{ending}" for ending in expected)
         lines.append(f"{folder}: found {number} of {alike[0]} ({found}){more}, expected {wanted} ({names})")
     return lines

@@ -17,6 +17,7 @@ from engine.data.datasets import LARGEST, DatasetDescription
 from engine.data.nifti import is_gzip, open_volume, unit_of
 from engine.runtime.errors import InputError
 from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
+from engine.runtime.wording import count_of
 
 # Headers round their numbers: corners of image and label may differ by this share of a voxel.
 AFFINE_TOLERANCE = 0.1
@@ -153,6 +154,8 @@ def _find_doubts(image: nib.Nifti1Image, grid: Grid, spacing: Sequence[float] | 
     pixdim = header.get_zooms()[:3]
     if (unit := unit_of(image)) != "mm":
         doubts["unit"] = f"found the unit {unit}, converted to voxels of {format_size(grid.spacing)} mm"
+    elif header["sform_code"] <= 0 and header["qform_code"] <= 0:
+        doubts["position"] = "found neither sform nor qform (both codes are 0), so the axes are taken for L, A, S"
     elif header["sform_code"] > 0 and np.abs(np.subtract(pixdim, grid.spacing)).max() > tolerance:
         sizes = f"{format_size(grid.spacing)} mm in the sform and {format_size(pixdim)} mm in pixdim"
         doubts["position"] = f"found voxels of {sizes}; the sform is used"
@@ -180,7 +183,7 @@ def _check_shape(image: nib.Nifti1Image, volumes: int, is_label: bool) -> list[s
         expected = "a 3D volume" if volumes == 1 else f"a 4D volume with {volumes} channels last"
         return [f"found {len(shape)}D of shape {format_size(shape)}, expected {expected}"]
     if (found := math.prod(shape[3:])) != volumes:
-        of_file = f"found {found} channel{'s' if found > 1 else ''} (shape {format_size(shape)})"
+        of_file = f"found {count_of(found, 'channel')} (shape {format_size(shape)})"
         if is_label:
             return [f"{of_file}, expected a label map of one volume"]
         more = " channels, in this file or one file each" if volumes > 1 else " channel, as in the description"

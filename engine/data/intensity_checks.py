@@ -16,7 +16,7 @@ LEAST_CONTRAST = 0.05  # range of an image as a share of its window's
 
 
 class Measures(NamedTuple):
-    """Measures of an image whose axes run right-left, anterior-posterior, inferior-superior.
+    """Measures of an image.
 
     Args:
         box: bounding box of the foreground, voxels.
@@ -55,7 +55,7 @@ def fill_nan(channel: NDArray[Any]) -> int:
 
 
 def measure_channels(channels: Sequence[NDArray[Any]], description: DatasetDescription) -> Measures:
-    """Measure the channels (X, Y, Z) of an image in RAS axis order."""
+    """Measure the channels (X, Y, Z) of an image; the box has their axis order."""
     lows = [-np.inf if window is None else window[0] for window in description.windows]
     above = [channel > max(low, channel.min()) for channel, low in zip(channels, lows, strict=True)]
     box = _bounding_box(np.any(above, axis=0))
@@ -63,10 +63,14 @@ def measure_channels(channels: Sequence[NDArray[Any]], description: DatasetDescr
     windowed = []
     for name, channel, window in zip(description.channels, channels, description.windows, strict=True):
         which = f" of channel {name}" if len(channels) > 1 else ""
-        if channel.min() == channel.max():
-            warnings.setdefault("constant", []).append(f"found {channel.max():g} in every voxel{which}")
+        least, most = channel.min(), channel.max()
+        if least == most:
+            warnings.setdefault("constant", []).append(f"found {most:g} in every voxel{which}")
         elif window is not None and (line := _describe_contrast(channel[box], window)):
             warnings.setdefault("contrast", []).append(f"{line}{which}")
+        elif window is not None and window[0] < 0 <= least:  # a CT has air
+            expected = f"expected negative ones, as in the window from {window[0]:g} to {window[1]:g}"
+            warnings.setdefault("scale", []).append(f"found no intensity below {least:g}{which}, {expected}")
         if window is not None:
             windowed.append((channel[box], window))
     if not windowed:

@@ -1,7 +1,7 @@
 """Values of label maps: from those in files to class indices, and back.
 
-Within the program a label map holds class indices, uint8: 0 is the background, and ``IGNORED`` marks voxels of unknown
-class, which take no part in the loss, as centres of crops, or in a score.
+Within the program a label map holds class indices, uint8: 0 is the background, and ``IGNORED_INDEX`` marks voxels of
+unknown class, which take no part in the loss, as centres of crops, or in a score.
 """
 
 import functools
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.datasets import LabelValues
+from engine.runtime.wording import LISTED, count_of
 
-IGNORED = 255
+IGNORED_INDEX = 255
 UNKNOWN = -1  # in the table of class indices
 ROUNDING = 1e-3  # files with a scale factor hold 0.9999847 for 1
 FILE_TYPES = (np.uint8, np.int16, np.uint16, np.int32)  # of predictions; every reader of NIfTI knows them
-LISTED = 5  # invalid values that a message lists
 
 
 def to_classes(voxels: NDArray[Any], labels: LabelValues) -> tuple[NDArray[np.uint8], list[str]]:
@@ -53,7 +53,7 @@ def to_file_values(classes: NDArray[np.uint8], labels: LabelValues) -> NDArray[A
 def _tabulate(labels: LabelValues) -> tuple[NDArray[np.int16], int]:
     """Make a table of class indices by value, with ``UNKNOWN`` at both ends, and return it with its lowest value."""
     index_of = {value: index for index, values in enumerate(labels.classes) for value in values}
-    index_of |= dict.fromkeys(labels.ignored, IGNORED)
+    index_of |= dict.fromkeys(labels.ignored, IGNORED_INDEX)
     low = min(index_of) - 1
     table = np.full(max(index_of) - low + 2, UNKNOWN, np.int16)
     table[np.subtract(list(index_of), low)] = list(index_of.values())
@@ -64,7 +64,7 @@ def _list_values(voxels: NDArray[Any]) -> str:
     """List different values with the number of their voxels."""
     values, counts = np.unique(voxels, return_counts=True)
     listed = [
-        f"{_format(value)} ({count} voxel{'s' if count > 1 else ''})"
+        f"{_format(value)} ({count_of(count, 'voxel')})"
         for value, count in zip(values[:LISTED], counts[:LISTED], strict=True)
     ]
     more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""

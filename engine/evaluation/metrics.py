@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from engine.data.labels import IGNORED
+from engine.data.labels import IGNORED_INDEX
 from engine.runtime.files import write_csv, write_text
 
 
@@ -26,14 +26,14 @@ def dice_by_structure(
 
     Args:
         prediction: label map of class indices.
-        label: label map of class indices or ``IGNORED``.
+        label: label map of class indices or ``IGNORED_INDEX``.
         structures: indices of the classes of which each structure consists; together all foreground classes.
     Shape: (X, Y, Z), (X, Y, Z) -> (structures,).
     """
     classes = 1 + max(max(members) for members in structures)
     confusion = np.zeros((classes, classes), np.int64)
     for true, predicted in zip(label, prediction, strict=True):  # slice by slice, to keep the int64 copies small
-        known = true != IGNORED
+        known = true != IGNORED_INDEX
         pairs = true[known].astype(np.int64) * classes + predicted[known]
         confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     shared = [confusion[np.ix_(members, members)].sum() for members in structures]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.data.datasets import DatasetDescription
 from engine.data.intensity_checks import fill_nan
-from engine.data.labels import IGNORED
+from engine.data.labels import IGNORED_INDEX
 from engine.data.nifti import open_volume, read_voxels, turn_to_ras
 from engine.runtime.files import write_whole
 
@@ -45,7 +45,7 @@ def three_planes(
     """
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    label = None if label is None else np.where(label == IGNORED, 0, label)
+    label = None if label is None else np.where(label == IGNORED_INDEX, 0, label)
     foreground = prediction if label is None or not label.any() else label
     centre = _busiest_planes(foreground)
     low, high = window or np.percentile(image, (1, 99.5))

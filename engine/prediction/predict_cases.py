@@ -19,6 +19,7 @@ from engine.data.case_checks import read_checked_label
 from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
 from engine.data.header_checks import read_image_headers, review_headers
+from engine.data.intensity_checks import measure_channels
 from engine.data.loading import case_loader
 from engine.evaluation.metrics import DiceTable, dice_by_structure
 from engine.evaluation.pictures import encode_png, preview
@@ -29,7 +30,8 @@ from engine.prediction.sliding_window import SlidingWindow, predict_logits
 from engine.runtime.distributed import process_rank
 from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
 from engine.runtime.memory import return_freed_memory
-from engine.runtime.warning_lines import Warnings, merge_warnings, name_some, print_warnings
+from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
+from engine.runtime.wording import list_some
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import keep_kernel_spectra
 
@@ -94,7 +96,10 @@ class CasesToPredict(Dataset[Sample | Failure]):
         headers = read_image_headers(case, self.description)
         problems, warnings = review_headers(headers, self.description.fix_affine)
         raise_problems(problems)
-        return {**self.transforms(case), "warnings": warnings}
+        loaded = self.transforms(case, end=1)  # the intensities are those of the file
+        lines = measure_channels(loaded["image"].numpy(), self.description).warnings
+        named = {kind: [f"{headers[0].path}: {line}" for line in found] for kind, found in lines.items()}
+        return {**self.transforms(loaded, start=1), "warnings": merge_warnings([warnings, named])}
 
 
 @dataclass(frozen=True)
@@ -268,7 +273,7 @@ def report(outcomes: Sequence[Outcome], kept: Sequence[Case], folder: Path, desc
             print(table.as_text())
     print_warnings(merge_warnings(outcome.warnings for outcome in outcomes))
     if kept:
-        names = name_some([case["id"] for case in kept])
+        names = list_some([case["id"] for case in kept])
         print(f"kept without a score, because others have written or changed them (--overwrite replaces them): {names}")
     present = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes) + len(kept)
     print(f"{present} predictions in {folder}")

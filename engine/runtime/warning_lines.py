@@ -1,12 +1,11 @@
 """Warnings: lines by kind, of which the user sees one for each kind."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from engine.runtime.distributed import process_rank
 
 Warnings = dict[str, list[str]]  # lines by kind
-LISTED = 5  # names in a line
 
 
 def collect_warnings(found: Iterable[Mapping[str, str]]) -> Warnings:
@@ -36,9 +35,3 @@ def print_warnings(warnings: Warnings) -> None:
     if process_rank() == 0:
         for line in summarise_warnings(warnings):
             print(f"warning: {line}")
-
-
-def name_some(names: Sequence[str]) -> str:
-    """List the first names, and the number of the others."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(names[:LISTED])}{more}"

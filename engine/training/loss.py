@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 
-from engine.data.labels import IGNORED
+from engine.data.labels import IGNORED_INDEX
 
 
 class KnownDiceCELoss(nn.Module):
     """MONAI's DiceCELoss over the voxels of known class; 0 if a batch has none.
 
-    Shape: logits (N, classes, D, H, W), label (N, 1, D, H, W) of class indices or ``IGNORED`` -> ().
+    Shape: logits (N, classes, D, H, W), label (N, 1, D, H, W) of class indices or ``IGNORED_INDEX`` -> ().
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class KnownDiceCELoss(nn.Module):
         self.dice = DiceLoss()
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        known = label != IGNORED
+        known = label != IGNORED_INDEX
         classes = torch.where(known, label, 0)[:, 0].long()
         target = torch.zeros_like(logits).scatter_(1, classes[:, None], 1)
         entropy = F.cross_entropy(logits, classes, reduction="none")[:, None]
@@ -31,6 +31,6 @@ def make_loss(with_ignored: bool) -> nn.Module:
     """Make the mean of Dice loss and cross-entropy.
 
     Args:
-        with_ignored: whether labels may hold ``IGNORED``.
+        with_ignored: whether labels may hold ``IGNORED_INDEX``.
     """
     return KnownDiceCELoss() if with_ignored else DiceCELoss(to_onehot_y=True, softmax=True)

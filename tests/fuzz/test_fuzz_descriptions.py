@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.datasets import LARGEST, DatasetDescription
-from engine.data.labels import IGNORED, to_classes, to_file_values
+from engine.data.labels import IGNORED_INDEX, to_classes, to_file_values
 from engine.runtime.errors import InputError
 
 # Everything that Python's JSON reader accepts: NaN, Infinity, lone surrogates, 1e400.
@@ -95,7 +95,7 @@ def test_a_description_is_refused_or_read(content):
             assert problems == []
             firsts = to_file_values(np.arange(len(description.classes), dtype=np.uint8), description.labels)
             assert to_classes(firsts[None], description.labels)[0][0].tolist() == list(range(len(firsts)))
-            assert set(indices[0].tolist()) <= {*range(len(firsts)), IGNORED}
+            assert set(indices[0].tolist()) <= {*range(len(firsts)), IGNORED_INDEX}
 
 
 printable = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=20)

@@ -6,7 +6,7 @@ import torch
 from monai.transforms import Compose, RandCropByPosNegLabeld
 
 from engine.data.crops import Candidates, CountCandidatesd, PadToSized, RandCropByCountsd
-from engine.data.labels import IGNORED
+from engine.data.labels import IGNORED_INDEX
 
 KEYS, SIZE, SAMPLES = ["image", "label"], (4, 3, 5), 12
 
@@ -55,17 +55,17 @@ def test_a_volume_without_any_candidate_is_background_everywhere():
 def test_ignored_voxels_are_no_centres(image_key, ignored):
     case = make_case(1, 0.3)
     unknown = torch.rand(case["label"].shape, generator=torch.Generator().manual_seed(1)) < ignored
-    case["label"][unknown] = IGNORED
+    case["label"][unknown] = IGNORED_INDEX
     size = (1, 1, 1)
     crops = Compose([CountCandidatesd(image_key), RandCropByCountsd(KEYS, size, 200, image_key)])
     crops.set_random_state(0)
-    assert not any((crop["label"] == IGNORED).any() for crop in crops(case))
+    assert not any((crop["label"] == IGNORED_INDEX).any() for crop in crops(case))
 
 
 @pytest.mark.filterwarnings("ignore:Num foregrounds")
 def test_a_volume_of_ignored_voxels_is_background_everywhere():
     case = make_case(1, 0.0)
-    case["label"][:] = IGNORED
+    case["label"][:] = IGNORED_INDEX
     for key in (None, "image"):
         crops = Compose([CountCandidatesd(key), RandCropByCountsd(KEYS, SIZE, SAMPLES, key)])
         crops.set_random_state(0)

@@ -25,7 +25,7 @@ BOXES = DatasetDescription.from_json(DESCRIPTION, "test")
 def examine(root, full, description=BOXES):
     found = find_splits(Path(root), description, test=True)
     assert [part.problems for part in found.values()] == [[]] * len(found)
-    return examine_cases({split: part.cases for split, part in found.items()}, description, 2, full)
+    return examine_cases({split: part.cases for split, part in found.items()}, description, 2, None if full else 0)
 
 
 def warnings_of(report):

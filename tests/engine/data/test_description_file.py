@@ -67,7 +67,7 @@ PROBLEMS = {
         'labels: found the value 1 of "a" and "ignore", expected an ignored value that no class has',
     ),
     "no background": ({"labels": {"a": 1, "b": 2}}, "labels: found no background, expected a label with the value 0"),
-    "the background alone": ({"labels": {"background": 0, "ignore": 1}}, "labels: found 1 classes, expected 2 to 255"),
+    "the background alone": ({"labels": {"background": 0, "ignore": 1}}, "labels: found 1 class, expected 2 to 255"),
     "too many classes": (
         {"labels": {str(value): value for value in range(256)}},
         "labels: found 256 classes, expected 2 to 255",
@@ -141,6 +141,22 @@ def test_all_problems_are_named_together():
     assert [line.split(": ")[1] for line in lines[:4]] == ["name", "labels", "spacing", "nan"]
     assert lines[2] == "some.json: spacing: found none, expected three positive numbers, in mm"
     assert lines[4].startswith('some.json: found the field "window"')
+
+
+def test_a_problem_of_the_labels_hides_no_other():
+    changes = {
+        "labels": {"background": 0, "left": 1, "right": 1, "cyst": 1.5, "ignore": 1},
+        "regions": {"both": ["left", "cyst"], "left": ["left", "middle"]},
+        "intensity": {"zscore": False},
+    }
+    with pytest.raises(InputError) as caught:
+        DatasetDescription.from_json(DESCRIPTION | changes, "some.json")
+    labels, regions, intensity = str(caught.value).splitlines()
+    assert labels.startswith('some.json: labels: found "cyst": 1.5, expected names')
+    assert '; found the value 1 of "left" and "right" and "ignore", expected' in labels
+    assert regions.startswith('some.json: regions: found "left" among the labels as well')
+    assert regions.endswith('left: found "middle", expected some of left, right, cyst')
+    assert intensity.startswith("some.json: intensity: found ")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

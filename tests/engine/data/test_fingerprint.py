@@ -119,10 +119,10 @@ def test_values_that_cannot_be_serialised_are_refused(value):
 CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LabelValues, LoadVolumed, PadToSized, ScaleChannelsd)
 TRANSFORMS = {
     "AboveMinimum": (1, "f75341c5ee50914e"),
-    "CountCandidatesd": (2, "5ddbf044b2d68e31"),
+    "CountCandidatesd": (2, "3daf9c85de203337"),
     "HeaderReader": (2, "d2188f0a616993f3"),
     "LabelValues": (1, "a176e2b6c887119d"),
-    "LoadVolumed": (2, "7d76ebaae506a69d"),
+    "LoadVolumed": (2, "6b740e2da2f43985"),
     "PadToSized": (1, "1da83426ecaa79ce"),
     "ScaleChannelsd": (1, "1dee4b9d10415a08"),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.data.datasets import LabelValues
-from engine.data.labels import IGNORED, to_classes, to_file_values
+from engine.data.labels import IGNORED_INDEX, to_classes, to_file_values
 
 THREE = LabelValues.consecutive(3)
 ODD = LabelValues(((0,), (-2,), (205, 300), (70000,)), ignored=(7, 8))
@@ -25,7 +25,7 @@ def test_any_values_may_stand_for_classes():
     voxels = np.array([[0, -2, 205], [300, 70000, 7], [8, 0, 205]])
     classes, problems = to_classes(voxels, ODD)
     assert problems == []
-    assert classes.tolist() == [[0, 1, 2], [2, 3, IGNORED], [IGNORED, 0, 2]]
+    assert classes.tolist() == [[0, 1, 2], [2, 3, IGNORED_INDEX], [IGNORED_INDEX, 0, 2]]
 
 
 @pytest.mark.parametrize(

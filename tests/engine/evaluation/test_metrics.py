@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.data.labels import IGNORED
+from engine.data.labels import IGNORED_INDEX
 from engine.evaluation.metrics import DiceTable, dice_by_structure, mean_over_cases, mean_over_classes
 
 LABEL = np.array([0, 0, 1, 1, 1, 2, 2, 0], np.uint8).reshape(2, 2, 2)
@@ -29,7 +29,7 @@ def test_a_region_is_the_union_of_its_classes():
 
 def test_ignored_voxels_are_not_scored():
     label, wrong = LABEL.copy(), PREDICTION.copy()
-    label[0, 0, 0] = label[1, 1, 0] = IGNORED
+    label[0, 0, 0] = label[1, 1, 0] = IGNORED_INDEX
     wrong[0, 0, 0], wrong[1, 1, 0] = 2, 1  # anything may be predicted there
     scored = [1, 2, 3, 4, 5, 7]
     expected = dice_by_structure(*(volume.ravel()[scored][:, None] for volume in (PREDICTION, LABEL)), [[1], [2], [3]])
