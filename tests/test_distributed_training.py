@@ -28,9 +28,11 @@ BEST, LAST, PREVIOUS = "best_metric_model.pth", "last_checkpoint.pth", "previous
 SEVERAL = """
 import json, signal, sys, time
 from functools import partial
+from unittest.mock import patch
 import torch.distributed as dist
 import main_train, test_seg
 from engine.data import cache
+from engine.prediction import predict_cases
 from engine.training import step as training_step
 from engine.runtime.errors import Stopped, run
 
@@ -54,7 +56,14 @@ def train_until_one_is_asked_to_stop(args):
         dist.destroy_process_group()
     training_step.train_step = whole_step
 
-MAINS = {"stop": train_until_one_is_asked_to_stop, "train": main_train.main, "predict": test_seg.main}
+def predict_without_a_record(args):
+    with patch.object(predict_cases, "record_written"):
+        test_seg.main(args)
+
+MAINS = {
+    "stop": train_until_one_is_asked_to_stop, "train": main_train.main, "predict": test_seg.main,
+    "predict unrecorded": predict_without_a_record,
+}
 store, rank, size = next(dist.rendezvous("env://"))
 if rank == 0:
     cache.digest_cases = digest_late  # process 0 must report the state before the other process writes entries
@@ -62,7 +71,7 @@ init = dist.init_process_group
 for number, (what, *words) in enumerate(json.loads(sys.argv[1])):
     # Each process group gets its own prefix in the shared store.
     dist.init_process_group = partial(init, store=dist.PrefixStore(str(number), store), rank=rank, world_size=size)
-    parse_args = (test_seg if what == "predict" else main_train).parse_args
+    parse_args = (test_seg if what.startswith("predict") else main_train).parse_args
     if status := run(MAINS[what], parse_args(words)):
         sys.exit(status)
 """
@@ -104,6 +113,7 @@ def runs(data, damaged, tmp_path_factory):
         ["train", *plain(*half), "--resume"],
         ["predict", *prediction_arguments(folder, folder / "predictions of two", "--root", data)],
         ["predict", *prediction_arguments(folder, folder / "prediction of a file", *one_file)],
+        ["predict unrecorded", *prediction_arguments(folder, folder / "killed", "--root", data)],
         ["train", *plain(*train_arguments(damaged, folder / "none"))],
     ]
     script = folder / "several.py"
@@ -171,7 +181,7 @@ def test_one_process_writes_and_prints(runs):
     assert sum(line.startswith("boxes: 3 training") for line in lines) == 2
     # Both processes share one cache, which is filled for training and for validation.
     assert sum(line.startswith("--cache_dir: 3 of 3 cases") for line in lines) == 2
-    assert sum(line.startswith("3 predictions in") for line in lines) == 1
+    assert sum(line.startswith(f"3 predictions in {runs / 'predictions of two'}") for line in lines) == 1
 
 
 def test_pair_predicts_like_one(runs):
@@ -181,6 +191,18 @@ def test_pair_predicts_like_one(runs):
     assert {path.name for path in two.iterdir()} == names
     for name in names:
         assert (two / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_predictions_of_a_killed_pair_are_its_own(runs, data, predict):
+    """Killed before the end, they are known by the journals of both processes."""
+    killed = runs / "killed"
+    assert {path.name for path in killed.glob(".written*")} == {".written_0.jsonl", ".written_1.jsonl"}
+    status, out, _ = predict(*prediction_arguments(runs, killed, "--root", data))
+    assert status == 0
+    assert "3 of 3 predictions are finished already" in out
+    for path in (runs / "predictions of one").iterdir():
+        assert (killed / path.name).read_bytes() == path.read_bytes()
+    assert not list(killed.glob(".written*"))
 
 
 def test_process_without_a_case_waits_for_the_other(runs):

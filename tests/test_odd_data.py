@@ -3,6 +3,7 @@
 The kinds were reported for this and similar software, from files of other tools to labels without a valid position.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conftest import (
 )
 from odd_data import ITERATIONS, add_axes, check, describe, nothing, read_weights, rewrite, warnings_in
 from prediction_folders import NAMES, path_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.data.nifti import read_voxels
 
@@ -195,8 +197,23 @@ def test_ignored_voxels_are_neither_learned_nor_scored(boxes, box_template, trai
             assert float(cell) == pytest.approx(2 * shared / sizes, abs=1e-6)
 
 
-def test_regions_are_scored_beside_the_classes(boxes, train, predict, tmp_path):
-    describe(boxes, regions={"both": ["left", "right"]})
-    assert train(*train_arguments(boxes, tmp_path / "run"))[0] == 0
-    assert predict(*prediction_arguments(boxes, tmp_path / "out", tmp_path / "run"))[0] == 0
-    assert (tmp_path / "out" / "dice.csv").read_text().splitlines()[0] == "case,left,right,both,mean"
+def test_regions_and_ignored_voxels_in_the_scores_of_validation_and_prediction(boxes, train, predict, tmp_path):
+    ignore_the_first_planes(100)(boxes)
+    values = json.loads((boxes / "boxes.json").read_text())
+    describe(boxes, **{**values, "regions": {"both": ["left", "right"]}})
+    status, _, err = train(*train_arguments(boxes, tmp_path / "run", *ITERATIONS))
+    assert status == 0, err
+    log = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"dice/left", "dice/right", "dice/both", "dice/mean"} <= set(log.Tags()["scalars"])
+    weights = ("--trained_weights", tmp_path / "run" / "best_metric_model.pth", "--gpu", "cpu")
+    assert predict("--images", boxes / "imagesVal", "--output", tmp_path / "out", *weights)[0] == 0
+    found, validated = ((tmp_path / folder / "dice.csv").read_text() for folder in ("out", "run"))
+    assert found == validated
+    header, *rows = (line.split(",") for line in found.splitlines())
+    assert header == ["case", "left", "right", "both", "mean"]
+    for name, *cells in rows[:2]:
+        label = read_voxels(str(boxes / "labelsVal" / f"{name}.nii.gz"))
+        known = label != 9
+        one, other = read_voxels(str(path_of(tmp_path / "out", name)))[known] > 0, label[known] > 0
+        assert float(cells[2]) == pytest.approx(2 * np.sum(one & other) / (one.sum() + other.sum()), abs=1e-6)
+        assert float(cells[3]) == pytest.approx((float(cells[0]) + float(cells[1])) / 2, abs=1e-6)
