@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from monai.losses import DiceCELoss
 from torch import nn
 from torch.optim import AdamW
 
 from engine.runtime.devices import Layout, amp_name, make_autocast, to_device
 from engine.runtime.errors import InputError, is_out_of_memory
 from engine.runtime.memory import tune_process
+from engine.training.loss import make_loss
 from engine.training.optimizer import make_optimizer
 from engine.training.step import Learner, train_step
 from engine.weights.checkpoints import NetworkConfig
@@ -236,7 +236,7 @@ def prepare(step: Step) -> Callable[[], None]:
         network.enable_checkpointing()
     image = torch.randn(step.batch_size, config.in_chans, *config.roi_size, device=device)
     label = torch.randint(config.out_chans, (step.batch_size, 1, *config.roi_size), device=device, dtype=torch.uint8)
-    criterion = DiceCELoss(to_onehot_y=True, softmax=True)
+    criterion = make_loss(with_ignored=False)
     if step.published:
         take_step = _published_step(network.to(device), make_autocast(device, step.precision), criterion)
     else:

@@ -28,7 +28,7 @@ class KnownDiceCELoss(nn.Module):
 
 
 def make_loss(with_ignored: bool) -> nn.Module:
-    """Make the mean of Dice loss and cross-entropy.
+    """Make the sum of Dice loss and cross-entropy.
 
     Args:
         with_ignored: whether labels may hold ``IGNORED_INDEX``.
