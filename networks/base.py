@@ -148,15 +148,18 @@ def _check_input(
     """Check the input and pass it on by position, also if it was given as ``x=``, a name that some MONAI networks lack.
 
     Raises:
+        TypeError: there is not exactly one input, a tensor.
         ValueError: the shape is not (N, in_chans, D, H, W), or the network does not accept (D, H, W).
     """
-    x = _bind(*inputs, **named)
+    x = forward(*inputs, **named)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input: found {type(x).__name__}, expected a tensor (N, {network.in_chans}, D, H, W)")
     if x.dim() != 5 or x.shape[1] != network.in_chans:
         raise ValueError(f"input: found shape {tuple(x.shape)}, expected (N, {network.in_chans}, D, H, W)")
     network.input_sizes.check(x.shape[2:])
     return (x,), {}
 
 
-def _bind(x: Tensor) -> Tensor:
-    """Return the only argument; Python raises TypeError for any other call."""
+def forward(x: Tensor) -> Tensor:
+    """Return the only argument of a forward; for any other call, Python's TypeError names this function."""
     return x

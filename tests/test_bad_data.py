@@ -152,8 +152,8 @@ BROKEN_HEADERS = {
 
 BROKEN_VOXELS = {
     "truncated": (truncate, ("imagesTr/box_1", "cannot be read", "expected a whole NIfTI")),
-    "NaN": (damage_image(put(np.nan)), ("imagesVal/box_8", "1 NaN or infinite")),
-    "infinite": (damage_image(put(np.inf)), ("imagesVal/box_8", "1 NaN or infinite")),
+    "NaN": (damage_image(put(np.nan)), ("imagesVal/box_8", "found 1 NaN voxel, expected")),
+    "infinite": (damage_image(put(np.inf)), ("imagesVal/box_8", "found 1 infinite voxel, expected")),
     "undeclared class": (label_with(7, np.uint8), ("labelsTr/box_0", "values 7", "from 0 to 2")),
     "a class that uint8 would wrap": (label_with(257, np.int16), ("labelsTr/box_0", "values 257", "from 0 to 2")),
     "negative class": (label_with(-1, np.int16), ("labelsTr/box_0", "values -1", "from 0 to 2")),

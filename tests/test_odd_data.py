@@ -170,7 +170,7 @@ def ignore_the_first_planes(image_value):
     return change
 
 
-def test_ignored_voxels_are_neither_learned_nor_scored(boxes, box_template, train, predict, tmp_path):
+def test_ignored_voxels_are_neither_learned_nor_scored(boxes, train, predict, tmp_path):
     """Whatever the label of these voxels would have been: other labels there, but marked, give the same weights."""
     ignore_the_first_planes(100)(boxes)
     assert train(*train_arguments(boxes, tmp_path / "run", "--max_iter", "4", "--full_check"))[0] == 0

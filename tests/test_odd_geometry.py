@@ -157,6 +157,23 @@ def test_labels_are_placed_on_their_images_only_on_request(
     assert "box_2" in out
 
 
+def test_another_unit_is_named_before_fix_affine_is(boxes, capsys):
+    rewrite(boxes, "images*/*", lambda voxels, affine: (voxels, affine, lambda header: header.set_xyzt_units("micron")))
+    assert check(boxes) == 2
+    err = capsys.readouterr().err
+    assert err.count("expected the same affine; units are microns and mm") == 5
+    assert "--fix_affine" not in err
+
+
+def test_the_channel_axis_comes_last(boxes, capsys):
+    rewrite(boxes, "*/box_0*", lambda voxels, affine: (voxels[None], affine, nothing))
+    assert check(boxes) == 2
+    assert (
+        capsys.readouterr().err.count("(shape 1 x 36 x 28 x 18), with the axis of length 1 first instead of X, Y, Z")
+        == 2
+    )
+
+
 def test_shapes_are_never_fixed(boxes, train, tmp_path):
     rewrite(boxes, "labelsTr/box_0*", lambda voxels, affine: (voxels[:-1], affine, nothing))
     result = train(*train_arguments(boxes, tmp_path / "run", "--fix_affine"))

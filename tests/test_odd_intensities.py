@@ -1,5 +1,7 @@
 """Intensities that are not those of the description: NaN, other units, rules by channel."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,29 +13,32 @@ from engine.data.datasets import DatasetDescription
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 
 
-def test_nan_is_the_background_if_the_description_says_so(boxes, capsys, train, predict, trained, tmp_path):
-    lowest = {}
+def blank(voxels, affine):
+    """Put NaN into 1512 voxels."""
+    voxels = voxels.copy()
+    voxels[:3] = np.nan
+    return voxels, affine, nothing
 
-    def blank(voxels, affine):
-        voxels = voxels.copy()
-        voxels[:3] = np.nan
-        lowest[len(lowest)] = np.nanmin(voxels)
-        return voxels, affine, nothing
 
+def fill(voxels, affine):
+    return np.nan_to_num(voxels, nan=np.nanmin(voxels)), affine, nothing
+
+
+def test_nan_is_the_background_if_the_description_says_so(boxes, capsys, train, tmp_path):
     rewrite(boxes, "images*/*", blank)
-    assert "found 1512 NaN or infinite voxels" in train(*train_arguments(boxes, tmp_path / "no", *ITERATIONS))[2]
+    assert "found 1512 NaN voxels, expected" in train(*train_arguments(boxes, tmp_path / "no", *ITERATIONS))[2]
     describe(boxes, nan="minimum")
     assert check(boxes) == 0
     out = capsys.readouterr().out
     assert "images: NaN stands for the minimum of its channel, as the description says" in out
     assert warnings_in(out) == [
-        "training case box_0: found 1512 NaN voxels, which stand for the minimum (and 4 more of this kind)"
+        "training case box_0: found 1512 NaN voxels, taken for the minimum (and 4 more of this kind)"
     ]
     status, out, _ = train(*train_arguments(boxes, tmp_path / "odd", *ITERATIONS))
     assert status == 0
     assert "NaN stands for the minimum" in out
 
-    rewrite(boxes, "images*/*", lambda voxels, affine: (np.nan_to_num(voxels, nan=np.nanmin(voxels)), affine, nothing))
+    rewrite(boxes, "images*/*", fill)
     describe(boxes)
     assert train(*train_arguments(boxes, tmp_path / "plain", *ITERATIONS))[0] == 0
     for name, weight in read_weights(tmp_path / "plain").items():
@@ -94,15 +99,6 @@ def test_a_ct_that_is_not_in_hounsfield_units_is_warned_of(boxes, capsys, train,
 
 def test_nan_is_drawn_as_the_minimum(boxes, train, predict, tmp_path):
     """The picture of an image with NaN is that of the image with its minimum in their place."""
-
-    def fill(voxels, affine):
-        return np.nan_to_num(voxels, nan=np.nanmin(voxels)), affine, nothing
-
-    def blank(voxels, affine):
-        voxels = voxels.copy()
-        voxels[:3] = np.nan
-        return voxels, affine, nothing
-
     rewrite(boxes, "images*/*", blank)
     describe(boxes, nan="minimum")
     assert train(*train_arguments(boxes, tmp_path / "run", *ITERATIONS))[0] == 0
@@ -110,7 +106,24 @@ def test_nan_is_drawn_as_the_minimum(boxes, train, predict, tmp_path):
     for folder in (tmp_path / "nan", tmp_path / "plain"):
         assert predict(*prediction_arguments(boxes, folder, tmp_path / "run", "--preview"))[0] == 0
         pictures.append([(folder / f"{name}.png").read_bytes() for name in NAMES])
-        rewrite(
-            boxes, "images*/*", lambda voxels, affine: (np.nan_to_num(voxels, nan=np.nanmin(voxels)), affine, nothing)
-        )
+        rewrite(boxes, "images*/*", fill)
     assert pictures[0] == pictures[1]
+
+
+def test_a_channel_of_nan_is_refused(boxes, train, predict, trained, capsys, tmp_path):
+    rewrite(boxes, "imagesTr/box_0*", lambda voxels, affine: (np.full_like(voxels, np.nan), affine, nothing))
+    describe(boxes, nan="minimum")
+    line = f"{boxes}/imagesTr/box_0.nii.gz: found a channel of nothing but NaN, expected intensities"
+    check(boxes)
+    assert line in capsys.readouterr().err
+    assert line in train(*train_arguments(boxes, tmp_path / "run"))[2]
+    described = ("--dataset", boxes / "boxes.json")
+    assert line in predict(*prediction_arguments(boxes, tmp_path / "out", trained, *described))[2]
+
+
+def test_masks_among_the_images_are_warned_of(boxes, predict, trained, tmp_path):
+    """A hand-drawn mask beside the image, as in the folders of KiTS: it is predicted, which is said."""
+    shutil.copy(boxes / "labelsTr" / "box_1.nii.gz", boxes / "imagesTr" / "box_1_mask.nii.gz")
+    status, out, _ = predict(*prediction_arguments(boxes, tmp_path / "out", trained))
+    assert status == 0
+    assert "case box_1_mask: found only 3 different values, as in a label map" in warnings_in(out)

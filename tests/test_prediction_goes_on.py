@@ -172,7 +172,8 @@ def test_picture_that_cannot_be_written_ends_the_run(boxes, trained, tmp_path, p
 
 def test_a_file_that_cannot_be_removed_is_named(boxes, trained, predicted, tmp_path, predict):
     output = copy_predictions(predicted, tmp_path / "out", boxes)
-    (output / "box_0.png").mkdir()
+    (output / "dice.csv").unlink()
+    (output / "dice.csv").mkdir()
     status, _, err = predict(*prediction_arguments(boxes, output, trained, "--overwrite"))
     assert status == 2
-    assert "box_0.png cannot be removed" in errors_at_the_end(err)[0]
+    assert "dice.csv cannot be removed" in errors_at_the_end(err)[0]

@@ -54,6 +54,8 @@ def test_overwrite_keeps_nothing(boxes, trained, predicted, tmp_path, predict, c
     assert all(states(output)[name][0] > before[name][0] for name in before)
     assert_same_files(output, predicted, before)
     assert (output / "box_0.png").read_bytes() != b"old"
+    assert (output / "box_0.png.old").read_bytes() == b"old"
+    assert f"warning: {output}/box_0.png was not written by test_seg.py, and is kept as box_0.png.old" in out
 
 
 def shift(path):

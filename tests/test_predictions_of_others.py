@@ -1,5 +1,6 @@
 """A run replaces only what the program has written itself from the same image; anything else is kept, or refused."""
 
+import gzip
 import json
 import shutil
 
@@ -202,6 +203,73 @@ def test_pictures_of_others_are_not_removed(boxes, trained, tmp_path, predict):
     (tmp_path / "out" / "box_0.png").write_bytes(b"mine")
     assert predict(*prediction_arguments(boxes, tmp_path / "out", trained, "--preview"))[0] == 0
     assert (tmp_path / "out" / "box_0.png").read_bytes() == b"mine"
+
+
+def test_ids_that_the_disk_does_not_tell_apart_are_refused(boxes, trained, tmp_path, predict, monkeypatch):
+    for kind in ("images", "labels"):
+        shutil.copy(boxes / f"{kind}Tr" / "box_1.nii.gz", boxes / f"{kind}Tr" / "BOX_1.nii.gz")
+    assert predict(*prediction_arguments(boxes, tmp_path / "out", trained))[0] == 0
+    assert path_of(tmp_path / "out", "BOX_1").exists()
+    monkeypatch.setattr("engine.prediction.outputs.tells_case", lambda folder: False)
+    result = predict(*prediction_arguments(boxes, tmp_path / "new", trained))
+    assert_one_line(
+        result, f"--output: {tmp_path}/new has one file for BOX_1 and box_1, expected a disk that tells case"
+    )
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_overwrite_loses_nothing_of_a_folder_that_is_unknown(boxes, trained, predicted, tmp_path, predict):
+    output = copy_predictions(predicted, tmp_path / "out", boxes)
+    (output / "settings.json").write_text('{"mine": 1}')
+    (output / "box_0.png").write_bytes(b"mine")
+    scores = (output / "dice.csv").read_bytes()
+    for first in (True, False):
+        status, out, _ = predict(*prediction_arguments(boxes, output, trained, "--overwrite"))
+        assert status == 0
+        line = f"warning: {output}/settings.json was not written by test_seg.py, and is kept as settings.json.old"
+        assert (f"{line} (and 2 more of this kind)" in out) == first
+        assert (f"{output}/box_0.png was not" in out) == first
+    assert json.loads((output / "settings.json.old").read_text()) == {"mine": 1}
+    assert (output / "box_0.png.old").read_bytes() == b"mine"
+    assert (output / "dice.csv.old").read_bytes() == scores
+    assert not (output / "settings.json.old1").exists()
+
+
+def test_a_correction_that_cannot_be_read_is_kept_and_said(boxes, trained, predicted, tmp_path, predict):
+    output = copy_predictions(predicted, tmp_path / "out", boxes)
+    path = path_of(output, "box_1")
+    for aside in (path.with_name(f"{path.name}.damaged"), path.with_name(f"{path.name}.damaged1")):
+        path.write_bytes(aside.name.encode())
+        status, out, _ = predict(*prediction_arguments(boxes, output, trained))
+        assert status == 0
+        assert f"warning: {path} cannot be read, and is kept as {aside.name}" in out
+        assert aside.read_bytes() == aside.name.encode()
+        assert path.read_bytes() == path_of(predicted, "box_1").read_bytes()
+
+
+def test_a_correction_saved_without_compression_is_kept(boxes, trained, predicted, tmp_path, predict):
+    output = copy_predictions(predicted, tmp_path / "out", boxes)
+    path = path_of(output, "box_1")
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(content)
+    status, out, _ = predict(*prediction_arguments(boxes, output, trained))
+    assert status == 0
+    assert "(--overwrite replaces them): box_1" in out
+    assert path.read_bytes() == content
+    out = predict(*prediction_arguments(boxes, output, trained, "--overwrite"))[1]
+    assert "label maps that others have written or changed are replaced: box_1" in out
+    assert path.read_bytes() == path_of(predicted, "box_1").read_bytes()
+
+
+def test_a_kept_correction_of_a_changed_image_is_warned_of(boxes, trained, predicted, tmp_path, predict):
+    output = copy_predictions(predicted, tmp_path / "out", boxes)
+    correct(path_of(output, "box_1"))
+    assert "has changed" not in predict(*prediction_arguments(boxes, output, trained))[1]
+    image = boxes / "imagesTr" / "box_1.nii.gz"
+    write_nifti(image, read_voxels(str(image)) + 1)
+    line = f"warning: {path_of(output, 'box_1')} is kept, but the image has changed since it was predicted"
+    for _ in range(2):
+        assert line in predict(*prediction_arguments(boxes, output, trained))[1]
 
 
 def test_names_may_hold_what_matplotlib_reads_as_mathematics(boxes, trained, tmp_path, predict):

@@ -194,7 +194,8 @@ def _examine_images(
     for header in headers:
         voxels, found = _read(header)
         if voxels is not None:
-            found = [f"{header.path}: {line}" for line in check_intensities(voxels, description.nan_is_minimum)]
+            found = check_intensities(_split_channels(voxels), description.nan_is_minimum)
+            found = [f"{header.path}: {line}" for line in found]
         report.problems += found
         if voxels is not None and not found:
             volumes.append(voxels)
@@ -202,10 +203,15 @@ def _examine_images(
         return
     report.digest = _digest(volumes)
     if grid is not None:
-        channels = [volume[(..., *channel)] for volume in volumes for channel in np.ndindex(volume.shape[3:])]
+        channels = [channel for volume in volumes for channel in _split_channels(volume)]
         if missing := sum(fill_nan(channel) for channel in channels):
-            report.warn("nan", f"found {missing} NaN voxels, which stand for the minimum")
+            report.warn("nan", f"found {count_of(missing, 'NaN voxel')}, taken for the minimum")
         _measure(report, [turn_to_ras(channel, grid.affine) for channel in channels], description)
+
+
+def _split_channels(volume: NDArray[Any]) -> list[NDArray[Any]]:
+    """List the channels (X, Y, Z) of a volume (X, Y, Z) or (X, Y, Z, channels)."""
+    return [volume[(..., *channel)] for channel in np.ndindex(volume.shape[3:])]
 
 
 def _digest(volumes: Sequence[NDArray[Any]]) -> str:

@@ -40,7 +40,8 @@ def check_cases(splits: Splits, description: DatasetDescription, workers: int, f
 
     Each process examines its shard of the cases, and all processes raise the problems that any of them found.
 
-    Args: as ``examine_cases``, and
+    Args:
+        splits, description, workers: as for ``examine_cases``.
         full: whether to read the voxels of all cases, not only of the first ``SAMPLED`` of each split.
     Raises:
         InputError: one line per problem.

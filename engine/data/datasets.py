@@ -78,8 +78,12 @@ class DatasetDescription:
     @property
     def notes(self) -> list[str]:
         """What a run should say of the description, one line each."""
-        nan = "images: NaN stands for the minimum of its channel, as the description says"
-        return [*([self.origin] if self.origin else []), *([nan] if self.nan_is_minimum else [])]
+        notes = [self.origin] if self.origin else []
+        if self.nan_is_minimum:
+            notes.append("images: NaN stands for the minimum of its channel, as the description says")
+        if any(name.lower() == "background" for name in self.classes[1:]):
+            notes.append(f'labels: "{self.classes[0]}", with the value 0, is the background; "background" is a class')
+        return notes
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
@@ -186,6 +190,6 @@ def find_description(dataset: str, fix_affine: bool = False) -> DatasetDescripti
     """
     if dataset in DATASETS:
         return replace(DATASETS[dataset], fix_affine=fix_affine)
-    if Path(dataset).suffix == ".json":
+    if Path(dataset).suffix.lower() == ".json":
         return replace(DatasetDescription.read(Path(dataset)), fix_affine=fix_affine)
     raise InputError(f"--dataset: found {dataset!r}, expected {', '.join(DATASETS)} or the path of a .json file")

@@ -191,7 +191,7 @@ class Description(Fields):
     @classmethod
     def check_intensity(cls, intensity: Rule | dict[str, Rule], info: ValidationInfo) -> Rule | dict[str, Rule]:
         """Refuse rules by channel that do not name exactly the channels."""
-        channels = list(info.data.get("channels", []))
+        channels = list(info.context["channels"]) if info.context else []  # as in the file
         if isinstance(intensity, dict) and channels and intensity.keys() != set(channels):
             found, expected = json.dumps(list(intensity)), json.dumps(channels)
             raise problem(f"found rules for {found}, expected one for each of the channels {expected}")
@@ -230,7 +230,7 @@ def parse_description(values: Any, source: str) -> dict[str, Any]:
         InputError: one line per problem.
     """
     if not isinstance(values, dict):
-        found = f"found a {type(values).__name__}, expected an object"
+        found = f"found {_show(values)}, expected an object"
         raise InputError(f"{source}: {found} with the fields {', '.join(_field_names())}")
     values, origin, missing = translate(values, Path(source))
     known = {field.alias or name for name, field in Description.model_fields.items()}
@@ -238,10 +238,13 @@ def parse_description(values: Any, source: str) -> dict[str, Any]:
     # Before pydantic, which cannot name a field whose name is no valid text.
     problems = [f"found the field {json.dumps(name)}, expected only {expected}" for name in values if name not in known]
     try:
-        labels = values.get("labels")
+        labels, channels = values.get("labels"), values.get("channels", Description.model_fields["channels"].default)
         made = Description.model_validate(
             {name: value for name, value in values.items() if name in known},
-            context={"labels": labels if isinstance(labels, dict) else {}},
+            context={
+                "labels": labels if isinstance(labels, dict) else {},
+                "channels": channels if isinstance(channels, dict | list) else [],
+            },
         )
     except ValidationError as error:
         problems = [*_lines(error, missing), *problems]
@@ -305,7 +308,7 @@ def _shared_values(labels: Labels) -> Iterator[str]:
 
 
 def _missing_classes(labels: Labels) -> Iterator[str]:
-    """Yield a line if labels are no background and some other classes."""
+    """Yield a line if labels are not a background and at least one other class."""
     classes = [name for name in labels if not _is_ignored(name)]
     if not 2 <= len(classes) <= MAX_CLASSES:
         yield f"found {count_of(len(classes), 'class')}, expected 2 to {MAX_CLASSES}, the background among them"

@@ -1,5 +1,6 @@
 """The volumes in a folder: their ids, the files of each channel, and what is left out."""
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ OTHER_ENDINGS = (
     *(".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log", ".pdf", ".ini", ".db", ".xlsx"),
     *(".py", ".sh", ".bval", ".bvec", ".png", ".jpg", ".jpeg"),
 )
+SIMILAR = 0.9  # ratio of difflib: imagesval is similar to imagesVal, imagesTr is not
+MOST_CHANNELS = 4  # of a single id; more files in a row are rather as many cases
 PREDICTION_ENDING = "_seg.nii.gz"  # of the label maps of test_seg.py, after the id
 SETTINGS, SOURCES = "settings.json", "sources"  # file beside these label maps, and its field about them
 
@@ -57,7 +60,9 @@ def list_volumes(folder: Path, skip_predictions: bool = False) -> Volumes:
     try:
         paths = [folder] if folder.is_file() else sorted(folder.iterdir())
     except FileNotFoundError:
-        return Volumes({}, [f"{folder}: not found, expected a folder of .nii.gz or .nii files"], {})
+        similar = _similar_folder(folder)
+        beside = f" (beside it is {similar})" if similar else ""
+        return Volumes({}, [f"{folder}: not found, expected a folder of .nii.gz or .nii files{beside}"], {})
     except OSError as error:
         return Volumes({}, [f"{folder}: cannot be read ({error.strerror}), expected a folder of volumes"], {})
     predictions = skip_predictions and folder.is_dir() and read_settings(folder) is not None
@@ -87,6 +92,16 @@ def list_volumes(folder: Path, skip_predictions: bool = False) -> Volumes:
         found = f"no volume, only {list_some([*others, *own, *folders])}" if others or own or folders else "no volume"
         problems.append(f"{folder}: found {found}, expected .nii.gz or .nii files")
     return Volumes(volumes, problems, warnings)
+
+
+def _similar_folder(folder: Path) -> str | None:
+    """Return the name of a folder beside a missing one that somebody may have meant by it."""
+    try:
+        names = {path.name.lower(): path.name for path in folder.parent.iterdir() if path.is_dir()}
+    except OSError:
+        return None
+    similar = difflib.get_close_matches(folder.name.lower(), names, 1, cutoff=SIMILAR)
+    return names[similar[0]] if similar else None
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -175,7 +190,8 @@ def _warn_of_channels(folder: Path, groups: dict[str, dict[str, str]]) -> dict[s
     """Warn of files that look like several channels of each case, where each is a case of its own."""
     endings = {tuple(sorted(files)) for files in groups.values()}
     numbers = [f"_{channel:04d}" for channel in range(len(next(iter(endings), ())))]
-    if len(groups) < 2 or len(endings) > 1 or len(numbers) < 2 or sorted(next(iter(endings))) != numbers:
+    most = MOST_CHANNELS if len(groups) == 1 else len(numbers)
+    if len(endings) > 1 or not 2 <= len(numbers) <= most or sorted(next(iter(endings))) != numbers:
         return {}
-    found = f"found {len(numbers)} files with {', '.join(numbers)} for each of {len(groups)} ids"
+    found = f"found {len(numbers)} files with {', '.join(numbers)} of {list_some(sorted(groups))}"
     return {"channels": f"{folder}: {found}, but 1 channel in the description: each file is a case of its own"}

@@ -11,6 +11,12 @@ from typing import Any
 
 # Fields that a user may add to a file of another program, which needs some of them.
 OWN_FIELDS = ("name", "modality", "regions", "channels", "spacing", "intensity", "nan", "$schema")
+# Further fields of the two programs, which say nothing that is needed here.
+OTHER_FIELDS = (
+    *("channel_names", "labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer", "dataset"),
+    *("description", "reference", "licence", "license", "release", "relase", "tensorImageSize", "converted_by"),
+    *("numTraining", "numTest", "training", "test", "validation", "numValidation", "citation"),
+)
 # Names of channels for which nnU-Net does not use the z-score.
 OTHER_RULES = {"ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1"}
 
@@ -46,6 +52,8 @@ def translate(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], str, 
     if "intensity" not in own and not OTHER_RULES & {str(name).lower() for name in channels}:
         translated["intensity"] = {"zscore": True}
         taken += "; intensities are scaled by the z-score"
+    if unknown := [json.dumps(field) for field in values if field not in (*OWN_FIELDS, *OTHER_FIELDS)]:
+        taken += f"; left out {', '.join(unknown)}, which neither {program} nor Rep3D has"
     return translated, f"taken from {program}: {taken}", f", which {program} does not write"
 
 

@@ -62,12 +62,14 @@ class FileHeader(NamedTuple):
         grid: grid of its volumes; None if the header does not define a valid one.
         problems: one line each.
         warnings: one line by kind.
+        unit: unit of lengths in the file.
     """
 
     path: str
     grid: Grid | None
     problems: list[str]
     warnings: dict[str, str]
+    unit: str = "mm"
 
 
 def review_headers(headers: Sequence[FileHeader], fix_affine: bool) -> tuple[list[str], Warnings]:
@@ -139,6 +141,7 @@ def read_header(
         grid,
         [f"{path}: {problem}" for problem in problems],
         {kind: f"{path}: {line}" for kind, line in warnings.items()},
+        unit_of(image),
     )
 
 
@@ -184,6 +187,8 @@ def _check_shape(image: nib.Nifti1Image, volumes: int, is_label: bool) -> list[s
         return [f"found {len(shape)}D of shape {format_size(shape)}, expected {expected}"]
     if (found := math.prod(shape[3:])) != volumes:
         of_file = f"found {count_of(found, 'channel')} (shape {format_size(shape)})"
+        if shape[0] == 1:
+            of_file += ", with the axis of length 1 first instead of X, Y, Z"
         if is_label:
             return [f"{of_file}, expected a label map of one volume"]
         more = " channels, in this file or one file each" if volumes > 1 else " channel, as in the description"
@@ -251,8 +256,11 @@ def compare_grids(headers: Sequence[FileHeader], fix_affine: bool) -> tuple[list
             continue
         elif (distance := corner_distance(expected, grid)) > AFFINE_TOLERANCE * min(expected.spacing):
             found = f"{header.path}: found an affine that puts corners {distance:.3g} mm away from those of {first}"
+            units = {known[0].unit, header.unit}
             if fix_affine:
                 lines.append(f"{found}; that of the image is used")
+            elif len(units) > 1:
+                problems.append(f"{found}, expected the same affine; units are {known[0].unit} and {header.unit}")
             else:
                 problems.append(f"{found}, expected the same affine; if the voxels match, use --fix_affine")
     return problems, {"affine": lines} if lines else {}

@@ -1,7 +1,7 @@
 """Checks and measures of an image's voxels."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from engine.data.datasets import DatasetDescription, Window
 from engine.runtime.warning_lines import Warnings
+from engine.runtime.wording import count_of
 
 LARGEST_FLOAT32 = np.finfo(np.float32).max  # the pipelines compute in float32; no NaN compares below it
 MOST_SATURATED = 0.5  # share of the voxels in the foreground box
+MOST_LABELS = 20  # different values; an image has more
+SAMPLED_SIDE = 32  # voxels along an axis
 LEAST_CONTRAST = 0.05  # range of an image as a share of its window's
 
 
@@ -31,26 +34,36 @@ class Measures(NamedTuple):
     warnings: Warnings
 
 
-def check_intensities(voxels: NDArray[Any], nan_is_minimum: bool = False) -> list[str]:
-    """Check that the voxels of an image are finite, and return their problem, if any.
+def check_intensities(channels: Sequence[NDArray[Any]], nan_is_minimum: bool = False) -> list[str]:
+    """Check that the voxels of a file are finite, and return their problems.
 
     Args:
-        voxels: intensities, any shape.
-        nan_is_minimum: whether NaN is not a problem.
+        channels: intensities of each channel (X, Y, Z).
+        nan_is_minimum: whether NaN is not a problem, as long as a channel has other voxels.
     """
-    if voxels.dtype.kind != "f" or (finite := np.abs(voxels) <= LARGEST_FLOAT32).all():
-        return []
-    wrong, kinds = (~finite & ~np.isnan(voxels), "infinite") if nan_is_minimum else (~finite, "NaN or infinite")
-    count = np.count_nonzero(wrong)
-    return [f"found {count} {kinds} voxels, expected finite intensities (in float32)"] if count else []
+    unknown, infinite = 0, 0
+    for channel in channels:
+        if channel.dtype.kind == "f" and not (finite := np.abs(channel) <= LARGEST_FLOAT32).all():
+            missing = int(np.count_nonzero(np.isnan(channel)))
+            infinite += int(np.count_nonzero(~finite)) - missing
+            unknown += missing if not nan_is_minimum or missing == channel.size else 0
+    problems = []
+    if unknown and nan_is_minimum:
+        problems.append("found a channel of nothing but NaN, expected intensities")
+    elif unknown:
+        expected = 'expected finite intensities, or "nan": "minimum" in the dataset\'s description'
+        problems.append(f"found {count_of(unknown, 'NaN voxel')}, {expected}")
+    if infinite:
+        problems.append(f"found {count_of(infinite, 'infinite voxel')}, expected finite intensities (in float32)")
+    return problems
 
 
 def fill_nan(channel: NDArray[Any]) -> int:
-    """Replace NaN in a channel, in place, by its minimum, or by 0 if it has no number; return how many there were."""
+    """Replace NaN in a channel, in place, by the minimum of its other voxels; return how many there were."""
     missing = np.isnan(channel)
     count = int(np.count_nonzero(missing))
     if count:
-        channel[missing] = 0 if count == channel.size else channel[~missing].min()
+        channel[missing] = channel[~missing].min()
     return count
 
 
@@ -60,30 +73,49 @@ def measure_channels(channels: Sequence[NDArray[Any]], description: DatasetDescr
     above = [channel > max(low, channel.min()) for channel, low in zip(channels, lows, strict=True)]
     box = _bounding_box(np.any(above, axis=0))
     warnings: Warnings = {}
-    windowed = []
     for name, channel, window in zip(description.channels, channels, description.windows, strict=True):
-        which = f" of channel {name}" if len(channels) > 1 else ""
-        least, most = channel.min(), channel.max()
-        if least == most:
-            warnings.setdefault("constant", []).append(f"found {most:g} in every voxel{which}")
-        elif window is not None and (line := _describe_contrast(channel[box], window)):
-            warnings.setdefault("contrast", []).append(f"{line}{which}")
-        elif window is not None and window[0] < 0 <= least:  # a CT has air
-            expected = f"expected negative ones, as in the window from {window[0]:g} to {window[1]:g}"
-            warnings.setdefault("scale", []).append(f"found no intensity below {least:g}{which}, {expected}")
-        if window is not None:
-            windowed.append((channel[box], window))
+        for kind, line in _doubt(channel, box, window):
+            warnings.setdefault(kind, []).append(f"channel {name}: {line}" if len(channels) > 1 else line)
+    windowed = [
+        (channel[box], window)
+        for channel, window in zip(channels, description.windows, strict=True)
+        if window is not None
+    ]
     if not windowed:
         return Measures(box, None, None, warnings)
     total = sum(inside.size for inside, _ in windowed)
     share_low = sum(np.count_nonzero(inside <= low) for inside, (low, _) in windowed) / total
     share_high = sum(np.count_nonzero(inside >= high) for inside, (_, high) in windowed) / total
     if share_low + share_high > MOST_SATURATED:
+        warnings.pop("scale", None)  # it has the same cause
         warnings["saturated"] = [
             f"found {share_low:.0%} of the foreground box's voxels at or below the intensity window and "
             f"{share_high:.0%} at or above it ({_windows(description)}), expected most of them inside"
         ]
     return Measures(box, float(share_low), float(share_high), warnings)
+
+
+def _doubt(channel: NDArray[Any], box: tuple[slice, ...], window: Window | None) -> Iterator[tuple[str, str]]:
+    """Yield kind and line of each doubt that a channel (X, Y, Z) holds what its rule expects."""
+    least, most = channel.min(), channel.max()
+    if least == most:
+        yield "constant", f"found {most:g} in every voxel"
+    elif values := _values_of_labels(channel):
+        yield "few values", f"found only {values} different values, as in a label map"
+    elif window is not None and (line := _describe_contrast(channel[box], window)):
+        yield "contrast", line
+    elif window is not None and window[0] < 0 <= least:  # a CT has air
+        expected = f"expected negative ones, as in the window from {window[0]:g} to {window[1]:g}"
+        yield "scale", f"found no intensity below {least:g}, {expected}"
+
+
+def _values_of_labels(channel: NDArray[Any]) -> int:
+    """Return the number of different values in a channel (X, Y, Z) if they are few, otherwise 0."""
+    steps = [slice(None, None, max(1, side // SAMPLED_SIDE)) for side in channel.shape]
+    if len(np.unique(channel[tuple(steps)])) > MOST_LABELS:  # spares sorting the voxels of ordinary images
+        return 0
+    values = len(np.unique(channel))
+    return values if values <= MOST_LABELS else 0
 
 
 def _describe_contrast(inside: NDArray[Any], window: Window) -> str:

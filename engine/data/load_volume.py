@@ -87,8 +87,8 @@ class LoadVolumed(MapTransform):
             classes, found = to_classes(volume.numpy()[0], self.labels)
             volume.copy_(torch.from_numpy(classes)[None])
         else:
-            found = check_intensities(volume.numpy(), self.nan_is_minimum)
-            for channel in volume.numpy() if self.nan_is_minimum else ():
+            found = check_intensities(list(volume.numpy()), self.nan_is_minimum)
+            for channel in volume.numpy() if self.nan_is_minimum and not found else ():
                 fill_nan(channel)
         raise_problems([f"{', '.join(paths)}: {problem}" for problem in found])
         return volume

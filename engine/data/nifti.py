@@ -50,9 +50,13 @@ class _Nifti2Image(nib.Nifti2Image):
     header_class = _Nifti2Header
 
 
+KINDS = (_Nifti1Image, _Nifti2Image)
+
+
 def is_gzip(path: str) -> bool:
-    """Check whether a file's name says that it is compressed."""
-    return path.lower().endswith(".gz")
+    """Check whether a file is compressed, whatever its name says."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def open_volume(path: str) -> nib.Nifti1Image:
@@ -77,9 +81,9 @@ def open_checked(path: str) -> nib.Nifti1Image:
         InputError: the file cannot be read, has another format, or is damaged. Only .gz files have a checksum.
     """
     image = open_volume(path)
-    if not is_gzip(path):
-        return image
     try:
+        if not is_gzip(path):
+            return image
         with np.errstate(all="ignore"), gzip.open(path) as file:
             return _simplify(type(image).from_bytes(file.read()))
     except UNREADABLE as error:
@@ -89,10 +93,22 @@ def open_checked(path: str) -> nib.Nifti1Image:
 def _open_file(path: str) -> nib.Nifti1Image:
     if os.path.getsize(path) == 0:
         raise ImageFileError("it is empty")
-    for kind in (_Nifti1Image, _Nifti2Image):
+    if is_gzip(path) != path.lower().endswith(".gz"):  # nibabel trusts the name
+        return _open_misnamed(path)
+    for kind in KINDS:
         if kind.path_maybe_image(path)[0]:
             # Not from_filename, which looks for a.nii.gz if the name is a.Nii.gz.
             return kind.from_file_map(kind.make_file_map({"image": path}))
+    raise ImageFileError("not a NIfTI file")
+
+
+def _open_misnamed(path: str) -> nib.Nifti1Image:
+    """Open a compressed file without .gz, or one with .gz that is not compressed; it is read into memory."""
+    with gzip.open(path) if is_gzip(path) else open(path, "rb") as file:
+        content = file.read()
+    for kind in KINDS:
+        if kind.header_class.may_contain_header(content[: kind.header_class.sizeof_hdr]):
+            return kind.from_bytes(content)
     raise ImageFileError("not a NIfTI file")
 
 

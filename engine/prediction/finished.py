@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -27,11 +28,14 @@ from engine.prediction.records import (
 from engine.runtime.distributed import barrier, gather, process_rank, shard
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import combine_digests, digest_file, file_state
+from engine.runtime.warning_lines import Warnings, print_warnings
+from engine.runtime.wording import list_some
 
 # Status of a prediction: valid; to be removed; unreadable; absent; written by somebody else; not known, because the
 # image cannot be read at the moment.
 FINISHED, OUTDATED, DAMAGED, MISSING = "finished", "outdated", "damaged", "missing"
 FOREIGN, UNKNOWN = "foreign", "unknown"
+SCORES = ("dice.csv", "dice.json")
 
 
 def digest_weights(path: str) -> str:
@@ -140,10 +144,32 @@ def divide_cases(
             division.missing.append(case)
     if process_rank() == 0:
         by_id = dict(zip((case["id"] for case in cases), findings, strict=True))
+        say_what_others_lose_and_keep(folder, division, by_id, record)
         clear_folder(folder, division, by_id, record, overwrite)
         write_record(folder, settings, division, cases, findings)
     barrier()
     return division
+
+
+def say_what_others_lose_and_keep(
+    folder: Path, division: Division, findings: dict[str, Finding], record: Record | None
+) -> None:
+    """Print a line about the label maps of others that are replaced, and one about those whose image has changed.
+
+    Args: as ``clear_folder``.
+    """
+    replaced = [case["id"] for case in division.missing if findings[case["id"]].status == FOREIGN]
+    if replaced:
+        print(f"--overwrite: label maps that others have written or changed are replaced: {list_some(replaced)}")
+    former = record.sources if record is not None else {}
+    known = {name: source["digest"] for name, source in former.items() if "digest" in source}
+    names = [case["id"] for case in division.kept]
+    changed = [
+        f"{prediction_path(folder, name)} is kept, but the image has changed since it was predicted"
+        for name in names
+        if (source := findings[name].source) is not None and known.get(name, source["digest"]) != source["digest"]
+    ]
+    print_warnings({"changed images": changed} if changed else {})
 
 
 def clear_folder(
@@ -156,19 +182,34 @@ def clear_folder(
         division: cases by the state of their predictions.
         findings: states of the predictions by id.
         record: what is known of the folder, with the images of predictions that have the new settings.
-        overwrite: whether pictures of others are removed, too.
+        overwrite: whether pictures of others are put aside.
     """
-    removed = [folder / "dice.csv", folder / "dice.json"] if division.missing or division.kept else []
+    aside: Warnings = {}
+    if record is None:  # such files exist with --overwrite only
+        aside["unknown"] = [put_aside(folder / name) for name in (SETTINGS, *SCORES) if (folder / name).exists()]
+    removed = [folder / name for name in SCORES] if division.missing or division.kept else []
     for name in (case["id"] for case in division.missing):
         status, path, picture = findings[name].status, prediction_path(folder, name), picture_path(folder, name)
         if status == DAMAGED:
-            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            aside.setdefault("damaged", []).append(put_aside(path, "damaged"))
         # Nobody noted what earlier versions wrote, so with --overwrite any label map may have other settings.
         unsure = record is None or (record.written is None and name not in record.sources)
         removed += [path] if status == OUTDATED or (status == FOREIGN and unsure) else []
-        if status != UNKNOWN and (overwrite or is_own_picture(picture, name, record)):
+        if status != UNKNOWN and is_own_picture(picture, name, record):
             removed.append(picture)
+        elif status != UNKNOWN and overwrite and picture.exists():
+            aside.setdefault("pictures", []).append(put_aside(picture))
     remove_files(removed)
+    print_warnings({kind: lines for kind, lines in aside.items() if lines})
+
+
+def put_aside(path: Path, ending: str = "old") -> str:
+    """Rename a file that this program has not written, or cannot read, to a new name; return a line about it."""
+    names = (f"{path.name}.{ending}{number or ''}" for number in itertools.count())
+    aside = next(place for place in map(path.with_name, names) if not place.exists())
+    os.replace(path, aside)
+    reason = "cannot be read" if ending == "damaged" else "was not written by test_seg.py"
+    return f"{path} {reason}, and is kept as {aside.name}"
 
 
 def is_own_picture(path: Path, name: str, record: Record | None) -> bool:
@@ -218,7 +259,7 @@ def check_settings(folder: Path, settings: dict[str, Any], record: Record | None
     expected = "another folder" if replaced else "another folder, or --overwrite, which replaces them"
     if record is None and present - set(replaced):
         raise InputError(f"--output: {folder} holds label maps but no readable {SETTINGS}, expected {expected}")
-    for path in (folder / name for name in (SETTINGS, "dice.csv", "dice.json")):
+    for path in (folder / name for name in (SETTINGS, *SCORES)):
         if record is None and not replaced and path.exists():
             raise InputError(f"--output: found {path}, which test_seg.py has not written, expected another folder")
     if record is None or not present - set(replaced):

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import tempfile
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +13,9 @@ from pathlib import Path
 from engine.data.cases import Case, case_files
 from engine.data.folders import PREDICTION_ENDING
 from engine.runtime.distributed import process_rank
-from engine.runtime.errors import DiskError, raise_problems
+from engine.runtime.errors import DiskError, InputError, raise_problems
 from engine.runtime.files import write_whole
+from engine.runtime.wording import list_some
 
 JOURNAL = ".written_{}.jsonl"  # one per process, in the folder of predictions
 
@@ -27,15 +31,26 @@ def picture_path(folder: Path, case: str) -> Path:
 
 
 def check_outputs(cases: Sequence[Case], folder: Path) -> None:
-    """Make sure that no prediction would replace an image or a label.
+    """Make sure that no prediction would replace an image, a label, or another prediction of the same run.
 
     Raises:
-        InputError: one line for each file that would be replaced.
+        InputError: one line for each file that would be replaced; ids that the disk does not tell apart.
     """
     inputs = {os.path.realpath(path): path for case in cases for path in case_files(case)}
     written = (os.path.realpath(prediction_path(folder, case["id"])) for case in cases)
     replaced = [inputs[path] for path in written if path in inputs]
     raise_problems([f"--output: {path} would be replaced, expected another folder" for path in replaced])
+    alike = defaultdict(list)
+    for case in cases:
+        alike[unicodedata.normalize("NFC", case["id"]).casefold()].append(case["id"])
+    if (shared := [" and ".join(names) for names in alike.values() if len(names) > 1]) and not tells_case(folder):
+        raise InputError(f"--output: {folder} has one file for {list_some(shared)}, expected a disk that tells case")
+
+
+def tells_case(folder: Path) -> bool:
+    """Check that the disk of a folder tells small letters from capitals."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".case_") as file:
+        return not os.path.exists(folder / os.path.basename(file.name).swapcase())
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -31,7 +31,7 @@ from engine.runtime.distributed import process_rank
 from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
 from engine.runtime.memory import return_freed_memory
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
-from engine.runtime.wording import list_some
+from engine.runtime.wording import count_of, list_some
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import keep_kernel_spectra
 
@@ -98,7 +98,7 @@ class CasesToPredict(Dataset[Sample | Failure]):
         raise_problems(problems)
         loaded = self.transforms(case, end=1)  # the intensities are those of the file
         lines = measure_channels(loaded["image"].numpy(), self.description).warnings
-        named = {kind: [f"{headers[0].path}: {line}" for line in found] for kind, found in lines.items()}
+        named = {kind: [f"case {case['id']}: {line}" for line in found] for kind, found in lines.items()}
         return {**self.transforms(loaded, start=1), "warnings": merge_warnings([warnings, named])}
 
 
@@ -276,6 +276,6 @@ def report(outcomes: Sequence[Outcome], kept: Sequence[Case], folder: Path, desc
         names = list_some([case["id"] for case in kept])
         print(f"kept without a score, because others have written or changed them (--overwrite replaces them): {names}")
     present = sum(os.path.exists(prediction_path(folder, outcome.case)) for outcome in outcomes) + len(kept)
-    print(f"{present} predictions in {folder}")
+    print(f"{count_of(present, 'prediction')} in {folder}")
     if failures := [line for outcome in outcomes for line in outcome.failures]:
         raise CasesFailed("\n".join(failures))

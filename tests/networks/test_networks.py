@@ -187,8 +187,10 @@ def test_an_empty_batch_gives_empty_logits_and_no_gradients(name):
 def test_calls_with_no_input_or_several_are_refused():
     network, image = build_smallest("UNet3D"), torch.zeros(1, 1, 16, 16, 32)
     for inputs, named in (((), {}), ((image, image), {}), ((image,), {"x": image}), ((), {"image": image})):
-        with pytest.raises(TypeError, match="argument"):
+        with pytest.raises(TypeError, match=r"^forward\(\) .* argument"):
             network(*inputs, **named)
+    with pytest.raises(TypeError, match="found dict, expected a tensor"):
+        network({"image": image})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The JSON form of descriptions: every field, every problem in a line of its own, and the schema for editors."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -113,6 +114,11 @@ PROBLEMS = {
         {"channels": ["a", "b"], "intensity": {"a": {"zscore": True}}},
         'intensity: found rules for ["a"], expected one for each of the channels ["a", "b"]',
     ),
+    "a rule for channels with a problem of their own": (
+        {"channels": ["x", "x"], "intensity": {"y": {"zscore": True}}},
+        'channels: found ["x", "x"], expected different names and endings\n'
+        'some.json: intensity: found rules for ["y"], expected one for each of the channels ["x", "x"]',
+    ),
     "a window upside down": ({"intensity": {"window": [3, 2]}}, "intensity: found "),
     "two rules": ({"intensity": {"window": [0, 1], "zscore": True}}, "intensity: found {"),
     "no z-score": ({"intensity": {"zscore": False}}, "intensity: found "),
@@ -129,7 +135,19 @@ def test_a_problem_is_one_line(changes, part):
     with pytest.raises(InputError) as caught:
         DatasetDescription.from_json(DESCRIPTION | changes, "some.json")
     assert str(caught.value).startswith(f"some.json: {part}")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("\n") == part.count("\n")
+
+
+def test_a_background_with_another_value_than_0_is_said():
+    labels = {"air": 0, "background": 1, "bone": 2}
+    (note,) = DatasetDescription.from_json(DESCRIPTION | {"labels": labels}, "some.json").notes
+    assert note == 'labels: "air", with the value 0, is the background; "background" is a class'
+
+
+@pytest.mark.parametrize(("values", "shown"), [(None, "null"), ([1], "[1]"), ("x" * 300, '"xxx')])
+def test_what_is_no_object_is_refused(values, shown):
+    with pytest.raises(InputError, match=re.escape(f"some.json: found {shown}")):
+        DatasetDescription.from_json(values, "some.json")
 
 
 def test_all_problems_are_named_together():

@@ -83,12 +83,24 @@ def test_both_numbers_of_channels_are_named(tmp_path):
     ]
 
 
+def test_a_folder_with_a_similar_name_is_named(tmp_path):
+    (tmp_path / "imagesval").mkdir()
+    (tmp_path / "imagesTr").mkdir()
+    assert list_volumes(tmp_path / "imagesVal").problems == [
+        f"{tmp_path}/imagesVal: not found, expected a folder of .nii.gz or .nii files (beside it is imagesval)"
+    ]
+    assert list_volumes(tmp_path / "labelsVal").problems == [
+        f"{tmp_path}/labelsVal: not found, expected a folder of .nii.gz or .nii files"
+    ]
+
+
 def test_files_that_look_like_channels_are_warned_of_without_labels(tmp_path):
     names = [f"{case}_000{channel}" for case in "xy" for channel in (0, 1)]
     images = group(tmp_path / "images", *names)
     assert sorted(images.complete) == sorted(names)
-    assert images.warnings["channels"].startswith(f"{tmp_path}/images: found 2 files with _0000, _0001 for each of 2")
-    assert group(tmp_path / "amos", "amos_0000", "amos_0001").warnings == {}
+    assert images.warnings["channels"].startswith(f"{tmp_path}/images: found 2 files with _0000, _0001 of x, y,")
+    assert "of x, but 1 channel in the" in group(tmp_path / "one", "x_0000", "x_0001").warnings["channels"]
+    assert group(tmp_path / "amos", *(f"amos_000{case}" for case in range(5))).warnings == {}
 
 
 @pytest.mark.parametrize("every_label", [True, False])

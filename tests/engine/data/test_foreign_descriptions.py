@@ -48,6 +48,11 @@ def test_labels_and_channels_of_nnunet(tmp_path):
     assert "taken from nnU-Net: labels and channels (T2, ADC)" in made.notes[0]
 
 
+def test_misspelt_fields_are_named():
+    (note,) = DatasetDescription.from_json(NNUNET | SPACING | {"region": {}, "NaN": "minimum"}, "dataset.json").notes
+    assert note.endswith('; left out "region", "NaN", which neither nnU-Net nor Rep3D has')
+
+
 def test_ten_channels_are_in_the_order_of_their_numbers():
     names = {str(number): f"c{number}" for number in reversed(range(11))}
     made = DatasetDescription.from_json(NNUNET | SPACING | {"channel_names": names}, "dataset.json")
