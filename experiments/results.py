@@ -6,8 +6,10 @@ trained it; rows of other code, arms or data are refused.
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS, RUNS = "results.csv", "runs.json"
 HEAD = ("arm", "seed", "code")  # columns of every table
 COLUMNS = ("case", "class", "dice")  # further columns of results.csv
-# What decides the result of a run; documents, tests and the experiments themselves may change.
-TRAINING_CODE = ("main_train.py", "load_datasets_transforms.py", "engine", "networks")
+# With the version of PyTorch, what decides the rows of a run; documents, tests and the arms' tables may change.
+TRAINING_CODE = ("main_train.py", "load_datasets_transforms.py", "engine", "networks", "experiments/measures.py")
 Row = dict[str, str]
 
 
@@ -45,6 +47,9 @@ class Results:
         if (folder / RESULTS).exists():
             for row in read_table(folder / RESULTS, arms, identity["code"]):
                 self.rows.setdefault(run_name(row["arm"], row["seed"]), []).append(row)
+        for path in sorted(folder.glob("*.csv")):  # here and not when a run is added, which would then be lost
+            if path.name != RESULTS:
+                read_table(path, arms, identity["code"])
         if unknown := sorted(self.rows.keys() - self.runs.keys()):
             raise InputError(f"--results: {folder / RESULTS} holds rows of {unknown[0]}, which {RUNS} does not")
 
@@ -114,7 +119,7 @@ def read_table(path: Path, arms: Sequence[str], code: str | None = None) -> list
         arms: names of the experiment's arms.
         code: digest that every row must carry; None for any, but the same in all rows.
     Raises:
-        InputError: the file is no such table, or has rows of other arms or code.
+        InputError: the file is no such table, is not whole, or has rows of other arms or code.
     """
     rows = read_csv(path)
     if rows and not set(rows[0]) >= {*HEAD, *(COLUMNS if path.name == RESULTS else ())}:
@@ -125,14 +130,33 @@ def read_table(path: Path, arms: Sequence[str], code: str | None = None) -> list
     expected = code or min(codes, default="")
     if other := sorted(codes - {expected}):
         raise InputError(f"--results: {path} holds rows of other code ({other[0]}), expected {expected} in every row")
+    if not rows or not all(re.fullmatch(r"\d+", row["seed"] or "") for row in rows):
+        raise InputError(f"--results: {path} is damaged, expected rows, each with the seed of its run")
+    if path.name == RESULTS:
+        _check_scores(path, rows)
     return rows
 
 
+def _check_scores(path: Path, rows: list[Row]) -> None:
+    """Make sure that every run has one valid Dice, or an empty field, for each case and class."""
+    runs: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        if not re.fullmatch(r"0\.\d+|1\.0+|", row["dice"] or ""):
+            raise InputError(f"--results: {path} holds the Dice {row['dice']!r}, expected numbers from 0 to 1")
+        runs.setdefault(run_name(row["arm"], row["seed"]), []).append((row["case"], row["class"]))
+    every = {cell for cells in runs.values() for cell in cells}
+    for name, cells in runs.items():
+        if len(cells) != len(every) or set(cells) != every:
+            found, expected = f"{len(cells)} rows of {name}", f"one for each of {len(every)} cases and classes"
+            raise InputError(f"--results: {path} holds {found}, expected {expected}")
+
+
 def digest_code() -> str:
-    """Hash the code that decides the result of a run."""
+    """Hash the code that decides the result of a run, and the version of PyTorch."""
     parts = [ROOT / name for name in TRAINING_CODE]
     files = [file for part in parts for file in (sorted(part.rglob("*.py")) if part.is_dir() else [part])]
-    return digest_text("\n".join(f"{file.relative_to(ROOT)} {digest_file(str(file))}" for file in files))
+    lines = [f"{file.relative_to(ROOT)} {digest_file(str(file))}" for file in files]
+    return digest_text("\n".join([f"torch {version('torch')}", *lines]))
 
 
 def digest_data(root: Path, dataset: str) -> str:

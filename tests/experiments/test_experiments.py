@@ -268,11 +268,28 @@ ROW = ("a", 0, "c1", "x", "y", 0.5)
         ({}, [ROW, ("a", 0, "c2", "x", "z", 0.5)], r"rows of other code \(c2\), expected c1 in every row"),
         ({}, [("b", *ROW[1:])], r"rows of b, seed 0, which runs\.json does not"),
         ({}, [("c", *ROW[1:])], "rows of c, expected arms of this experiment"),
+        ({}, [], r"results\.csv is damaged, expected rows"),
+        ({}, [("a", "x", *ROW[2:])], "is damaged, expected rows, each with the seed of its run"),
+        ({}, [(*ROW[:-1], "abc")], "holds the Dice 'abc', expected numbers from 0 to 1"),
+        ({}, [(*ROW[:-1], 1.5)], "holds the Dice '1.5', expected numbers from 0 to 1"),
+        ({}, [(*ROW[:-1], 0.25), ROW], "holds 2 rows of a, seed 0, expected one for each of 1 cases and classes"),
+        (
+            {},
+            [ROW, ("a", 0, "c1", "x2", "y", 0.5), ("a", 1, *ROW[2:])],
+            "holds 1 rows of a, seed 1, expected one for each of 2 cases and classes",
+        ),
     ],
 )
 def test_results_of_something_else_are_refused(tmp_path, saved, rows, message):
     write_results(tmp_path, {**IDENTITY, **saved}, rows, {"a, seed 0": {"seconds": 1}})
     with pytest.raises(InputError, match=message):
+        Results(tmp_path, IDENTITY, ["a", "b"])
+
+
+def test_further_tables_are_read_before_anything_is_trained(tmp_path):
+    write_results(tmp_path, IDENTITY, [ROW], {"a, seed 0": {"seconds": 1}})
+    write_csv(tmp_path / "masks.csv", ["arm", "seed", "code", "value"], [("a", 0, "c2", 1.0)])
+    with pytest.raises(InputError, match=r"masks\.csv holds rows of other code \(c2\), expected c1"):
         Results(tmp_path, IDENTITY, ["a", "b"])
 
 
