@@ -144,14 +144,14 @@ def divide_cases(
             division.missing.append(case)
     if process_rank() == 0:
         by_id = dict(zip((case["id"] for case in cases), findings, strict=True))
-        say_what_others_lose_and_keep(folder, division, by_id, record)
+        report_work_of_others(folder, division, by_id, record)
         clear_folder(folder, division, by_id, record, overwrite)
         write_record(folder, settings, division, cases, findings)
     barrier()
     return division
 
 
-def say_what_others_lose_and_keep(
+def report_work_of_others(
     folder: Path, division: Division, findings: dict[str, Finding], record: Record | None
 ) -> None:
     """Print a line about the label maps of others that are replaced, and one about those whose image has changed.
@@ -197,17 +197,27 @@ def clear_folder(
         removed += [path] if status == OUTDATED or (status == FOREIGN and unsure) else []
         if status != UNKNOWN and is_own_picture(picture, name, record):
             removed.append(picture)
-        elif status != UNKNOWN and overwrite and picture.exists():
+        elif status != UNKNOWN and overwrite and os.path.exists(picture):
             aside.setdefault("pictures", []).append(put_aside(picture))
     remove_files(removed)
     print_warnings({kind: lines for kind, lines in aside.items() if lines})
 
 
 def put_aside(path: Path, ending: str = "old") -> str:
-    """Rename a file that this program has not written, or cannot read, to a new name; return a line about it."""
+    """Rename a file that this program has not written, or cannot read, and return a line about it.
+
+    Args:
+        path: file of an output folder.
+        ending: what is added to its name, with a number if such a file exists.
+    Raises:
+        InputError: it cannot be renamed.
+    """
     names = (f"{path.name}.{ending}{number or ''}" for number in itertools.count())
     aside = next(place for place in map(path.with_name, names) if not place.exists())
-    os.replace(path, aside)
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise InputError(f"--output: {path} cannot be renamed ({error.strerror}), expected a file") from error
     reason = "cannot be read" if ending == "damaged" else "was not written by test_seg.py"
     return f"{path} {reason}, and is kept as {aside.name}"
 
