@@ -34,6 +34,8 @@ from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.figures import MEASURED, Scores, draw_scores, select
 from experiments.results import RESULTS, Row, read_table
 
+SEEDS = 3  # of a finished experiment, the fewest that show a spread
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -95,8 +97,8 @@ def format_tables(
 
 
 def make_table(scores: Scores, classes: Sequence[str], arms: Sequence[str]) -> str:
-    """Format the scores of each arm; arms with fewer seeds than others are marked as unfinished."""
-    seeds = max(len(runs) for runs in scores.values())
+    """Format the scores of each arm; arms with fewer seeds than ``SEEDS``, or than others, are marked as unfinished."""
+    seeds = max(SEEDS, *(len(runs) for runs in scores.values()))
     rows = []
     for arm in arms:
         runs = scores.get(arm, {})

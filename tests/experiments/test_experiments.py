@@ -108,7 +108,7 @@ def test_every_experiment_runs_and_reports(name, box_template, tmp_path, capsys)
     assert status == 0, capsys.readouterr().err
     results = ["--scale", "tiny", "--results", str(tmp_path / "results")]
     assert run(report.main, report.parse_args([name, *results])) == 0
-    assert "unfinished" not in capsys.readouterr().out
+    assert " 0 of 3, unfinished" not in capsys.readouterr().out  # every arm has its one seed
     for measure in read_experiment(name, "tiny").measures:
         assert read_csv(tmp_path / "results" / f"{measure}.csv")
         assert (tmp_path / "results" / f"{measure}.png").stat().st_size > 5000
@@ -361,11 +361,11 @@ def test_tables_by_hand(tmp_path):
     }
     own, differences = make_tables(tmp_path, scores, ["plain", "better", "begun", "waiting"], ("begun", "better"))
     assert own == [
-        ["plain", "2", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000"],
+        ["plain", "2 of 3, unfinished", "0.650 ± 0.000", "0.750 ± 0.000", "0.550 ± 0.000"],
         # Means: 0.75, and 0.875 of 0.85 and 0.9, since a case without a class does not count for it.
-        ["better", "2", "0.812 ± 0.088", "0.850 ± 0.000", "0.775 ± 0.177"],
-        ["begun", "1 of 2, unfinished", "0.250", "0.350", "0.150"],
-        ["waiting", "0 of 2, unfinished", "", "", ""],
+        ["better", "2 of 3, unfinished", "0.812 ± 0.088", "0.850 ± 0.000", "0.775 ± 0.177"],
+        ["begun", "1 of 3, unfinished", "0.250", "0.350", "0.150"],
+        ["waiting", "0 of 3, unfinished", "", "", ""],
     ]
     assert differences == [
         # Differences by seed: 0.1, and 0.2 of 0.1 (left) and 0.3 (right). By case: 0.1 and 0.2, 0.1 and 0.1.
@@ -415,7 +415,7 @@ def test_p_values_are_corrected_for_the_number_of_arms(tmp_path):
 def test_an_unfinished_experiment_is_drawn(tmp_path, capsys):
     write_scores(tmp_path, {"W0, x 1": [[[0.8, 0.6]]], "P W0, x 1": [[[0.7, 0.6]]]})
     assert run(report.main, report.parse_args(["rate_or_start", "--results", str(tmp_path)])) == 0
-    assert capsys.readouterr().out.count("unfinished") == 3
+    assert capsys.readouterr().out.count("unfinished") == 5
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
