@@ -84,8 +84,7 @@ def draw_taps(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     figure = Figure(figsize=(16, 10), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(3, STAGES, sharex=True, sharey="row")
-    snapshots = {int(row["iteration"]) for row in select(rows, quantity="remaining")}
-    early = min(snapshots, key=lambda iteration: abs(iteration - max(snapshots) / 5))
+    early = early_snapshot(rows)
     for stage in range(STAGES):
         own = [row for row in rows if f".stages.{stage}." in row["block"]]
         gradient, change, remaining = panels[:, stage]
@@ -106,6 +105,12 @@ def draw_taps(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     panels[2, 0].set_ylabel(f"share of the way left at iteration {early}")
     figure.legend(loc="outside right upper")
     return figure
+
+
+def early_snapshot(rows: Sequence[Row]) -> int:
+    """Return the iteration of the snapshot of taps that is closest to a fifth of the training."""
+    snapshots = {int(row["iteration"]) for row in select(rows, quantity="remaining")}
+    return min(snapshots, key=lambda iteration: abs(iteration - max(snapshots) / 5))
 
 
 def select(rows: Sequence[Row], **values: object) -> list[Row]:

@@ -10,13 +10,15 @@ the differences between arms over the seeds that both have, with their standard 
 brackets, the 95 % bootstrap interval over the cases, each case being the mean over seeds and classes. The p-value is
 that of Wilcoxon's signed-rank test over the same cases, corrected by Holm for the number of comparisons. Interval and
 p-value tell whether the difference holds for other cases, with these seeds; the deviation, whether for other seeds.
-If masks were measured, a third table has their size at the end of the training, over all blocks and seeds.
+If masks were measured, a third table has their size at the end of the training, over all blocks and seeds; if taps
+were, another one has the share of their way that they have left after about a fifth of it.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,9 +33,10 @@ from engine.evaluation.statistics import Comparison, compare, holm
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import write_text
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
-from experiments.figures import MEASURED, Scores, draw_scores, select
+from experiments.figures import MEASURED, Scores, draw_scores, early_snapshot, select
 from experiments.results import RESULTS, Row, read_table
 
+TAP_STAGES, TAP_DISTANCES = (0, 1), (2, 12)  # of the table of taps; later stages have none so far from the centre
 SEEDS = 3  # of a finished experiment, the fewest that show a spread
 
 
@@ -57,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     paths = {name: folder / f"{name}.csv" for name in MEASURED if (folder / f"{name}.csv").exists()}
     measured = {name: read_table(path, arms, rows[0]["code"]) for name, path in paths.items()}
     scores, classes = collect(rows)
-    tables = format_tables(scores, classes, arms, experiment.comparisons, measured.get("masks", []))
+    tables = format_tables(scores, classes, arms, experiment.comparisons, measured)
     print(tables)
     save_png(draw_scores(scores, arms), folder / "figure.png")
     for name, own_rows in measured.items():
@@ -85,14 +88,16 @@ def format_tables(
     classes: Sequence[str],
     arms: Sequence[str],
     comparisons: Sequence[tuple[str, str]],
-    masks: Sequence[Row],
+    measured: Mapping[str, Sequence[Row]],
 ) -> str:
-    """Format the tables of scores and, if there are any, of comparisons and of the rows of masks.csv."""
+    """Format the tables of scores and, if there are any, of comparisons and of the rows of masks.csv and taps.csv."""
     tables = [make_table(scores, classes, arms)]
     if compared := [pair for pair in comparisons if scores.get(pair[0], {}).keys() & scores.get(pair[1], {}).keys()]:
         tables.append(make_comparisons(scores, compared))
-    if masks:
-        tables.append(make_mask_table(masks, arms))
+    if "masks" in measured:
+        tables.append(make_mask_table(measured["masks"], arms))
+    if "taps" in measured:
+        tables.append(make_tap_table(measured["taps"], arms))
     return "\n\n".join(tables)
 
 
@@ -134,6 +139,28 @@ def make_mask_table(rows: Sequence[Row], arms: Sequence[str]) -> str:
             cells.append([arm, *(f"{number:.3f}" for number in numbers)])
     head = ["learned mask", "mean of |M - P| / P: median block", "largest", "smallest M"]
     return tabulate(cells, [name.replace("|", "\\|") for name in head], tablefmt="github", disable_numparse=True)
+
+
+def make_tap_table(rows: Sequence[Row], arms: Sequence[str]) -> str:
+    """Format the share of their way that taps near the centre and far from it have left at the early snapshot.
+
+    Means over the blocks of a stage, with their standard deviation over the seeds.
+    """
+    early = early_snapshot(rows)
+    left = select(rows, quantity="remaining", iteration=early)
+    places = [(stage, distance) for stage in TAP_STAGES for distance in TAP_DISTANCES]
+    cells = []
+    for arm in arms:
+        cells.append([arm])
+        for stage, distance in places:
+            by_seed = defaultdict(list)
+            for row in select(left, arm=arm, distance=distance):
+                if f".stages.{stage}." in row["block"]:
+                    by_seed[row["seed"]].append(float(row["value"]))
+            cells[-1].append(_spread([float(np.mean(values)) for values in by_seed.values()]) if by_seed else "")
+    heads = [f"stage {stage + 1}, distance {distance}" for stage, distance in places]
+    head = [f"share of the way left at iteration {early}", *heads]
+    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
 
 
 class Pair(NamedTuple):

@@ -163,7 +163,8 @@ class Description(Fields):
     @classmethod
     def check_regions(cls, regions: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
         """Refuse regions of unknown or repeated labels, or with the name of a label."""
-        labels = info.context["labels"] if info.context else {}  # as in the file, with any problems of their own
+        assert info.context is not None
+        labels = info.context["labels"]  # as in the file, with any problems of their own
         classes = [name for name in labels if not _is_ignored(name) and name != _find_background(labels)]
         problems = []
         for name, members in regions.items() if labels else ():
@@ -191,7 +192,8 @@ class Description(Fields):
     @classmethod
     def check_intensity(cls, intensity: Rule | dict[str, Rule], info: ValidationInfo) -> Rule | dict[str, Rule]:
         """Refuse rules by channel that do not name exactly the channels."""
-        channels = list(info.context["channels"]) if info.context else []  # as in the file
+        assert info.context is not None
+        channels = list(info.context["channels"])  # as in the file
         if isinstance(intensity, dict) and channels and intensity.keys() != set(channels):
             found, expected = json.dumps(list(intensity)), json.dumps(channels)
             raise problem(f"found rules for {found}, expected one for each of the channels {expected}")

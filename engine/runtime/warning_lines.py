@@ -3,8 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from engine.runtime.distributed import process_rank
-
 Warnings = dict[str, list[str]]  # lines by kind
 
 
@@ -31,7 +29,6 @@ def summarise_warnings(warnings: Warnings) -> list[str]:
 
 
 def print_warnings(warnings: Warnings) -> None:
-    """Print one line for each kind; under torchrun only rank 0 does."""
-    if process_rank() == 0:
-        for line in summarise_warnings(warnings):
-            print(f"warning: {line}")
+    """Print one line for each kind."""
+    for line in summarise_warnings(warnings):
+        print(f"warning: {line}")

@@ -346,7 +346,7 @@ def write_scores(folder, scores):
 def make_tables(folder, scores, arms, *further):
     """Make the tables of scores as cells; every arm is compared with the first one."""
     rows = read_table(write_scores(folder, scores), arms)
-    text = report.format_tables(*report.collect(rows), arms, [*((arm, arms[0]) for arm in arms[1:]), *further], [])
+    text = report.format_tables(*report.collect(rows), arms, [*((arm, arms[0]) for arm in arms[1:]), *further], {})
     return [
         [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
         for table in text.split("\n\n")
@@ -398,6 +398,22 @@ def test_table_of_masks_by_hand():
     assert len(table.splitlines()) == 3
 
 
+def test_table_of_taps_by_hand():
+    """At iteration 100 of 500, the mean over a stage's blocks, and the spread over the seeds."""
+    head = ("arm", "seed", "iteration", "block", "quantity", "distance", "value")
+    values = [
+        *(("a", seed, "100", f"s.stages.0.{block}", "remaining", "2", value)
+          for seed, block, value in (("0", 0, "0.2"), ("0", 1, "0.4"), ("1", 0, "0.5"), ("1", 1, "0.7"))),
+        ("a", "0", "100", "s.stages.1.0", "remaining", "12", "0.9"),
+        ("a", "0", "100", "s.stages.1.0", "gradient", "12", "7"),
+        ("a", "0", "500", "s.stages.0.0", "remaining", "2", "0"),
+    ]  # fmt: skip
+    table = report.make_tap_table([dict(zip(head, row, strict=True)) for row in values], ["a", "b"])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert cells[0][0] == "share of the way left at iteration 100"
+    assert cells[2:] == [["a", "0.450 ± 0.212", "", "", "0.900"], ["b", "", "", "", ""]]
+
+
 def test_a_class_that_one_arm_lacks_counts_in_neither():
     """The left scores are equal, so there is no difference, however low the right score of one arm."""
     runs, others = ({0: np.array([[0.9, right], [0.8, right]])} for right in (np.nan, 0.3))
@@ -439,7 +455,7 @@ def test_committed_tables_are_those_of_the_results(name):
             experiment = read_experiment(name, scale)
             arms = list(experiment.arms)
             scores, classes = report.collect(read_table(results, arms))
-            path = results.with_name("masks.csv")
-            masks = read_table(path, arms) if path.exists() else []
-            tables = report.format_tables(scores, classes, arms, experiment.comparisons, masks)
+            paths = {name: results.with_name(f"{name}.csv") for name in report.MEASURED}
+            measured = {name: read_table(path, arms) for name, path in paths.items() if path.exists()}
+            tables = report.format_tables(scores, classes, arms, experiment.comparisons, measured)
             assert tables in (FOLDER / name / "README.md").read_text()
