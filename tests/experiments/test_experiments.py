@@ -293,6 +293,12 @@ def test_further_tables_are_read_before_anything_is_trained(tmp_path):
         Results(tmp_path, IDENTITY, ["a", "b"])
 
 
+def test_rows_of_another_pytorch_are_those_of_other_code(monkeypatch):
+    before = digest_code()
+    monkeypatch.setattr("experiments.results.version", lambda package: "0.1")
+    assert digest_code() != before
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", '{"runs": {"a, seed 0": {}}}'])
 def test_a_damaged_runs_file(tmp_path, damage):
     (tmp_path / "runs.json").write_text(damage)

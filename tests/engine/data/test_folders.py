@@ -99,6 +99,7 @@ def test_files_that_look_like_channels_are_warned_of_without_labels(tmp_path):
     images = group(tmp_path / "images", *names)
     assert sorted(images.complete) == sorted(names)
     assert images.warnings["channels"].startswith(f"{tmp_path}/images: found 2 files with _0000, _0001 of x, y,")
+    assert group(tmp_path / "labelled", *names, labels=names).warnings == {}  # so each is a case
     assert "of x, but 1 channel in the" in group(tmp_path / "one", "x_0000", "x_0001").warnings["channels"]
     assert group(tmp_path / "amos", *(f"amos_000{case}" for case in range(5))).warnings == {}
 

@@ -47,6 +47,12 @@ def test_a_label_map_in_place_of_an_image_is_warned_of(classes, warned):
     assert found == ({"few values": [f"found only {classes} different values, as in a label map"]} if warned else {})
 
 
+def test_a_ct_without_its_offset_is_warned_of_once():
+    """All of it is above the window, which says enough; that nothing is below 0 has the same cause."""
+    ct = np.random.default_rng(0).normal(50, 80, (8, 8, 8)) + 1024
+    assert list(measure_channels([ct], CT).warnings) == ["saturated"]
+
+
 def test_the_channel_is_named_where_there_are_several():
     description = replace(CT, channels=("CT", "PET"), windows=(CT.windows[0], None))
     noise = np.random.default_rng(0).normal(50, 80, (8, 8, 8))
