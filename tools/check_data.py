@@ -25,7 +25,7 @@ from tabulate import tabulate
 from engine.data.cache import largest_bytes
 from engine.data.case_checks import CaseReport
 from engine.data.cases import find_splits
-from engine.data.dataset_checks import DatasetReport, Splits, examine_cases
+from engine.data.dataset_checks import DatasetReport, examine_cases
 from engine.data.datasets import DATASETS, DatasetDescription, find_description
 from engine.data.header_checks import format_size
 from engine.runtime.arguments import add_fix_affine_argument, number
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         "problems": problems,
         "notes": description.notes,
         "warnings": [line for lines in warnings.values() for line in lines],
-        **summarise(report, splits, description, args.roi_size),
+        **summarise(report, description, args.roi_size),
     }
     if args.json:
         print(json.dumps(results, indent=2, allow_nan=False))
@@ -90,14 +90,11 @@ def main(args: argparse.Namespace) -> None:
     raise_problems(problems)
 
 
-def summarise(
-    report: DatasetReport, splits: Splits, description: DatasetDescription, roi_size: Sequence[int]
-) -> dict[str, Any]:
+def summarise(report: DatasetReport, description: DatasetDescription, roi_size: Sequence[int]) -> dict[str, Any]:
     """Describe each case and the whole dataset in JSON values.
 
     Args:
         report: findings about the cases.
-        splits: the same cases, by split.
         description: description of the dataset.
         roi_size: size of training crops, voxels.
     """
@@ -113,7 +110,7 @@ def summarise(
         "padded_cases_by_axis": {axis: sum(axis in axes for axes in padded) for axis in AXES},
         "voxels_by_class": {name: sum(count[name] for count in counts) for name in description.classes},
         "cases_by_class": {name: sum(count[name] > 0 for count in counts) for name in description.classes},
-        "cache_bytes": cache_bytes(report, splits, description, roi_size),
+        "cache_bytes": cache_bytes(report, description, roi_size),
     }
 
 
@@ -128,14 +125,13 @@ def by_axis(values: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     return dict(zip(("minimum", "median", "maximum"), quantiles, strict=True))
 
 
-def cache_bytes(report: DatasetReport, splits: Splits, description: DatasetDescription, roi_size: Sequence[int]) -> int:
+def cache_bytes(report: DatasetReport, description: DatasetDescription, roi_size: Sequence[int]) -> int:
     """Compute the largest size of --cache_dir for the training and validation cases without problems."""
     pipelines = dict(zip(("training", "validation"), training_pipelines(description, roi_size, 1), strict=True))
-    cases = [case for split in splits.values() for case in split]
     return sum(
-        largest_bytes(case, pipelines[found.split])
-        for case, found in zip(cases, report.cases, strict=True)
-        if found.split in pipelines and not found.problems
+        largest_bytes(case.resampled_shape, len(description.channels), pipelines[case.split])
+        for case in report.cases
+        if case.split in pipelines and not case.problems and case.resampled_shape
     )
 
 
