@@ -120,24 +120,31 @@ def growth(cases: Sequence[int], seconds: Sequence[float]) -> float | None:
     return last / (cases[-1] - cases[-2]) / (first / (cases[-2] - cases[0]))
 
 
+def columns(cases: Sequence[int]) -> list[str]:
+    """Name the columns of ``rows``."""
+    return ["part", *(f"{count} cases, s" for count in cases), "ms per case", "peak, GB", "growth"]
+
+
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """Format one row per part."""
+    cases = results["cases"]
+    return [
+        [
+            part,
+            *(f"{seconds:.1f}" for seconds in found["seconds"]),
+            f"{1e3 * (found['seconds'][-1] - found['seconds'][0]) / (cases[-1] - cases[0]):.1f}",
+            f"{found['peak_bytes'][-1] / 1e9:.2f}",
+            "" if found["growth"] is None else f"{found['growth']:.2f}",
+        ]
+        for part, found in results["parts"].items()
+    ]
+
+
 def report(results: dict[str, Any]) -> str:
-    """Format the results as a table: one row per part."""
-    cases, rows = results["cases"], []
-    for part, found in results["parts"].items():
-        seconds, added = found["seconds"], found["seconds"][-1] - found["seconds"][0]
-        rows.append(
-            [
-                part,
-                *(f"{value:.1f}" for value in seconds),
-                f"{1e3 * added / (cases[-1] - cases[0]):.1f}",
-                f"{found['peak_bytes'][-1] / 1e9:.2f}",
-                "" if found["growth"] is None else f"{found['growth']:.2f}",
-            ]
-        )
-    header = ["part", *(f"{count} cases, s" for count in cases), "ms per case", "peak, GB", "growth"]
-    shape = " x ".join(map(str, SHAPE))
-    load = f"load average before {results['load_average_before']:.1f}"
-    return f"{name_machine(results)}, {load}\nvolumes of {shape}\n\n{format_table(header, rows)}"
+    """Format the results as text: the machine and a table."""
+    shape, load = " x ".join(map(str, SHAPE)), f"load average before {results['load_average_before']:.1f}"
+    table = format_table(columns(results["cases"]), rows(results))
+    return f"{name_machine(results)}, {load}\nvolumes of {shape}\n\n{table}"
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
