@@ -2,14 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.data.cases import find_cases, image_files, validation_folder
@@ -19,13 +17,11 @@ from engine.data.foreign_descriptions import translate
 from engine.data.header_checks import Grid, format_size, read_header
 from engine.data.labels import ROUNDING
 from engine.data.nifti import open_volume, read_voxels
+from engine.data.plan_rules import choose_spacing
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.warning_lines import Warnings
 from engine.runtime.wording import count_of, list_some
 
-ANISOTROPIC = 3  # ratio of spacings, and of numbers of voxels, between the coarsest axis and the others
-FINE_PERCENTILE = 10  # of the spacings along that axis
-DIGITS = 3  # of a spacing
 LEAST_INSTANCES = 10  # values; fewer are classes, however rare
 GIVEN = "as given"
 OWN_CHANNEL, OWN_CHANNELS = "image", "channel_"  # names of channels whose names nobody gives
@@ -58,7 +54,8 @@ def make_draft(dataset: str | None, root: Path, fix_affine: bool, workers: int) 
         InputError: one line per problem of the description, of the folders, or of the label maps.
     """
     values, origin = _read_fields(dataset)
-    reasons, warnings = dict.fromkeys(values, GIVEN), {}
+    reasons = dict.fromkeys(values, GIVEN)
+    warnings: Warnings = {}
     if "name" not in values:
         values["name"], reasons["name"] = root.absolute().name, "the folder's name"
     if "labels" not in values:
@@ -154,37 +151,3 @@ def _training_grids(root: Path, description: DatasetDescription) -> list[Grid]:
     files = [image_files(case) for case in cases]
     headers = [read_header(first, channels // (1 + len(others))) for first, *others in files]
     return [header.grid.turn_to_ras() for header in headers if header.grid is not None]
-
-
-def choose_spacing(
-    shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]]
-) -> tuple[tuple[float, float, float], str]:
-    """Choose the voxel size that volumes are resampled to.
-
-    It is the median along each axis. If the slices are thick (the coarsest axis has a median spacing over three times
-    those of the others, and three times fewer voxels), their target is the tenth percentile, but not finer than the
-    other axes, so that few cases lose slices. Source: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplement.
-
-    Args:
-        shapes: voxels of each case along R-L, A-P and I-S.
-        spacings: voxel size of each case along the same axes, mm.
-    Returns: the voxel size, mm, with three significant digits; and the reason.
-    """
-    known: NDArray[np.float64] = np.array(spacings, np.float64)
-    median, size = np.median(known, axis=0), np.median(shapes, axis=0)
-    coarsest = int(median.argmax())
-    others = [axis for axis in range(3) if axis != coarsest]
-    least, most = (format_size([_round(side) for side in end(known, axis=0)]) for end in (np.min, np.max))
-    reason = f"median of {count_of(len(known), 'training case')}, which have {least} to {most}"
-    thick = median[coarsest] > ANISOTROPIC * median[others].max()
-    if thick and ANISOTROPIC * size[coarsest] < size[others].min():
-        fine = np.percentile(known[:, coarsest], FINE_PERCENTILE)
-        median[coarsest] = max(fine, median[others].max())
-        axis = ("R-L", "A-P", "I-S")[coarsest]
-        reason += f"; along {axis}, over {ANISOTROPIC} times coarser, the {FINE_PERCENTILE}th percentile"
-    first, second, third = map(_round, median)
-    return (first, second, third), reason
-
-
-def _round(side: float) -> float:
-    return float(f"{side:.{DIGITS}g}")

@@ -13,18 +13,12 @@ from engine.data.datasets import DatasetDescription, Window
 from engine.data.drafts import GIVEN, OWN_CHANNEL, OWN_CHANNELS, Draft
 from engine.data.foreground import Foreground
 from engine.data.header_checks import format_size
+from engine.data.plan_rules import PERCENTILES, choose_crop, choose_window, longest_sides, most_voxels, step_bytes
 from engine.runtime.errors import InputError
 from engine.runtime.warning_lines import Warnings, merge_warnings
 from engine.runtime.wording import count_of, list_some
 
-LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5  # of the labelled voxels of a CT: the ends of its window
 AIR_HU = -500  # a CT has voxels below it, other images do not
-SIDE = 16  # REP3D's sides are multiples of it, at least one of them of twice it
-CROPS = 2  # of a training step, by default
-# Of a training step of REP3D in float32: its row in docs/networks.md less 0.5 GB for Python and its libraries, and the
-# tensors that another class adds to the loss. In bf16 the tensors kept for the backward pass take about half.
-WEIGHT_BYTES = 16 * 66e6  # weights, gradients and AdamW's two moments
-VOXEL_BYTES, CLASS_BYTES = 5200, 24  # per voxel of a crop
 LEAST_VOXELS = 64  # of a class in a case: a cube of four
 
 
@@ -89,18 +83,17 @@ def make_plan(draft: Draft, cases: Sequence[CaseReport], roi_size: Sequence[int]
         description = replace(description, windows=windows)
     cropped = [_crop_again(case, description) for case in cases]
     training = [case for case in cropped if case.split == "training"]
-    shape = np.median([case.final_shape for case in training if case.final_shape], axis=0)
+    shape = np.median([case.final_shape for case in training if case.final_shape], axis=0).tolist()
+    classes = len(description.classes)
     if roi_size is None:
-        sides = choose_crop(shape, description.spacing, most_voxels(memory, len(description.classes)))
-        reason = (
-            f"the crop with the longest shortest side in mm that has sides divisible by {SIDE}, is within the median "
-            f"volume, {format_size(shape)} at this spacing, and fits in --memory {memory:g}"
-        )
+        sides = choose_crop(shape, description.spacing, most_voxels(memory, classes))
+        reason = f"within the median volume of {format_size(shape)} voxels at this spacing"
+        reason += "" if sides == longest_sides(shape) else f" and within --memory {memory:g}"
     else:
         (depth, height, width), reason = roi_size, GIVEN
         sides = depth, height, width
-    estimate = step_bytes(math.prod(sides), len(description.classes)) / 1e9
-    reason += f"; a step of REP3D on {CROPS} crops takes at most about {estimate:.2g} GB, by calculation"
+    estimate = step_bytes(math.prod(sides), classes) / 1e9
+    reason += f"; a step of REP3D takes about {estimate:.2g} GB in float32, by calculation"
     choices = [
         *_describe_fields(description, reasons),
         Choice("roi_size", f"{format_size(sides)} voxels", reason),
@@ -122,9 +115,7 @@ def _crop_again(case: CaseReport, description: DatasetDescription) -> CaseReport
 def choose_windows(
     description: DatasetDescription, samples: Sequence[Foreground]
 ) -> tuple[tuple[Window | None, ...], str]:
-    """Choose the rule of each channel: for CT the percentiles of the labelled voxels, otherwise the z-score.
-
-    Source of the percentiles: Isensee et al., nnU-Net, Nature Methods 18 (2021).
+    """Choose the rule of each channel: a window for CT, otherwise the z-score.
 
     Args:
         description: description with the modality, if it is known, and the names of the channels.
@@ -135,13 +126,18 @@ def choose_windows(
     """
     windows: list[Window | None] = []
     reasons = []
+    labelled = [sample.labelled for sample in samples]
     for number, name in enumerate(description.channels):
         is_ct, reason = _judge(number, description, samples)
-        windows.append(choose_window(name, number, samples) if is_ct else None)
+        intensities = [sample.intensities[number] for sample in samples]
+        try:
+            windows.append(choose_window(intensities, labelled) if is_ct else None)
+        except InputError as mistake:
+            raise InputError(f"channel {name}: {mistake}") from mistake
         if is_ct:
-            drawn, labelled = (sum(counts) for counts in zip(*map(_count, samples), strict=True))
-            ends = f"{LOW_PERCENTILE:g} and {HIGH_PERCENTILE:g} percentiles"
-            reason += f": {ends} of the labelled voxels, {drawn:,} of {labelled:,} in {len(samples)} training cases"
+            source = f"{sum(map(len, intensities)):,} of {sum(labelled):,} labelled voxels"
+            low, high = PERCENTILES
+            reason += f"; {low:g} to {high:g} percentile of {source} in {count_of(len(samples), 'training case')}"
         reasons.append(f"{name}: {reason}" if len(description.channels) > 1 else reason)
     return tuple(windows), "; ".join(reasons)
 
@@ -149,93 +145,17 @@ def choose_windows(
 def _judge(number: int, description: DatasetDescription, samples: Sequence[Foreground]) -> tuple[bool, str]:
     """Decide whether a channel is a CT, by its name, the modality, or else its lowest intensities."""
     name, modality = description.channels[number], description.modality
-    named = [channel for channel in description.channels if channel.lower() == "ct"]
-    if named:
-        return name in named, f"{'' if name in named else 'not '}CT by its name"
+    if any(channel.lower() == "ct" for channel in description.channels):
+        is_ct = name.lower() == "ct"
+        return is_ct, "the channel is a CT" if is_ct else f"the channel is {name}, not CT"
     if modality:
-        return modality.lower() == "ct", f"{'CT' if modality.lower() == 'ct' else f'not CT but {modality}'} by modality"
+        return modality.lower() == "ct", f"the modality is {modality}"
     if name != OWN_CHANNEL and not re.fullmatch(rf"{OWN_CHANNELS}\d+", name):
-        return False, "not CT by its name"
+        return False, f"the channel is {name}, not CT"
     lowest = max(sample.extent.minima[number] for sample in samples)
     if lowest <= AIR_HU:
-        return True, f"CT by its values, below {AIR_HU} in every training case"
-    return False, f"not CT by its values, at least {lowest:g} in some training case, where a CT has air"
-
-
-def _count(sample: Foreground) -> tuple[int, int]:
-    return sample.intensities.shape[1], sample.labelled
-
-
-def choose_window(name: str, number: int, samples: Sequence[Foreground]) -> Window:
-    """Choose the window of a channel, its ends rounded outwards: to whole HU, or to a hundredth of a small range.
-
-    Args:
-        name: name of the channel, for messages.
-        number: number of the channel.
-        samples: labelled voxels of the training cases; each case counts by all it has, not by those drawn.
-    Raises:
-        InputError: no voxel is labelled, or both ends are the same.
-    """
-    values = np.concatenate([sample.intensities[number] for sample in samples]).astype(np.float64)
-    if not values.size:
-        raise InputError(f"{name}: found no labelled voxel in any training case, expected some to choose a window by")
-    weights = np.concatenate([np.full(drawn, labelled / max(drawn, 1)) for drawn, labelled in map(_count, samples)])
-    shares = (LOW_PERCENTILE / 100, HIGH_PERCENTILE / 100)
-    low, high = np.quantile(values, shares, weights=weights, method="inverted_cdf")
-    if low == high:
-        expected = 'expected contrast to choose a window by, or "intensity" in --dataset'
-        raise InputError(f"{name}: found the intensity {low:g} in nearly all labelled voxels, {expected}")
-    scale = 10.0 ** max(0, 2 - math.floor(math.log10(high - low)))
-    return math.floor(low * scale) / scale, math.ceil(high * scale) / scale
-
-
-def step_bytes(voxels: float, classes: int) -> float:
-    """Estimate the memory of a training step of REP3D in float32, bytes.
-
-    Args:
-        voxels: voxels of a crop.
-        classes: number of classes, background included.
-    """
-    return WEIGHT_BYTES + CROPS * voxels * (VOXEL_BYTES + CLASS_BYTES * classes)
-
-
-def most_voxels(memory: float, classes: int) -> float:
-    """Estimate how many voxels a crop may have.
-
-    Args:
-        memory: memory for a training step of REP3D, GB.
-        classes: number of classes, background included.
-    Raises:
-        InputError: the smallest crop needs more memory.
-    """
-    if memory * 1e9 < (least := step_bytes(2 * SIDE**3, classes)):
-        raise InputError(
-            f"--memory: found {memory:g} GB, expected at least {least / 1e9:.2g} for REP3D's smallest crop"
-        )
-    return (memory * 1e9 - WEIGHT_BYTES) / (step_bytes(1, classes) - WEIGHT_BYTES)
-
-
-def choose_crop(shape: Sequence[float], spacing: Sequence[float], most: float) -> tuple[int, int, int]:
-    """Choose the crop whose shortest side in mm is the longest; among several, by the next longer side, and so on.
-
-    Its sides are multiples of ``SIDE`` and, as far as REP3D accepts it, not longer than the volume.
-
-    Args:
-        shape: voxels of a typical volume along R-L, A-P and I-S.
-        spacing: voxel size, mm.
-        most: limit of the crop's voxels.
-    """
-    longest = [max(SIDE, int(side) // SIDE * SIDE) for side in shape]
-    if max(longest) == SIDE:
-        longest[int(np.argmax(shape))] = 2 * SIDE
-    crops = [
-        (first, second, third)
-        for first in range(SIDE, longest[0] + 1, SIDE)
-        for second in range(SIDE, longest[1] + 1, SIDE)
-        if (third := min(longest[2], int(most / (first * second)) // SIDE * SIDE)) >= SIDE
-        if max(first, second, third) > SIDE
-    ]
-    return max(crops, key=lambda sides: sorted(np.multiply(sides, spacing)))
+        return True, f"taken for a CT, since every training case has values of {AIR_HU} or less"
+    return False, f"no CT, since a training case has no value below {lowest:g}"
 
 
 def _describe_fields(description: DatasetDescription, reasons: dict[str, str]) -> Iterator[Choice]:
@@ -262,7 +182,7 @@ def _describe_class(name: str, cases: Sequence[CaseReport], spacing: Sequence[fl
     """Describe how often a class occurs, and how large it is once resampled."""
     counts = [case.voxels_by_class[name] for case in cases if case.voxels_by_class]
     number = f"{np.count_nonzero(counts)} of {len(counts)} training cases"
-    size = f"{sum(counts):,} voxels; median of these cases {_median_voxels(name, cases, spacing):,.0f} at this spacing"
+    size = f"{sum(counts):,} voxels; a median of {_median_voxels(name, cases, spacing):,.0f} per case at this spacing"
     return Choice(name, number, size)
 
 
