@@ -74,8 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     plan.add_argument(
         "--write_description", type=Path, metavar="FILE", help="plan: write FILE (.json), and flags beside it"
     )
-    memory = "memory for a training step, GB; the default fits the paper's two crops of 96 x 96 x 96 in float32"
-    plan.add_argument("--memory", type=positive, default=12.0, metavar="GB", help=f"{memory} (default: 12)")
+    memory = "memory for a training step, for which the paper's two crops of 96 x 96 x 96 fit in the default"
+    plan.add_argument("--memory", type=positive, default=11.5, metavar="GB", help=memory)
     args = parser.parse_args(argv)
     if args.write_description and args.headers_only:
         parser.error("--headers_only: found it with --write_description, which needs the voxels, expected one of them")

@@ -145,17 +145,20 @@ def choose_windows(
 def _judge(number: int, description: DatasetDescription, samples: Sequence[Foreground]) -> tuple[bool, str]:
     """Decide whether a channel is a CT, by its name, the modality, or else its lowest intensities."""
     name, modality = description.channels[number], description.modality
-    if any(channel.lower() == "ct" for channel in description.channels):
-        is_ct = name.lower() == "ct"
-        return is_ct, "the channel is a CT" if is_ct else f"the channel is {name}, not CT"
+    if any(map(_is_ct, description.channels)):
+        return _is_ct(name), "the channel is a CT" if _is_ct(name) else f"the channel is {name}, not CT"
     if modality:
-        return modality.lower() == "ct", f"the modality is {modality}"
+        return _is_ct(modality), f"the modality is {modality}"
     if name != OWN_CHANNEL and not re.fullmatch(rf"{OWN_CHANNELS}\d+", name):
         return False, f"the channel is {name}, not CT"
     lowest = max(sample.extent.minima[number] for sample in samples)
     if lowest <= AIR_HU:
         return True, f"taken for a CT, since every training case has values of {AIR_HU} or less"
     return False, f"no CT, since a training case has no value below {lowest:g}"
+
+
+def _is_ct(name: str) -> bool:
+    return re.match(r"cta?\b", name, re.IGNORECASE) is not None
 
 
 def _describe_fields(description: DatasetDescription, reasons: dict[str, str]) -> Iterator[Choice]:
