@@ -87,8 +87,8 @@ def make_plan(draft: Draft, cases: Sequence[CaseReport], roi_size: Sequence[int]
     classes = len(description.classes)
     if roi_size is None:
         sides = choose_crop(shape, description.spacing, most_voxels(memory, classes))
-        reason = f"within the median volume of {format_size(shape)} voxels at this spacing"
-        reason += "" if sides == longest_sides(shape) else f" and within --memory {memory:g}"
+        limit = "" if sides == longest_sides(shape) else f" within --memory {memory:g}"
+        reason = f"for a median volume of {format_size(shape)} voxels at this spacing{limit}"
     else:
         (depth, height, width), reason = roi_size, GIVEN
         sides = depth, height, width

@@ -132,8 +132,11 @@ def choose_crop(shape: Sequence[float], spacing: Sequence[float], most: float) -
 
 
 def longest_sides(shape: Sequence[float]) -> tuple[int, int, int]:
-    """Return the longest sides of a crop of REP3D in a volume (D, H, W), or its smallest crop in a smaller volume."""
-    depth, height, width = (max(SIDE, int(side) // SIDE * SIDE) for side in shape)
+    """Return the sides of REP3D's crops that are closest to those of a volume (D, H, W).
+
+    A crop is less than half of ``SIDE`` longer than the volume, which is padded, so that no thin volume is cut in two.
+    """
+    depth, height, width = (SIDE * max(1, math.ceil(side / SIDE - 0.5)) for side in shape)
     if max(depth, height, width) > SIDE:
         return depth, height, width
     longest = int(np.argmax(shape))

@@ -98,16 +98,16 @@ def test_a_given_rule_is_kept():
 def test_the_crop_depends_on_the_foreground_of_the_planned_window():
     found = plan([make_case(0), make_case(1)])
     assert [case.cropped_shape for case in found.cases] == [[30, 50, 60]] * 2
-    assert found.roi_size == (16, 48, 48)
+    assert found.roi_size == (32, 48, 64)
     text = lines(found)["roi_size"]
-    assert text.startswith("16 x 48 x 48 voxels (within the median volume of 30 x 50 x 60 voxels at this spacing; ")
-    assert "REP3D takes about 1.4 GB in float32, by calculation)" in text
+    assert text.startswith("32 x 48 x 64 voxels (for a median volume of 30 x 50 x 60 voxels at this spacing; ")
+    assert "REP3D takes about 2.1 GB in float32, by calculation)" in text
 
 
 def test_memory_limits_the_crop():
     found = plan([make_case()], memory=1.2)
     assert found.roi_size == (16, 16, 48)
-    assert "60 voxels at this spacing and within --memory 1.2; " in lines(found)["roi_size"]
+    assert "60 voxels at this spacing within --memory 1.2; " in lines(found)["roi_size"]
     with pytest.raises(InputError, match="--memory: found 1 GB, expected at least"):
         plan([make_case()], memory=1)
 
