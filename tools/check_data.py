@@ -2,7 +2,7 @@
 
     python -m tools.check_data --root /data/amos --dataset amos
     python -m tools.check_data --root /data/amos --dataset amos --headers_only --json > amos.json
-    python -m tools.check_data --root /data/ours --write_description ours.json
+    python -m tools.check_data --root /data/ours --write_description my_data.json
 
 Reads every volume of imagesTr, imagesVal and, if present, imagesTs, with their labels. Checks the pairing by id,
 headers, agreement of shape and affine, truncated files, NaN, label values, and cases that are in two splits. Prints one
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     draft = make_draft(args.dataset, root, args.fix_affine, args.num_workers) if file else None
     description = draft.description if draft else find_description(args.dataset, args.fix_affine)
     found = find_splits(root, description, test=True)
-    if draft and not validation_folder(root, "images").exists():
+    if draft and not any(validation_folder(root, kind).exists() for kind in ("images", "labels")):
         del found["validation"]  # a plan is about the training cases
     splits = {split: part.cases for split, part in found.items()}
     sample = 0 if args.headers_only else None

@@ -46,7 +46,7 @@ class DatasetDescription:
 
     Args:
         name: name of the dataset.
-        modality: "CT", "MRI", ... or "" if it is not given; information for readers only.
+        modality: "CT", "MRI", ... or "" if it is not given; information for readers and plans only.
         classes: class names, the background first.
         spacing: voxel size that volumes are resampled to, mm, along the right-left, anterior-posterior and
             inferior-superior axes.

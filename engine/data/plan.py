@@ -13,7 +13,15 @@ from engine.data.datasets import DatasetDescription, Window
 from engine.data.drafts import GIVEN, OWN_CHANNEL, OWN_CHANNELS, Draft
 from engine.data.foreground import Foreground
 from engine.data.header_checks import format_size
-from engine.data.plan_rules import PERCENTILES, choose_crop, choose_window, longest_sides, most_voxels, step_bytes
+from engine.data.plan_rules import (
+    CROPS,
+    PERCENTILES,
+    choose_crop,
+    choose_window,
+    longest_sides,
+    most_voxels,
+    step_bytes,
+)
 from engine.runtime.errors import InputError
 from engine.runtime.warning_lines import Warnings, merge_warnings
 from engine.runtime.wording import count_of, list_some
@@ -92,11 +100,11 @@ def make_plan(draft: Draft, cases: Sequence[CaseReport], roi_size: Sequence[int]
     else:
         (depth, height, width), reason = roi_size, GIVEN
         sides = depth, height, width
-    estimate = step_bytes(math.prod(sides), classes) / 1e9
-    reason += f"; a step of REP3D takes about {estimate:.2g} GB in float32, by calculation"
+    estimate = f"about {step_bytes(math.prod(sides), classes) / 1e9:.2g} GB"
     choices = [
         *_describe_fields(description, reasons),
         Choice("roi_size", f"{format_size(sides)} voxels", reason),
+        Choice("memory", estimate, f"calculated for a step of REP3D on {CROPS} crops in float32"),
         *(_describe_class(name, training, description.spacing) for name in description.classes[1:]),
         Choice("one pass", count_of(len(training), "iteration"), "one training case each, at --batch_size 1"),
     ]
@@ -135,9 +143,9 @@ def choose_windows(
         except InputError as mistake:
             raise InputError(f"channel {name}: {mistake}") from mistake
         if is_ct:
-            source = f"{sum(map(len, intensities)):,} of {sum(labelled):,} labelled voxels"
             low, high = PERCENTILES
-            reason += f"; {low:g} to {high:g} percentile of {source} in {count_of(len(samples), 'training case')}"
+            drawn = sum(map(len, intensities))
+            reason += f"; {low:g} to {high:g} percentile of {drawn:,} of {sum(labelled):,} labelled voxels"
         reasons.append(f"{name}: {reason}" if len(description.channels) > 1 else reason)
     return tuple(windows), "; ".join(reasons)
 
@@ -153,8 +161,8 @@ def _judge(number: int, description: DatasetDescription, samples: Sequence[Foreg
         return False, f"the channel is {name}, not CT"
     lowest = max(sample.extent.minima[number] for sample in samples)
     if lowest <= AIR_HU:
-        return True, f"taken for a CT, since every training case has values of {AIR_HU} or less"
-    return False, f"no CT, since a training case has no value below {lowest:g}"
+        return True, f"a CT: every training case has values of {AIR_HU} or less"
+    return False, f"no CT: a training case has no value below {lowest:g}"
 
 
 def _is_ct(name: str) -> bool:
@@ -185,7 +193,7 @@ def _describe_class(name: str, cases: Sequence[CaseReport], spacing: Sequence[fl
     """Describe how often a class occurs, and how large it is once resampled."""
     counts = [case.voxels_by_class[name] for case in cases if case.voxels_by_class]
     number = f"{np.count_nonzero(counts)} of {len(counts)} training cases"
-    size = f"{sum(counts):,} voxels; a median of {_median_voxels(name, cases, spacing):,.0f} per case at this spacing"
+    size = f"{sum(counts):,} voxels; a median of {_median_voxels(name, cases, spacing):,.0f} at this spacing"
     return Choice(name, number, size)
 
 

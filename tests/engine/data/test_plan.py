@@ -50,7 +50,7 @@ def test_a_ct_gets_the_percentiles_of_the_training_cases():
     voxels = np.concatenate([case.foreground.intensities[0] for case in cases[:2]])
     (window,) = found.description.windows
     assert window == pytest.approx(np.percentile(voxels, (0.5, 99.5)), abs=2)
-    reason = "the modality is CT; 0.5 to 99.5 percentile of 2,000 of 2,000 labelled voxels in 2 training cases"
+    reason = "the modality is CT; 0.5 to 99.5 percentile of 2,000 of 2,000 labelled voxels"
     assert lines(found)["intensity"] == f"window from {window[0]:g} to {window[1]:g} ({reason})"
 
 
@@ -64,9 +64,9 @@ def test_a_ct_gets_the_percentiles_of_the_training_cases():
         ("", "CT", 0, True, "the channel is a CT"),
         ("", "octane", -1000, False, "the channel is octane, not CT"),
         ("", "T1", -1000, False, "the channel is T1, not CT"),
-        ("", "image", -1000, True, "taken for a CT, since every training case has values of -500 or less"),
-        ("", "channel_0", -500, True, "taken for a CT, since every training case has values of -500 or less"),
-        ("", "image", -499, False, "no CT, since a training case has no value below -499"),
+        ("", "image", -1000, True, "a CT: every training case has values of -500 or less"),
+        ("", "channel_0", -500, True, "a CT: every training case has values of -500 or less"),
+        ("", "image", -499, False, "no CT: a training case has no value below -499"),
     ],
 )
 def test_a_ct_is_told_by_channel_modality_or_values(modality, channel, low, is_ct, reason):
@@ -100,14 +100,14 @@ def test_the_crop_depends_on_the_foreground_of_the_planned_window():
     assert [case.cropped_shape for case in found.cases] == [[30, 50, 60]] * 2
     assert found.roi_size == (32, 48, 64)
     text = lines(found)["roi_size"]
-    assert text.startswith("32 x 48 x 64 voxels (for a median volume of 30 x 50 x 60 voxels at this spacing; ")
-    assert "REP3D takes about 2.1 GB in float32, by calculation)" in text
+    assert text == "32 x 48 x 64 voxels (for a median volume of 30 x 50 x 60 voxels at this spacing)"
+    assert lines(found)["memory"] == "about 2.1 GB (calculated for a step of REP3D on 2 crops in float32)"
 
 
 def test_memory_limits_the_crop():
     found = plan([make_case()], memory=1.2)
     assert found.roi_size == (16, 16, 48)
-    assert "60 voxels at this spacing within --memory 1.2; " in lines(found)["roi_size"]
+    assert "60 voxels at this spacing within --memory 1.2)" in lines(found)["roi_size"]
     with pytest.raises(InputError, match="--memory: found 1 GB, expected at least"):
         plan([make_case()], memory=1)
 
@@ -115,14 +115,14 @@ def test_memory_limits_the_crop():
 def test_a_given_crop_is_kept():
     found = plan([make_case()], roi_size=[64, 32, 16], memory=0.1)
     assert found.roi_size == (64, 32, 16)
-    assert lines(found)["roi_size"].startswith("64 x 32 x 16 voxels (as given; a step of REP3D takes about ")
+    assert lines(found)["roi_size"] == "64 x 32 x 16 voxels (as given)"
 
 
 def test_classes_have_counts_and_absent_and_tiny_ones_stand_out():
     cases = [make_case(0, left=800), make_case(1, left=0), make_case(2, left=400, spacing=(0.5, 0.5, 0.5))]
     found = plan(cases)
     # 400 voxels of half the side are 50 at 1 mm
-    median = "a median of 425 per case at this spacing"
+    median = "a median of 425 at this spacing"
     assert lines(found)["left"] == f"2 of 3 training cases (1,200 voxels; {median})"
     assert lines(found)["right"].startswith("0 of 3 training cases (0 voxels;")
     assert found.warnings == {}
@@ -132,7 +132,7 @@ def test_classes_have_counts_and_absent_and_tiny_ones_stand_out():
 
 def test_the_counts_after_resampling_are_used_where_they_are_known():
     case = replace(make_case(left=800), resampled_voxels_by_class={"background": 1, "left": 63, "right": 0})
-    assert "a median of 63 per case" in lines(plan([case]))["left"]
+    assert "a median of 63 at" in lines(plan([case]))["left"]
 
 
 def test_one_pass_is_stated():
