@@ -1,13 +1,14 @@
 """check_data --write_description: plans of phantoms and of real volumes, which train as they are."""
 
 import json
+import re
 import shlex
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REAL_DATA, assert_one_line, real_data, write_nifti
+from conftest import REAL_DATA, REPOSITORY, assert_one_line, real_data, write_nifti
 
 from engine.data.datasets import DatasetDescription
 from engine.runtime.errors import run
@@ -205,6 +206,19 @@ def link_cases(source, root, number):
                 (root / f"{kind}{part}" / path.name).symlink_to(source / f"{kind}{part}" / path.name)
 
 
+def documented_plans():
+    """Return the choices of each plan in docs/data.md."""
+    section = (REPOSITORY / "docs" / "data.md").read_text().partition("\n## A plan\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```text\nPlan:\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+    return [block.partition("one pass")[0] for block in blocks]
+
+
+@real_data("msd_hippocampus")
+def test_the_documentation_shows_the_plan_of_the_whole_hippocampus_data(plan):
+    out = plan(REAL_DATA / "msd_hippocampus")[2]
+    assert f"\nPlan:\n{documented_plans()[0]}one pass: 120 iterations" in out
+
+
 @real_data("msd_hippocampus")
 def test_a_plan_of_real_mri_trains(tmp_path, plan, train):
     root = tmp_path / "hippocampus"
@@ -223,10 +237,13 @@ def test_a_plan_of_a_real_ct_trains(tmp_path, plan, train):
     root.mkdir()
     for name in ("imagesTr", "labelsTr"):  # the same volume is in Val
         (root / name).symlink_to(real / name)
-    description, words, _ = plan(root)
+    given = {"name": "spleen", "modality": "CT", "labels": {"background": 0, "spleen": 1}}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    description, words, out = plan(root, "--dataset", tmp_path / "given.json")
+    assert f"\nPlan:\n{documented_plans()[1]}one pass: 1 iteration" in out
     ((image, label, spacing),) = training_volumes(root)
     assert description.spacing == pytest.approx(spacing, rel=1e-3)
-    assert description.windows[0] == pytest.approx(np.percentile(image[label > 0], (0.5, 99.5)), abs=8)
+    assert description.windows[0] == pytest.approx(np.percentile(image[label > 0], (0.5, 99.5)), abs=3)
     assert crop_of(words) == [160, 160, 32]
     arguments = (*words, "--root", real, "--output", tmp_path / "run", "--num_workers", 0, *SMALL)
     assert train(*arguments, "--max_iter", 1, "--crop_sample", 1)[0] == 0

@@ -26,7 +26,7 @@ def test_few_labelled_voxels_are_all_kept_channels_together_and_ignored_ones_lef
 
 
 def test_of_many_labelled_voxels_the_same_different_ones_are_drawn_each_time():
-    shape, labelled = (40, 40, 40), 50_000
+    shape, labelled = (50, 50, 50), 100_000
     classes = np.zeros(shape, np.uint8)
     classes.reshape(-1)[-labelled:] = 1
     channel = np.arange(classes.size, dtype=np.int32).reshape(shape)
