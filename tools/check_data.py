@@ -39,10 +39,11 @@ from engine.data.plan_files import check_plan_files, flags_file, write_plan
 from engine.data.plan_rules import AXES
 from engine.runtime.arguments import add_fix_affine_argument, number, positive
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
-from engine.runtime.warning_lines import merge_warnings, print_warnings
+from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 from load_datasets_transforms import training_pipelines
 
 DEFAULT_ROI_SIZE = [96, 96, 96]
+DEFAULT_MEMORY = 11.5  # GB
 QUANTITIES = {
     "spacing": "spacing, mm",
     "shape": "shape",
@@ -72,13 +73,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print a JSON document instead of the tables")
     plan = parser.add_argument_group("plan")
     plan.add_argument(
-        "--write_description", type=Path, metavar="FILE", help="plan: write FILE (.json), and flags beside it"
+        "--write_description", type=Path, metavar="FILE", help="plan what --dataset lacks, and write FILE (.json)"
     )
-    memory = "memory for a training step, for which the paper's two crops of 96 x 96 x 96 fit in the default"
-    plan.add_argument("--memory", type=positive, default=11.5, metavar="GB", help=memory)
+    memory = f"memory for a training step (default: {DEFAULT_MEMORY}, for the paper's two crops of 96 x 96 x 96)"
+    plan.add_argument("--memory", type=positive, metavar="GB", help=memory)
     args = parser.parse_args(argv)
     if args.write_description and args.headers_only:
         parser.error("--headers_only: found it with --write_description, which needs the voxels, expected one of them")
+    if args.memory and not args.write_description:
+        parser.error("--memory: found it without --write_description, expected both")
     if not args.dataset and not args.write_description:
         parser.error(
             "--dataset: found none, expected a dataset's name, the path of a JSON file, or --write_description"
@@ -95,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     description = draft.description if draft else find_description(args.dataset, args.fix_affine)
     found = find_splits(root, description, test=True)
     if draft and not any(validation_folder(root, kind).exists() for kind in ("images", "labels")):
-        del found["validation"]  # a plan is about the training cases
+        found.pop("validation", None)  # a plan is about the training cases
     splits = {split: part.cases for split, part in found.items()}
     sample = 0 if args.headers_only else None
     report = examine_cases(splits, description, args.num_workers, sample, foreground=draft is not None)
@@ -120,20 +123,25 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(results, indent=2, allow_nan=False))
     else:
-        for line in description.notes:
-            print(line)
-        if report.cases:
-            print(as_text(results), end="\n\n" if warnings or plan else "\n")
-        print_warnings(warnings)
-        for line in plan_lines(plan, args) if plan else ():
-            print(line)
+        print_report(results, warnings, list(plan_lines(plan, args)) if plan else [])
     raise_problems(problems)
+
+
+def print_report(results: dict[str, Any], warnings: Warnings, plan: Sequence[str]) -> None:
+    """Print notes, tables, warnings, and the lines of a plan, if any."""
+    for line in results["notes"]:
+        print(line)
+    if results["cases"]:
+        print(as_text(results), end="\n\n" if warnings or plan else "\n")
+    print_warnings(warnings)
+    for line in plan:
+        print(line)
 
 
 def try_to_plan(draft: Draft, report: DatasetReport, args: argparse.Namespace) -> tuple[Plan | None, list[str]]:
     """Make a plan of cases without problems; return it, or the problems of planning."""
     try:
-        return make_plan(draft, report.cases, args.roi_size, args.memory), []
+        return make_plan(draft, report.cases, args.roi_size, args.memory or DEFAULT_MEMORY), []
     except InputError as mistake:
         return None, str(mistake).splitlines()
 

@@ -182,6 +182,8 @@ def test_files_are_never_overwritten(boxes, check, tmp_path, name):
         (["--write_description", "plan.json", "--memory", "0"], "argument --memory: found '0', expected a number"),
         (["--write_description", "plan.json", "--memory", "1"], "--memory: found 1 GB, expected at least 1.1"),
         (["--write_description", "plan.json", "--dataset", "brain"], "--dataset: found 'brain', expected amos"),
+        (["--dataset", "amos", "--memory", "8"], "--memory: found it without --write_description"),
+        (["--write_description", "plan.json", "--root", "nowhere"], "nowhere/labelsTr: not found, expected a folder"),
         ([], "--dataset: found none, expected a dataset's name"),
     ],
 )
@@ -195,6 +197,15 @@ def test_a_folder_without_labels_is_one_line(boxes, check, tmp_path):
     shutil.rmtree(boxes / "labelsTr")
     result = check(boxes, "--write_description", tmp_path / "plan.json")
     assert_one_line(result, f"{boxes / 'labelsTr'}: not found, expected a folder")
+
+
+def test_a_missing_root_is_one_line_if_everything_is_given(check, tmp_path):
+    root, file = tmp_path / "nowhere", tmp_path / "plan.json"
+    status, _, err = check(root, "--dataset", "amos", "--write_description", file)
+    assert status == 2
+    assert [line.partition("error: ")[2] for line in err.splitlines() if "error: " in line] == [
+        f"--root: {root} not found, expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"
+    ]
 
 
 def link_cases(source, root, number):
