@@ -154,7 +154,7 @@ def plan_lines(plan: Plan, args: argparse.Namespace) -> Iterator[str]:
         yield f"validation: no case found in {args.root}, and training needs some"
     flags = flags_file(args.write_description)
     yield f"wrote {args.write_description} and {flags}, to edit and to train with:"
-    yield f"python main_train.py @{flags} --root {shlex.quote(args.root)} --output runs/{flags.stem}"
+    yield f"python main_train.py {shlex.quote(f'@{flags}')} --root {shlex.quote(args.root)} --output runs/{flags.stem}"
 
 
 def summarise(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import tempfile
 from pathlib import Path
 
 from engine.data.plan import Plan
@@ -10,18 +11,21 @@ from engine.runtime.files import write_text
 
 
 def check_plan_files(file: Path) -> None:
-    """Check before the hours of reading that the two files of a plan can be written.
+    """Check, before all volumes are read, that the two files of a plan can be written.
 
     Raises:
-        InputError: the name is not of a .json file, its folder is missing, or a file exists.
+        InputError: the name is not that of a .json file, its folder cannot be written to, or a file exists.
     """
     if file.suffix.lower() != ".json":
         raise InputError(f"--write_description: found {file}, expected a name that ends with .json")
-    if not file.parent.is_dir():
-        raise InputError(f"--write_description: {file.parent} not found, expected a folder to write {file.name} to")
-    for path in (file, flags_file(file)):
-        if path.exists():
-            raise InputError(f"--write_description: found {path}, expected a new name, since no file is overwritten")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            existing = [path for path in (file, flags_file(file)) if path.is_symlink() or path.exists()]
+    except OSError as error:
+        expected = "expected a file in a folder that exists"
+        raise InputError(f"--write_description: {file} cannot be written ({error.strerror}), {expected}") from error
+    if existing:
+        raise InputError(f"--write_description: found {existing[0]}, expected a new name, since no file is overwritten")
 
 
 def flags_file(file: Path) -> Path:

@@ -31,7 +31,8 @@ def test_both_files_are_read_back_by_training(tmp_path, name, fix_affine):
     ("name", "existing", "part"),
     [
         ("plan.txt", None, "plan.txt, expected a name that ends with .json"),
-        ("there/plan.json", None, "there not found, expected a folder to write plan.json to"),
+        ("there/plan.json", None, "(No such file or directory), expected a file in a folder that exists"),
+        (f"{'n' * 300}.json", None, "(File name too long), expected a file in a folder that exists"),
         ("plan.json", "plan.json", "plan.json, expected a new name, since no file is overwritten"),
         ("plan.json", "plan.args", "plan.args, expected a new name, since no file is overwritten"),
     ],
@@ -44,3 +45,10 @@ def test_other_names_and_existing_files_are_refused(tmp_path, name, existing, pa
             attempt()
         assert str(error.value).endswith(part)
     assert [path.read_text() for path in tmp_path.iterdir()] == (["mine"] if existing else [])
+
+
+def test_a_link_to_nowhere_is_not_replaced(tmp_path):
+    (tmp_path / "plan.json").symlink_to("nowhere")
+    with pytest.raises(InputError, match="expected a new name"):
+        write_plan(tmp_path / "plan.json", PLAN, False)
+    assert (tmp_path / "plan.json").is_symlink()
