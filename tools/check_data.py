@@ -28,7 +28,8 @@ from engine.data.cases import find_splits
 from engine.data.dataset_checks import DatasetReport, Splits, examine_cases
 from engine.data.datasets import DATASETS, DatasetDescription, find_description
 from engine.data.header_checks import format_size
-from engine.runtime.arguments import add_fix_affine_argument, number
+from engine.data.split_file import find_split
+from engine.runtime.arguments import add_fix_affine_argument, add_split_arguments, number
 from engine.runtime.errors import OneLineParser, raise_problems, run
 from engine.runtime.warning_lines import merge_warnings, print_warnings
 from load_datasets_transforms import training_pipelines
@@ -54,6 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--root", metavar="DIR", required=True, help="dataset folder with imagesTr, labelsTr, imagesVal, labelsVal"
     )
     parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
+    add_split_arguments(parser)
     add_fix_affine_argument(parser)
     side, size = number(int, 1), "size of training crops, voxels"
     parser.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
@@ -66,13 +68,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Check the dataset, print tables or JSON, and raise all problems together."""
     description = find_description(args.dataset, args.fix_affine)
-    found = find_splits(Path(args.root), description, test=True)
+    split = find_split(args.split, args.fold)
+    found = find_splits(Path(args.root), description, test=True, split=split)
     splits = {split: part.cases for split, part in found.items()}
     report = examine_cases(splits, description, args.num_workers, sample=0 if args.headers_only else None)
     problems = [problem for part in found.values() for problem in part.problems] + report.problems
     warnings = merge_warnings([*(part.warnings for part in found.values()), report.warnings])
     results = {
         "root": args.root,
+        "split": split and split.to_plain(),
         "voxels_read": not args.headers_only,
         "problems": problems,
         "notes": description.notes,
@@ -82,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(results, indent=2, allow_nan=False))
     else:
-        for line in description.notes:
+        for line in [*description.notes, *([f"split: {split}"] if split else [])]:
             print(line)
         if report.cases:
             print(as_text(results), end="\n\n" if warnings else "\n")

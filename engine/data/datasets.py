@@ -134,7 +134,7 @@ class DatasetDescription:
         """Read a JSON file; InputError if it cannot be read or does not describe a dataset."""
         try:
             # In UTF-8, -16 or -32, with or without a byte-order mark.
-            values = json.loads(path.read_bytes(), object_pairs_hook=_refuse_repetitions)
+            values = json.loads(path.read_bytes(), object_pairs_hook=refuse_repetitions)
         except OSError as error:
             raise InputError(f"--dataset: {path} cannot be read ({error.strerror}), expected a JSON file") from error
         except (ValueError, RecursionError) as error:
@@ -142,7 +142,7 @@ class DatasetDescription:
         return cls.from_json(values, str(path))
 
 
-def _refuse_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a JSON object; ValueError if it has a name twice, of which JSON would keep the last."""
     names = [name for name, _ in pairs]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:

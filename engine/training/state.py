@@ -2,7 +2,6 @@
 
 import math
 import operator
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import TRAINING, VALIDATION, Split
 from engine.runtime.arguments import format_value
 from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_device
 from engine.runtime.distributed import process_count, synchronise_batch_norm
@@ -30,7 +30,7 @@ NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
 }  # flags that older checkpoints lack, and what they amounted to then
-NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cases", "precision", "description"}
+NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 
 
 @dataclass
@@ -81,7 +81,7 @@ class TrainingState(Learner):
         flags: flags of main_train and their values.
         config: configuration of the network.
         description: description of the dataset.
-        cases: ids of the training cases, in order.
+        split: ids of the training and validation cases.
         device: device to train on.
     """
 
@@ -90,10 +90,10 @@ class TrainingState(Learner):
         flags: dict[str, Any],
         config: NetworkConfig,
         description: DatasetDescription,
-        cases: Sequence[str],
+        split: Split,
         device: torch.device,
     ) -> None:
-        self.flags, self.config, self.description, self.cases = flags, config, description, list(cases)
+        self.flags, self.config, self.description, self.split = flags, config, description, split
         network = to_device(config.build(), device)
         if flags["checkpointing"]:
             enable_checkpointing(network, flags["network"])
@@ -121,7 +121,6 @@ class TrainingState(Learner):
                 "progress": asdict(self.progress),
                 "args": self.flags,
                 "processes": process_count(),
-                "cases": self.cases,
                 "precision": str(self.precision),
             },
             keep=folder / PREVIOUS,
@@ -157,6 +156,7 @@ class TrainingState(Learner):
             "model": self.network.state_dict(),
             "config": self.config.to_plain(),
             "description": self.description.to_json(),
+            "split": self.split.to_plain(),
             "iteration": self.iteration,
         }
 
@@ -220,8 +220,11 @@ class TrainingState(Learner):
             raise InputError(
                 f"--dataset: found {found['name']} with another {other}, expected that of the run to resume"
             )
-        if content["cases"] != self.cases:
-            raise InputError("--root: found other training cases, expected those of the run to resume")
+        saved = content["split"] if "split" in content else {TRAINING: content["cases"]}  # as of an earlier version
+        for part in (TRAINING, VALIDATION):
+            if part in saved and list(self.split.ids(part)) != saved[part]:
+                flag = "--root" if self.flags["split"] is None else "--split"
+                raise InputError(f"{flag}: found other {part} cases, expected those of the run to resume")
 
 
 def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
