@@ -188,16 +188,11 @@ def find_parts(root: Path, description: DatasetDescription, split: Split, parts:
         InputError: there is no such folder, or the split has no such part.
     Returns: the cases of each part, sorted by id; what concerns several parts is in the first.
     """
-    if not os.path.isdir(root):
-        raise InputError(f"--root: {root} not found, expected a dataset folder")
-    channels, endings = len(description.channels), description.endings
-    folders = [(images, labels if os.path.isdir(labels) else None) for images, labels in _folders(root)]
-    places = [find_cases(*pair, channels, endings, every_label=False) for pair in folders if os.path.isdir(pair[0])]
+    everything = find_all_cases(root, description)
     known: dict[str, list[Case]] = {}
-    for case in (case for place in places for case in place.cases):
+    for case in everything.cases:
         known.setdefault(case["id"], []).append(case)
-    warnings = merge_warnings(place.warnings for place in places)
-    warnings.pop("no label", None)  # of cases of other parts, or a problem
+    warnings = dict(everything.warnings)
     listed = {name for ids in split.parts.values() for name in ids}
     if split.fold is not None and (others := sorted(known.keys() - listed)):
         found = f"found {count_of(len(others), 'case')} in no part of the split {split.name}"
@@ -207,8 +202,25 @@ def find_parts(root: Path, description: DatasetDescription, split: Split, parts:
         cases, wrong = _look_up(split.ids(part), known, part != TEST)
         expected = f"expected the {count_of(len(split.ids(part)), f'{part} case')} of the split {split.name}"
         splits[part] = Found(cases, [f"--root: {root}: found {line}, {expected}" for line in wrong], {})
-    first, problems = splits[parts[0]], [problem for place in places for problem in place.problems]
-    return splits | {parts[0]: Found(first.cases, problems + first.problems, warnings)}
+    first = splits[parts[0]]
+    return splits | {parts[0]: Found(first.cases, everything.problems + first.problems, warnings)}
+
+
+def find_all_cases(root: Path, description: DatasetDescription) -> Found:
+    """Find the cases in all folders of a dataset folder that exist, with and without labels.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not os.path.isdir(root):
+        raise InputError(f"--root: {root} not found, expected a dataset folder")
+    channels, endings = len(description.channels), description.endings
+    folders = [(images, labels if os.path.isdir(labels) else None) for images, labels in _folders(root)]
+    places = [find_cases(*pair, channels, endings, every_label=False) for pair in folders if os.path.isdir(pair[0])]
+    warnings = merge_warnings(place.warnings for place in places)
+    warnings.pop("no label", None)  # it depends on the case whether that is a problem
+    problems = [problem for place in places for problem in place.problems]
+    return Found([case for place in places for case in place.cases], problems, warnings)
 
 
 def _look_up(ids: Sequence[str], known: Mapping[str, list[Case]], labelled: bool) -> tuple[list[Case], list[str]]:

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
 from engine.runtime.errors import InputError
-from engine.runtime.wording import count_of
 
 TRAINING, VALIDATION, TEST = PARTS = ("training", "validation", "test")
 SHOWN = 12  # characters of a hash in messages
@@ -78,37 +75,3 @@ def hash_ids(folds: Sequence[Fold], test: Sequence[str] = ()) -> str:
         TEST: sorted(test),
     }
     return hashlib.sha256(json.dumps(values, separators=(",", ":"), sort_keys=True).encode()).hexdigest()
-
-
-def divide(
-    ids: Sequence[str], seed: int, folds: int = 5, validation: float | None = None, test: float = 0
-) -> tuple[tuple[Fold, ...], Ids]:
-    """Divide cases into parts at random.
-
-    The sorted ids are permuted by NumPy's ``RandomState``, whose numbers are frozen: every version of NumPy gives the
-    same for a seed (NEP 19), unlike ``default_rng``. The first ones are for the test. Of the others, with a share for
-    validation, the next ones are the validation part of the only fold; otherwise the i-th is in the validation part of
-    fold i modulo the number of folds, and in the training part of all other folds.
-
-    Args:
-        ids: ids of the cases, in any order.
-        seed: seed of the permutation.
-        folds: number of folds.
-        validation: share of all cases for validation, in place of folds.
-        test: share of all cases for the test.
-    Returns: the folds and the ids for the test, each part sorted.
-    Raises:
-        InputError: there are too few cases.
-    """
-    order = [sorted(ids)[place] for place in np.random.RandomState(seed).permutation(len(ids))]
-    held_out, others = order[: round(test * len(ids))], order[round(test * len(ids)) :]
-    if validation is None:
-        groups = [others[fold::folds] for fold in range(folds)]
-    else:
-        groups = [others[: round(validation * len(ids))]]
-    made = [{TRAINING: sorted(set(others) - set(group)), VALIDATION: sorted(group)} for group in groups]
-    sizes = [len(part) for fold in made for part in fold.values()] + ([len(held_out)] if test else [])
-    if min(sizes) == 0:
-        parts = f"{count_of(len(made), 'fold')} with cases in every part"
-        raise InputError(f"found {count_of(len(ids), 'case')}, expected enough for {parts}")
-    return tuple(made), tuple(sorted(held_out))

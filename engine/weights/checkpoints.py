@@ -16,6 +16,7 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import TRAINING
 from engine.runtime.arguments import NETWORK_FLAGS
 from engine.runtime.distributed import barrier, gather, process_rank
 from engine.runtime.errors import InputError, is_out_of_memory
@@ -209,3 +210,13 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
             f"{flag}: {path} does not describe its network, expected a checkpoint of main_train"
         ) from error
     return config, description
+
+
+def training_ids(content: dict[str, Any]) -> frozenset[str]:
+    """Return the ids of the cases that a checkpoint was trained on; none if it does not know them.
+
+    Training states of earlier versions hold them as "cases", weights of earlier versions do not hold them.
+    """
+    split = content.get("split")
+    found = split.get(TRAINING) if isinstance(split, dict) else content.get("cases")
+    return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
