@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,14 +185,7 @@ class TrainingState(Learner):
             raise InputError(f"{flag}: {path} holds no training state of this version, expected one") from error
 
     def _check_same_run(self, content: dict[str, Any], path: Path) -> None:
-        arguments = complete_overrides(content["args"].get("network_args") or {}, content)
-        saved_flags = {**NEWER_FLAGS, **content["args"], "network_args": arguments or None}
-        differing = [
-            f"--{name}: found {format_value(self.flags[name])}, expected {format_value(saved_flags.get(name))} as in "
-            "the run to resume"
-            for name in MUST_MATCH
-            if saved_flags.get(name) != self.flags[name]
-        ]
+        differing = differing_flags(self.flags, content)
         if differing:
             weights = f"--pretrain True --pretrained_weights {path}"
             new = f"a new run, in another --output, starts from its weights with {weights}"
@@ -225,6 +219,22 @@ class TrainingState(Learner):
             if part in saved and list(self.split.ids(part)) != saved[part]:
                 flag = "--root" if self.flags["split"] is None else "--split"
                 raise InputError(f"{flag}: found other {part} cases, expected those of the run to resume")
+
+
+def differing_flags(flags: Mapping[str, Any], content: dict[str, Any]) -> list[str]:
+    """Return a line for each flag that differs from that of a run to resume, and must not.
+
+    Args:
+        flags: flags of main_train and their values.
+        content: last checkpoint of the run.
+    """
+    arguments = complete_overrides(content["args"].get("network_args") or {}, content)
+    saved = {**NEWER_FLAGS, **content["args"], "network_args": arguments or None}
+    return [
+        f"--{name}: found {format_value(flags[name])}, expected {format_value(saved.get(name))} as in the run to resume"
+        for name in MUST_MATCH
+        if saved.get(name) != flags[name]
+    ]
 
 
 def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
