@@ -14,6 +14,7 @@ from conftest import REPOSITORY, train_arguments, wait_for_iteration
 from engine.data.split_file import SplitFile, write_split_file
 from engine.evaluation.metrics import DiceTable
 from engine.runtime.errors import STOPPED, run
+from engine.runtime.files import read_csv
 from tools import cross_validate
 from tools.make_split import divide
 
