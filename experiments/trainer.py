@@ -90,7 +90,9 @@ class Trainer:
 def keep_final_weights(folder: Path) -> None:
     """Reduce the checkpoints of a finished run to its final weights, those that were scored."""
     content = load_checkpoint(folder / LAST, "--output")
-    save_checkpoint(folder / FINAL, {key: content[key] for key in ("model", "config", "description", "iteration")})
+    save_checkpoint(
+        folder / FINAL, {key: content[key] for key in ("model", "config", "description", "split", "iteration")}
+    )
     for path in (*folder.glob("weights_*.pth"), folder / BEST, folder / PREVIOUS, folder / LAST):
         path.unlink(missing_ok=True)
 

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
     description = find_description(args.dataset, args.fix_affine)
     split = find_split(args.split, args.fold)
     found = find_splits(Path(args.root), description, test=True, split=split)
-    splits = {split: part.cases for split, part in found.items()}
+    splits = {name: part.cases for name, part in found.items()}
     report = examine_cases(splits, description, args.num_workers, sample=0 if args.headers_only else None)
     problems = [problem for part in found.values() for problem in part.problems] + report.problems
     warnings = merge_warnings([*(part.warnings for part in found.values()), report.warnings])

@@ -18,7 +18,7 @@ from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.step import Learner
-from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint
+from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint, split_of
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
@@ -214,9 +214,10 @@ class TrainingState(Learner):
             raise InputError(
                 f"--dataset: found {found['name']} with another {other}, expected that of the run to resume"
             )
-        saved = content["split"] if "split" in content else {TRAINING: content["cases"]}  # as of an earlier version
+        found = self.split.to_plain()
+        saved = {VALIDATION: found[VALIDATION], **split_of(content)}  # earlier versions did not keep these ids
         for part in (TRAINING, VALIDATION):
-            if part in saved and list(self.split.ids(part)) != saved[part]:
+            if found[part] != saved[part]:
                 flag = "--root" if self.flags["split"] is None else "--split"
                 raise InputError(f"{flag}: found other {part} cases, expected those of the run to resume")
 

@@ -212,11 +212,10 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
     return config, description
 
 
-def training_ids(content: dict[str, Any]) -> frozenset[str]:
-    """Return the ids of the cases that a checkpoint was trained on; none if it does not know them.
+def split_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the split of a checkpoint, as ``Split.to_plain`` makes it.
 
-    Training states of earlier versions hold them as "cases", weights of earlier versions do not hold them.
+    Training states of earlier versions have only the ids of the training cases, and weights of earlier versions none.
     """
-    split = content.get("split")
-    found = split.get(TRAINING) if isinstance(split, dict) else content.get("cases")
-    return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
+    split = content.get("split", {TRAINING: content["cases"]} if "cases" in content else {})
+    return split if isinstance(split, dict) else {}

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import TRAINING
 from engine.runtime.arguments import name_network_flags
 from engine.runtime.errors import InputError
-from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, training_ids
+from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, split_of
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
@@ -129,7 +130,9 @@ def load_network(
         built.input_sizes.check(window, "--roi_size")
     except ValueError as error:
         raise InputError(str(error)) from error
-    return NetworkToPredict(built.eval(), window, description, training_ids(content))
+    trained_on = split_of(content).get(TRAINING)
+    known = frozenset(map(str, trained_on)) if isinstance(trained_on, list) else frozenset()
+    return NetworkToPredict(built.eval(), window, description, known)
 
 
 def _adapt(
