@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from threading import Timer
@@ -38,6 +39,17 @@ def test_a_folder_is_locked_until_the_last_process_has_ended(tmp_path):
     with locked(folder, "--output"), running, locked(folder, "--output"):
         pass
     with locked(folder, "--output"):
+        pass
+
+
+def test_a_lock_lasts_until_those_that_inherit_it_have_ended(tmp_path):
+    with locked(tmp_path, "--output") as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with pytest.raises(InputError, match="found a process"), locked(tmp_path, "--output"):
+        pass
+    child.kill()
+    child.wait()
+    with locked(tmp_path, "--output"):
         pass
 
 
