@@ -1,6 +1,7 @@
 """Recipes: a file of flags for every number of the results table and for hippocampus, and none without a number."""
 
 import re
+import shlex
 
 import pytest
 from conftest import REPOSITORY
@@ -8,6 +9,8 @@ from conftest import REPOSITORY
 import main_train
 from engine.data.datasets import DATASETS
 from engine.data.split_file import read_split_file
+from engine.runtime.files import LAST
+from engine.runtime.stop_requests import resume_command
 
 FOLDER = REPOSITORY / "recipes"
 DATA = {  # columns of the results table: dataset, split
@@ -116,3 +119,13 @@ def test_later_flags_override_a_recipe():
     path = FOLDER / "rep3d_kits.args"
     args = main_train.parse_args([f"@{path}", "--root", "a", "--output", "b", "--fold", "3", "--max_iter", "10"])
     assert (args.fold, args.max_iter, args.network) == (3, 10, "REP3D")
+
+
+def test_the_command_that_resumes_a_run_names_the_recipe(tmp_path, monkeypatch):
+    words = ["@recipes/rep3d_kits.args", "--fold", "1", "--root", "a b", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["main_train.py", *words])
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / LAST).touch()
+    _, script, *words = shlex.split(resume_command(tmp_path))
+    args = main_train.parse_args(words)
+    assert (script, args.resume, args.dataset, args.fold, args.root) == ("main_train.py", True, "kits", 1, "a b")

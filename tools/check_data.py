@@ -3,11 +3,11 @@
     python -m tools.check_data --root /data/amos --dataset amos
     python -m tools.check_data --root /data/amos --dataset amos --headers_only --json > amos.json
 
-Reads every volume of imagesTr, imagesVal and, if present, imagesTs, with their labels. Checks the pairing by id,
-headers, agreement of shape and affine, truncated files, NaN, label values, and cases that are in two splits. Prints one
-row per case, statistics before and after resampling, the axes that are padded to --roi_size, voxels per class, the
-share of voxels that the intensity window saturates, and the size of main_train.py's --cache_dir. All problems are
-reported on stderr, one line each, with exit status 2.
+Reads every volume of imagesTr, imagesVal and, if present, imagesTs, with their labels, or those of a --split file.
+Checks the pairing by id, headers, agreement of shape and affine, truncated files, NaN, label values, and cases that are
+in two splits. Prints one row per case, statistics before and after resampling, the axes that are padded to --roi_size,
+voxels per class, the share of voxels that the intensity window saturates, and the size of main_train.py's --cache_dir.
+All problems are reported on stderr, one line each, with exit status 2.
 """
 
 import argparse
