@@ -11,7 +11,7 @@ other ids is refused. nnU-Net's splits_final.json, a list of {"train": [ids], "v
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def read_split_file(path: Path) -> SplitFile:
     made = SplitFile(name, provenance, values.get("seed"), folds, test)
     if values.get("hash") not in (None, made.digest):
         expected = f"{made.digest}, that of its ids (if they were changed on purpose, write this hash or none)"
-        raise InputError(f"{source}: found the hash {values['hash']}, expected {expected}")
+        raise InputError(f"{source}: found the hash {values['hash'][:LONGEST_SHOWN]}, expected {expected}")
     return made
 
 
@@ -143,8 +143,9 @@ def _find_problems(values: Any) -> Iterator[str]:
     if not isinstance(folds, list) or not folds:
         yield f'folds: expected a list of {{"{TRAINING}": [ids], "{VALIDATION}": [ids]}}, at least one'
         return
-    test = {TEST: values[TEST]} if TEST in values else {}
-    yield from (f"test: {problem}" for ids in test.values() for problem in _find_bad_ids(ids))
+    problems = list(_find_bad_ids(values[TEST])) if TEST in values else []
+    yield from (f"{TEST}: {problem}" for problem in problems)
+    test = [] if problems else values.get(TEST, [])
     for number, fold in enumerate(folds):
         yield from (f"fold {number}: {problem}" for problem in _find_bad_parts(fold, test))
 
@@ -153,19 +154,19 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and value != ""
 
 
-def _find_bad_parts(fold: Any, test: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each problem of a fold, and for ids that two of its parts share, the test part among them."""
+def _find_bad_parts(fold: Any, test: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each problem of a fold, and for ids that two of its parts or one and the test share."""
     if not isinstance(fold, dict) or fold.keys() != {TRAINING, VALIDATION}:
         found = ", ".join(map(json.dumps, fold)) if isinstance(fold, dict) else "no object"
         yield f"found {found or 'nothing'}, expected exactly the parts {TRAINING} and {VALIDATION}"
         return
     problems = [f"{part}: {problem}" for part, ids in fold.items() for problem in _find_bad_ids(ids)]
     yield from problems
-    if problems or any(True for ids in test.values() for _ in _find_bad_ids(ids)):
+    if problems:
         return
-    parts = {**fold, **test}
+    parts = {**fold, TEST: test}
     for first, second in ((TRAINING, VALIDATION), (TRAINING, TEST), (VALIDATION, TEST)):
-        if shared := sorted(set(parts.get(first, ())) & set(parts.get(second, ()))):
+        if shared := sorted(set(parts[first]) & set(parts[second])):
             yield f"found {list_some(shared)} in {first} and {second}, expected no case in two parts"
 
 
