@@ -27,12 +27,17 @@ from engine.data.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.data.datasets import DatasetDescription, find_description
 from engine.data.intensity import ScaleChannelsd
 from engine.data.load_volume import LoadVolumed, Pipeline
+from engine.data.split_file import find_split
 from engine.prediction.post_transforms import InvertToLabelsd, SaveLabelsd
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
-    """Find the training and validation cases of ``args.root``, a folder of the dataset ``args.dataset``."""
-    return find_training_cases(Path(args.root), _description(args))
+    """Find the training and validation cases of ``args.root``, a folder of the dataset ``args.dataset``.
+
+    With ``args.split``, a split file, and ``args.fold``, they are those of a split.
+    """
+    split = find_split(getattr(args, "split", None), getattr(args, "fold", None))  # the flags are optional in notebooks
+    return find_training_cases(Path(args.root), _description(args), split)
 
 
 def data_transforms(args: argparse.Namespace) -> tuple[Pipeline, Pipeline]:

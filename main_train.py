@@ -22,6 +22,7 @@ from engine.runtime.arguments import (
     add_device_arguments,
     add_fix_affine_argument,
     add_network_arguments,
+    add_split_arguments,
     add_window_arguments,
     boolean,
     hours,
@@ -50,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--root", metavar="DIR", required=True, help="has imagesTr, labelsTr, imagesVal, labelsVal")
     data.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
+    add_split_arguments(data)
     data.add_argument("--output", metavar="DIR", required=True, help="folder for checkpoints and logs")
     add_fix_affine_argument(data)
     data.add_argument("--full_check", action="store_true", help="check the voxels of all cases, not of two per split")
@@ -135,6 +137,8 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.data.cases import find_training_cases
     from engine.data.dataset_checks import check_cases
     from engine.data.datasets import find_description
+    from engine.data.split_file import find_split
+    from engine.data.splits import Split
     from engine.runtime.devices import amp_name
     from engine.runtime.errors import InputError
     from engine.runtime.files import LAST, PREVIOUS, make_output_folder
@@ -143,13 +147,16 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.weights.load_weights import load_weights
 
     description = find_description(args.dataset, args.fix_affine)
+    split = find_split(args.split, args.fold)
     output = Path(args.output)
     make_output_folder(output)
 
     torch.manual_seed(args.seed)
-    training_cases, validation_cases = find_training_cases(Path(args.root), description)
+    training_cases, validation_cases = find_training_cases(Path(args.root), description, split)
+    if split is None:
+        split = Split.of_folders(*([case["id"] for case in cases] for cases in (training_cases, validation_cases)))
     config = NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args))
-    state = TrainingState(vars(args), config, description, [case["id"] for case in training_cases], device)
+    state = TrainingState(vars(args), config, description, split, device)
     if args.resume:
         state.restore(output)
     elif (output / LAST).exists() or (output / PREVIOUS).exists():
@@ -166,6 +173,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     check_cases(splits, description, args.num_workers, args.full_check)
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
+    print(f"split: {split}")
     print(f"{args.network}: {parameters / 1e6:.2f} M parameters on {device}, --amp {amp_name(state.precision)}")
     return state, training_cases, validation_cases
 

@@ -1,6 +1,7 @@
 """Predict label maps for the volumes of a folder, on each volume's own grid.
 
     python test_seg.py --root /data/amos --output predictions --trained_weights runs/amos/best_metric_model.pth
+    python test_seg.py --root /data/amos --split splits/amos_ct.json ... (the cases of a split file)
     torchrun --nproc_per_node 4 test_seg.py ... (four GPUs share the cases)
 
 Writes <case>_seg.nii.gz for every case of imagesTs (of imagesVal if there is no imagesTs, or of --images), one picture
@@ -19,11 +20,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.data.datasets import DATASETS
+from engine.data.splits import PARTS
 from engine.runtime.arguments import (
     NETWORK_FLAGS,
     add_device_arguments,
     add_fix_affine_argument,
     add_network_arguments,
+    add_split_arguments,
     add_window_arguments,
     network_overrides,
     number,
@@ -41,6 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("test_seg.py", description=__doc__.splitlines()[0])
     data = parser.add_argument_group("data")
     data.add_argument("--root", metavar="DIR", help="dataset folder with imagesTs or imagesVal")
+    add_split_arguments(data)
+    part = "part of --split to predict (default: test if there is one, or else validation)"
+    data.add_argument("--part", choices=PARTS, help=part)
     data.add_argument("--images", metavar="PATH", help="folder or file to predict, instead of --root")
     data.add_argument("--labels", metavar="DIR", help="folder of the labels (default: labels* next to images*)")
     add_fix_affine_argument(data)
@@ -90,6 +96,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
 
     from engine.data.cases import find_test_cases
     from engine.data.datasets import find_description
+    from engine.data.split_file import find_split
     from engine.prediction.finished import digest_weights, divide_cases, prediction_settings
     from engine.prediction.outputs import check_outputs
     from engine.prediction.predict_cases import Review, predict_cases, report, review_finished
@@ -97,6 +104,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     from engine.runtime.devices import amp_name, choose_precision, make_autocast, to_device
     from engine.runtime.distributed import gather, shard
     from engine.runtime.files import make_output_folder
+    from engine.runtime.wording import count_of, list_some
     from engine.weights.load_network import load_network
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
@@ -105,11 +113,19 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     digest = digest_weights(args.trained_weights)
     weights, overrides = Path(args.trained_weights), network_overrides(args)
     described = None if args.dataset is None else find_description(args.dataset)
-    network, roi_size, description = load_network(weights, described, args.network, args.roi_size, overrides)
+    network, roi_size, description, trained_on = load_network(
+        weights, described, args.network, args.roi_size, overrides
+    )
     description = replace(description, fix_affine=args.fix_affine)
     for note in description.notes:
         print(note)
-    cases = find_test_cases(args.root, args.images, args.labels, description)
+    split = find_split(args.split, args.fold)
+    if split:
+        print(f"split: {split}")
+    cases = find_test_cases(args.root, args.images, args.labels, description, split, args.part)
+    if known := sorted(trained_on & {case["id"] for case in cases}):
+        found = f"found {len(known)} of {count_of(len(cases), 'case')} among those that the weights were trained on"
+        print(f"warning: {found} ({list_some(known)}): their Dice says nothing about other cases")
     check_outputs(cases, output)
     precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
     network_flags = {name: getattr(args, name) for name in ("network", *NETWORK_FLAGS, "network_args")}

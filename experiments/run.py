@@ -20,12 +20,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from engine.runtime.arguments import hours, number
+from engine.runtime.child_processes import locked
 from engine.runtime.errors import STOPPED, InputError, OneLineParser, run
 from engine.runtime.stop_requests import StopRequests
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.measures import MEASURES
 from experiments.results import Results, digest_code, digest_data, digest_text, find_commit
-from experiments.trainer import Trainer, describe_device, keep_final_weights, locked, read_dice
+from experiments.trainer import Trainer, describe_device, keep_final_weights, read_dice
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

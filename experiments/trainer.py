@@ -5,17 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from shutil import rmtree
 
 import torch
 
 from benchmarks.report import describe_machine
-from engine.runtime.errors import InputError
 from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.weights.checkpoints import load_checkpoint, save_checkpoint
 from experiments.experiment import Experiment
@@ -23,32 +19,6 @@ from experiments.results import ROOT
 
 FINAL = "final_model.pth"
 TAIL = 2000  # bytes at the end of a log among which the message of a failure is looked for
-
-
-@contextmanager
-def locked(folder: Path, flag: str) -> Iterator[int]:
-    """Make a folder, and hold a lock on it, in this process and those that inherit it, until the last has ended.
-
-    Raises:
-        InputError: the folder cannot be made, or another process holds its lock.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}), expected a folder") from error
-    try:
-        _lock(descriptor, f"{flag}: found a process that runs in {folder}, expected it to end first")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, message: str) -> None:
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(message) from error
 
 
 @dataclass(frozen=True)
@@ -120,7 +90,9 @@ class Trainer:
 def keep_final_weights(folder: Path) -> None:
     """Reduce the checkpoints of a finished run to its final weights, those that were scored."""
     content = load_checkpoint(folder / LAST, "--output")
-    save_checkpoint(folder / FINAL, {key: content[key] for key in ("model", "config", "description", "iteration")})
+    save_checkpoint(
+        folder / FINAL, {key: content[key] for key in ("model", "config", "description", "split", "iteration")}
+    )
     for path in (*folder.glob("weights_*.pth"), folder / BEST, folder / PREVIOUS, folder / LAST):
         path.unlink(missing_ok=True)
 

@@ -22,6 +22,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 import main_train
 import test_seg as predict_script
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import Split
 from engine.prediction import predict_cases
 from engine.runtime.arguments import network_overrides
 from engine.runtime.errors import run
@@ -267,7 +268,7 @@ def make_state(box_template, tmp_path):
             vars(args),
             NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args)),
             description,
-            ["case"],
+            Split.of_folders(["case"], ["other"]),
             torch.device("cpu"),
         )
 

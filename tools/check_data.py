@@ -4,11 +4,11 @@
     python -m tools.check_data --root /data/amos --dataset amos --headers_only --json > amos.json
     python -m tools.check_data --root /data/ours --write_description my_data.json
 
-Reads every volume of imagesTr, imagesVal and, if present, imagesTs, with their labels. Checks the pairing by id,
-headers, agreement of shape and affine, truncated files, NaN, label values, and cases that are in two splits. Prints one
-row per case, statistics before and after resampling, the axes that are padded to --roi_size, voxels per class, the
-share of voxels that the intensity window saturates, and the size of main_train.py's --cache_dir. All problems are
-reported on stderr, one line each, with exit status 2.
+Reads every volume of imagesTr, imagesVal and, if present, imagesTs, with their labels, or those of a --split file.
+Checks the pairing by id, headers, agreement of shape and affine, truncated files, NaN, label values, and cases that are
+in two splits. Prints one row per case, statistics before and after resampling, the axes that are padded to --roi_size,
+voxels per class, the share of voxels that the intensity window saturates, and the size of main_train.py's --cache_dir.
+All problems are reported on stderr, one line each, with exit status 2.
 
 --write_description chooses the fields that --dataset lacks, or all without it, and a crop, from the training cases; it
 prints why, a line each, and writes a description and, beside it, the flags of main_train.py that go with it (.args).
@@ -37,7 +37,8 @@ from engine.data.header_checks import format_size
 from engine.data.plan import Plan, make_plan
 from engine.data.plan_files import check_plan_files, flags_file, write_plan
 from engine.data.plan_rules import AXES
-from engine.runtime.arguments import add_fix_affine_argument, number, positive
+from engine.data.split_file import find_split
+from engine.runtime.arguments import add_fix_affine_argument, add_split_arguments, number, positive
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 from load_datasets_transforms import training_pipelines
@@ -65,6 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     described = f"{', '.join(DATASETS)}, or the path of a JSON description; it may lack fields with --write_description"
     parser.add_argument("--dataset", help=described)
+    add_split_arguments(parser)
     add_fix_affine_argument(parser)
     side, size = number(int, 1), "size of training crops, voxels (default: 96 96 96, or planned)"
     parser.add_argument("--roi_size", nargs=3, type=side, metavar=("D", "H", "W"), help=size)
@@ -94,12 +96,13 @@ def main(args: argparse.Namespace) -> None:
     root, file = Path(args.root), args.write_description
     if file:
         check_plan_files(file)
-    draft = make_draft(args.dataset, root, args.fix_affine, args.num_workers) if file else None
+    split = find_split(args.split, args.fold)
+    draft = make_draft(args.dataset, root, args.fix_affine, args.num_workers, split) if file else None
     description = draft.description if draft else find_description(args.dataset, args.fix_affine)
-    found = find_splits(root, description, test=True)
-    if draft and not any(validation_folder(root, kind).exists() for kind in ("images", "labels")):
+    found = find_splits(root, description, test=True, split=split)
+    if draft and not split and not any(validation_folder(root, kind).exists() for kind in ("images", "labels")):
         found.pop("validation", None)  # a plan is about the training cases
-    splits = {split: part.cases for split, part in found.items()}
+    splits = {name: part.cases for name, part in found.items()}
     sample = 0 if args.headers_only else None
     report = examine_cases(splits, description, args.num_workers, sample, foreground=draft is not None)
     problems = [problem for part in found.values() for problem in part.problems] + report.problems
@@ -113,6 +116,7 @@ def main(args: argparse.Namespace) -> None:
         warnings = merge_warnings([warnings, plan.warnings])
     results = {
         "root": args.root,
+        "split": split and split.to_plain(),
         "voxels_read": not args.headers_only,
         "problems": problems,
         "notes": description.notes,
@@ -123,13 +127,14 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(results, indent=2, allow_nan=False))
     else:
-        print_report(results, warnings, list(plan_lines(plan, args)) if plan else [])
+        notes = [*description.notes, *([f"split: {split}"] if split else [])]
+        print_report(notes, results, warnings, list(plan_lines(plan, args)) if plan else [])
     raise_problems(problems)
 
 
-def print_report(results: dict[str, Any], warnings: Warnings, plan: Sequence[str]) -> None:
+def print_report(notes: Sequence[str], results: dict[str, Any], warnings: Warnings, plan: Sequence[str]) -> None:
     """Print notes, tables, warnings, and the lines of a plan, if any."""
-    for line in results["notes"]:
+    for line in notes:
         print(line)
     if results["cases"]:
         print(as_text(results), end="\n\n" if warnings or plan else "\n")
@@ -151,10 +156,13 @@ def plan_lines(plan: Plan, args: argparse.Namespace) -> Iterator[str]:
     yield "Plan:"
     yield from map(str, plan.choices)
     if not any(case.split == "validation" for case in plan.cases):
-        yield f"validation: no case found in {args.root}, and training needs some"
+        yield f"validation: no case found in {args.root}; tools.make_split chooses some, for --split"
     flags = flags_file(args.write_description)
     yield f"wrote {args.write_description} and {flags}, to edit and to train with:"
-    yield f"python main_train.py {shlex.quote(f'@{flags}')} --root {shlex.quote(args.root)} --output runs/{flags.stem}"
+    split = ["--split", args.split] if args.split else []
+    fold = ["--fold", str(args.fold)] if args.fold is not None else []
+    words = [f"@{flags}", "--root", args.root, *split, *fold, "--output", f"runs/{flags.stem}"]
+    yield f"python main_train.py {shlex.join(words)}"
 
 
 def summarise(report: DatasetReport, description: DatasetDescription, roi_size: Sequence[int]) -> dict[str, Any]:

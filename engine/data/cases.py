@@ -1,15 +1,16 @@
 """Cases: volumes of a dataset folder, found and paired by id."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
 from engine.data.datasets import DatasetDescription
 from engine.data.folders import Volumes, group_channels, list_volumes
+from engine.data.splits import PARTS, TEST, TRAINING, VALIDATION, Split
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings, print_warnings
-from engine.runtime.wording import list_some
+from engine.runtime.wording import count_of, list_some
 
 
 class Case(TypedDict):
@@ -59,23 +60,36 @@ class Found(NamedTuple):
     warnings: Warnings
 
 
-def find_training_cases(root: Path, description: DatasetDescription) -> tuple[list[Case], list[Case]]:
+def find_training_cases(
+    root: Path, description: DatasetDescription, split: Split | None = None
+) -> tuple[list[Case], list[Case]]:
     """Find the training and validation cases of a dataset folder, sorted by id, and print a line for each warning.
 
     Args:
-        root: folder with imagesTr, labelsTr, imagesVal and labelsVal.
+        root: folder with imagesTr, labelsTr, imagesVal and labelsVal; with a split, those that exist.
         description: description of the dataset.
+        split: split that says which case is in which part, in place of the folders.
     Raises:
         InputError: one line per missing or empty folder, image without a label, label without an image, ...
     """
-    splits = find_splits(root, description)
+    training, validation = _settle(find_splits(root, description, split=split))
+    return training, validation
+
+
+def _settle(splits: Mapping[str, Found]) -> list[list[Case]]:
+    """Print a line for each kind of warning, raise all problems, and return the cases of each split."""
     print_warnings(merge_warnings(found.warnings for found in splits.values()))
     raise_problems([problem for found in splits.values() for problem in found.problems])
-    return splits["training"].cases, splits["validation"].cases
+    return [found.cases for found in splits.values()]
 
 
 def find_test_cases(
-    root: str | None, images: str | None, labels: str | None, description: DatasetDescription
+    root: str | None,
+    images: str | None,
+    labels: str | None,
+    description: DatasetDescription,
+    split: Split | None = None,
+    part: str | None = None,
 ) -> list[Case]:
     """Find the cases to predict, sorted by id, with those of their labels that exist; print a line for each warning.
 
@@ -85,9 +99,19 @@ def find_test_cases(
         labels: folder of labels; by default the folder of the images with "labels" in place of "images" in its name,
             if it exists.
         description: description of the dataset.
+        split: split that says which cases of the root to predict, in place of the other arguments.
+        part: its part to predict; by default the test part, or else that for validation.
     Raises:
-        InputError: neither root nor images is given; one line per problem of the folders.
+        InputError: neither root nor images is given, or a split with images or labels, or a part without a split; one
+            line per problem of the folders.
     """
+    if split is not None:
+        if root is None or images is not None or labels is not None:
+            raise InputError("--split: found it without --root, or with --images or --labels, expected --root alone")
+        part = part or (TEST if TEST in split.parts else VALIDATION)
+        return _settle(find_parts(Path(root), description, split, [part]))[0]
+    if part is not None:
+        raise InputError(f"--part: found {part} without --split, expected both or neither")
     if images is not None:
         image_folder = Path(images)
     elif root is None:
@@ -97,9 +121,7 @@ def find_test_cases(
         image_folder = image_folder if image_folder.is_dir() else validation_folder(Path(root), "images")
     label_folder = _matching_label_folder(image_folder) if labels is None else Path(labels)
     found = find_cases(image_folder, label_folder, len(description.channels), description.endings, every_label=False)
-    print_warnings(found.warnings)
-    raise_problems(found.problems)
-    return found.cases
+    return _settle({TEST: found})[0]
 
 
 def validation_folder(root: Path, kind: str) -> Path:
@@ -118,28 +140,105 @@ def _matching_label_folder(images: Path) -> Path | None:
     return None
 
 
-def find_splits(root: Path, description: DatasetDescription, test: bool = False) -> dict[str, Found]:
-    """Find the cases of a dataset folder by split.
+def find_splits(
+    root: Path, description: DatasetDescription, test: bool = False, split: Split | None = None
+) -> dict[str, Found]:
+    """Find the cases of a dataset folder for training and validation, and for the test.
 
     Args:
         root: dataset folder.
         description: description of the dataset.
         test: whether to find test cases as well, which may be missing or have no labels.
+        split: split that says which case is in which part, in place of the folders.
     """
+    if split is not None:
+        return find_parts(root, description, split, PARTS if test and TEST in split.parts else (TRAINING, VALIDATION))
     if not os.path.isdir(root):
         expected = "expected a folder with imagesTr, labelsTr, imagesVal and labelsVal"
-        return {"training": Found([], [f"--root: {root} not found, {expected}"], {})}
+        return {TRAINING: Found([], [f"--root: {root} not found, {expected}"], {}), VALIDATION: Found([], [], {})}
     channels, endings = len(description.channels), description.endings
-    folders = {
-        "training": (root / "imagesTr", root / "labelsTr"),
-        "validation": (validation_folder(root, "images"), validation_folder(root, "labels")),
+    training, validation, (images, labels) = _folders(root)
+    splits = {
+        TRAINING: find_cases(*training, channels, endings),
+        VALIDATION: find_cases(*validation, channels, endings),
     }
-    splits = {split: find_cases(*pair, channels, endings) for split, pair in folders.items()}
-    images, labels = root / "imagesTs", root / "labelsTs"
+    if not os.path.isdir(validation[0]):
+        splits[VALIDATION].problems[0] += ", or --split with a file that says which cases are for validation"
     if test and os.path.isdir(images):
         known = labels if os.path.isdir(labels) else None
-        splits["test"] = find_cases(images, known, channels, endings, every_label=False)
+        splits[TEST] = find_cases(images, known, channels, endings, every_label=False)
     return splits
+
+
+def _folders(root: Path) -> list[tuple[Path, Path]]:
+    """List the folders of images and labels for training, validation and test."""
+    validation = validation_folder(root, "images"), validation_folder(root, "labels")
+    return [(root / "imagesTr", root / "labelsTr"), validation, (root / "imagesTs", root / "labelsTs")]
+
+
+def find_parts(root: Path, description: DatasetDescription, split: Split, parts: Sequence[str]) -> dict[str, Found]:
+    """Find the cases of a split by their ids, in all folders of a dataset folder that exist.
+
+    Args:
+        root: dataset folder.
+        description: description of the dataset.
+        split: the split.
+        parts: parts whose cases to find. Those for training and validation need a label.
+    Raises:
+        InputError: there is no such folder, or the split has no such part.
+    Returns: the cases of each part, sorted by id; what concerns several parts is in the first.
+    """
+    everything = find_all_cases(root, description)
+    known: dict[str, list[Case]] = {}
+    for case in everything.cases:
+        known.setdefault(case["id"], []).append(case)
+    warnings = dict(everything.warnings)
+    listed = {name for ids in split.parts.values() for name in ids}
+    if split.fold is not None and (others := sorted(known.keys() - listed)):
+        found = f"found {count_of(len(others), 'case')} in no part of the split {split.name}"
+        warnings["in no part"] = [f"{root}: {found} ({list_some(others)})"]
+    splits = {}
+    for part in parts:
+        cases, wrong = _look_up(split.ids(part), known, part != TEST)
+        expected = f"expected the {count_of(len(split.ids(part)), f'{part} case')} of the split {split.name}"
+        splits[part] = Found(cases, [f"--root: {root}: found {line}, {expected}" for line in wrong], {})
+    first = splits[parts[0]]
+    return splits | {parts[0]: Found(first.cases, everything.problems + first.problems, warnings)}
+
+
+def find_all_cases(root: Path, description: DatasetDescription) -> Found:
+    """Find the cases in all folders of a dataset folder that exist, with and without labels.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not os.path.isdir(root):
+        raise InputError(f"--root: {root} not found, expected a dataset folder")
+    channels, endings = len(description.channels), description.endings
+    folders = [(images, labels if os.path.isdir(labels) else None) for images, labels in _folders(root)]
+    places = [find_cases(*pair, channels, endings, every_label=False) for pair in folders if os.path.isdir(pair[0])]
+    warnings = merge_warnings(place.warnings for place in places)
+    warnings.pop("no label", None)  # it depends on the case whether that is a problem
+    problems = [problem for place in places for problem in place.problems]
+    return Found([case for place in places for case in place.cases], problems, warnings)
+
+
+def _look_up(ids: Sequence[str], known: Mapping[str, list[Case]], labelled: bool) -> tuple[list[Case], list[str]]:
+    """Look cases up by their ids.
+
+    Args:
+        ids: the ids.
+        known: cases by their ids, in all folders.
+        labelled: whether they need a label.
+    Returns: the cases, and what is wrong, a few words each.
+    """
+    cases = [case for name in ids for case in known.get(name, ())]
+    wrong = {
+        "no image": [name for name in ids if name not in known],
+        "no label": [case["id"] for case in cases if labelled and "label" not in case],
+        "two images": [name for name in ids if len(known.get(name, ())) > 1],
+    }
+    return cases, [f"{what} of {list_some(names)}" for what, names in wrong.items() if names]
 
 
 def pair_cases(images: Path, labels: Path | None, channels: int = 1, endings: Sequence[str] = ()) -> list[Case]:

@@ -139,14 +139,14 @@ def read_values(path: Path) -> Any:
     """Read the JSON file of ``--dataset``; InputError if it cannot be read."""
     try:
         # In UTF-8, -16 or -32, with or without a byte-order mark.
-        return json.loads(path.read_bytes(), object_pairs_hook=_refuse_repetitions)
+        return json.loads(path.read_bytes(), object_pairs_hook=refuse_repetitions)
     except OSError as error:
         raise InputError(f"--dataset: {path} cannot be read ({error.strerror}), expected a JSON file") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"--dataset: {path} is not JSON ({error}), expected a dataset description") from error
 
 
-def _refuse_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a JSON object; ValueError if it has a name twice, of which JSON would keep the last."""
     names = [name for name, _ in pairs]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:

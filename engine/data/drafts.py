@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from engine.data.cases import find_cases, image_files, validation_folder
+from engine.data.cases import find_splits, image_files, validation_folder
 from engine.data.datasets import DATASETS, DatasetDescription, read_values
 from engine.data.folders import list_volumes
 from engine.data.foreign_descriptions import translate
@@ -18,6 +18,7 @@ from engine.data.header_checks import Grid, format_size, read_header
 from engine.data.labels import ROUNDING
 from engine.data.nifti import open_volume, read_voxels
 from engine.data.plan_rules import choose_spacing
+from engine.data.splits import TRAINING, Split
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.warning_lines import Warnings
 from engine.runtime.wording import count_of, list_some
@@ -42,7 +43,7 @@ class Draft:
     warnings: Warnings
 
 
-def make_draft(dataset: str | None, root: Path, fix_affine: bool, workers: int) -> Draft:
+def make_draft(dataset: str | None, root: Path, fix_affine: bool, workers: int, split: Split | None = None) -> Draft:
     """Complete what a user gives of a dataset by its name, labels, channels and spacing.
 
     Args:
@@ -50,6 +51,7 @@ def make_draft(dataset: str | None, root: Path, fix_affine: bool, workers: int) 
         root: dataset folder.
         fix_affine: as in ``DatasetDescription``.
         workers: label maps that are read at the same time; 0 counts as 1.
+        split: split that says which cases are for training, in place of the folders.
     Raises:
         InputError: one line per problem of the description, of the folders, or of the label maps.
     """
@@ -65,7 +67,7 @@ def make_draft(dataset: str | None, root: Path, fix_affine: bool, workers: int) 
     complete = {"spacing": [1.0, 1.0, 1.0], "intensity": {"zscore": True}, **values}
     read = DatasetDescription.from_json(complete, str(root) if dataset is None else dataset)
     description = replace(read, fix_affine=fix_affine, origin=origin)
-    if "spacing" not in values and (grids := _training_grids(root, description)):
+    if "spacing" not in values and (grids := _training_grids(root, description, split)):
         shapes, spacings = zip(*((grid.shape, grid.spacing) for grid in grids), strict=True)
         spacing, reasons["spacing"] = choose_spacing(shapes, spacings)
         description = replace(description, spacing=spacing)
@@ -144,10 +146,9 @@ def _find_channels(root: Path) -> tuple[list[str], str]:
     return names, reason
 
 
-def _training_grids(root: Path, description: DatasetDescription) -> list[Grid]:
+def _training_grids(root: Path, description: DatasetDescription, split: Split | None) -> list[Grid]:
     """Read the grids of the training cases, as far as their headers are valid, with axes R-L, A-P and I-S."""
     channels = len(description.channels)
-    cases = find_cases(root / "imagesTr", root / "labelsTr", channels, description.endings).cases
-    files = [image_files(case) for case in cases]
+    files = [image_files(case) for case in find_splits(root, description, split=split)[TRAINING].cases]
     headers = [read_header(first, channels // (1 + len(others))) for first, *others in files]
     return [header.grid.turn_to_ras() for header in headers if header.grid is not None]

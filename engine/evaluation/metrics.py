@@ -9,13 +9,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
 from engine.data.labels import IGNORED_INDEX
+from engine.runtime.errors import InputError
 from engine.runtime.files import write_csv, write_text
 
 
@@ -68,6 +69,27 @@ class DiceTable:
         self.classes, self.regions = list(classes), list(regions)
         self.cases: dict[str, NDArray[np.float64]] = {}
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a table from its dice.json.
+
+        Raises:
+            InputError: there is no such file, or it holds no table.
+        """
+        try:
+            cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+            first = next(iter(cases.values()))
+            table = cls([name for name in first if name not in ("mean", "regions")], [*first.get("regions", {})])
+            for case, dice in cases.items():
+                values = {**dice, **dice.get("regions", {})}
+                numbers = [values[name] for name in [*table.classes, *table.regions]]
+                table.add(case, np.array([math.nan if value is None else value for value in numbers], np.float64))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}), expected the Dice of some cases") from error
+        except (ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
+            raise InputError(f"{path}: holds no table of Dice, expected a dice.json of test_seg.py") from error
+        return table
+
     def add(self, case: str, dice: NDArray[np.float64]) -> None:
         """Add the Dice of one case, (classes + regions,)."""
         self.cases[case] = dice
@@ -94,14 +116,14 @@ class DiceTable:
     def as_text(self) -> str:
         """Format an aligned table, one row per case and one for the mean; "-" for an absent class."""
         head = ["case", *self.classes, *self.regions, "mean"]
-        body = [[name, *map(_cell, dice), _cell(self._mean_over_classes(dice))] for name, dice in self._rows()]
+        body = [[name, *map(format_dice, [*dice, self._mean_over_classes(dice)])] for name, dice in self._rows()]
         return tabulate(
             [head, *body], tablefmt="plain", colalign=("left",), colglobalalign="right", disable_numparse=True
         )
 
     def write(self, folder: Path) -> None:
         """Write dice.csv, with an empty cell for an absent class, and dice.json, with null, into ``folder``."""
-        rows = [[name, *map(_plain, dice), _plain(self._mean_over_classes(dice))] for name, dice in self._rows()]
+        rows = [[name, *map(plain_dice, [*dice, self._mean_over_classes(dice)])] for name, dice in self._rows()]
         write_csv(folder / "dice.csv", ["case", *self.classes, *self.regions, "mean"], rows)
         *cases, (_, mean) = self._rows()
         report = {"mean": self._named(mean), "cases": {name: self._named(dice) for name, dice in cases}}
@@ -109,16 +131,18 @@ class DiceTable:
 
     def _named(self, dice: NDArray[np.float64]) -> dict[str, Any]:
         classes, regions = dice[: len(self.classes)], dice[len(self.classes) :]
-        named: dict[str, Any] = dict(zip(self.classes, map(_plain, classes), strict=True))
-        named["mean"] = _plain(mean_over_classes(classes))
+        named: dict[str, Any] = dict(zip(self.classes, map(plain_dice, classes), strict=True))
+        named["mean"] = plain_dice(mean_over_classes(classes))
         if self.regions:
-            named["regions"] = dict(zip(self.regions, map(_plain, regions), strict=True))
+            named["regions"] = dict(zip(self.regions, map(plain_dice, regions), strict=True))
         return named
 
 
-def _cell(dice: float) -> str:
+def format_dice(dice: float) -> str:
+    """Format a Dice for a printed table; "-" if there is none."""
     return "-" if math.isnan(dice) else f"{dice:.3f}"
 
 
-def _plain(dice: float) -> float | None:
+def plain_dice(dice: float) -> float | None:
+    """Round a Dice for a file; None if there is none."""
     return None if math.isnan(dice) else round(float(dice), 6)

@@ -143,6 +143,13 @@ def add_window_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_split_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add the flags that choose cases by a split file, the same in every command."""
+    file = "JSON file that says which cases of --root are in which part, in place of the folders"
+    group.add_argument("--split", metavar="FILE", help=file)
+    group.add_argument("--fold", type=number(int, 0), metavar="K", help="fold of --split, from 0")
+
+
 def add_fix_affine_argument(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """Add the flag for labels without a valid affine, the same in every command."""
     same = "take the affine of the image for labels and further channels of the same shape"

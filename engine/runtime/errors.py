@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from engine.runtime.argument_files import expand_argument_files
+
 USER_ERROR = 2
 SOME_CASES_FAILED = 1
 STOPPED = 75  # EX_TEMPFAIL in sysexits.h: try again later
@@ -70,16 +72,21 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Argument parser that reports a mistake in one line, without the usage text."""
+    """Argument parser that reads flags from @FILE, and reports a mistake in one line, without the usage text."""
 
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog, description=description, formatter_class=HelpFormatter)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, and refuse NUL characters: other programs can pass them, no file name has them."""
-        if any("\0" in word for word in args or ()):
+        words = sys.argv[1:] if args is None else args
+        if any("\0" in word for word in words):
             self.error("found a NUL character, expected text without one")
-        return super().parse_known_args(args, namespace)
+        try:
+            words = list(expand_argument_files(words))
+        except ValueError as error:
+            self.error(str(error))
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         if os.environ.get("RANK", "0") != "0":  # under torchrun, rank 0 finds and reports the same mistake

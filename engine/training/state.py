@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import TRAINING, VALIDATION, Split
 from engine.runtime.arguments import format_value
 from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_device
 from engine.runtime.distributed import process_count, synchronise_batch_norm
@@ -17,7 +18,7 @@ from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.step import Learner
-from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint
+from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint, split_of
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
@@ -30,7 +31,7 @@ NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
 }  # flags that older checkpoints lack, and what they amounted to then
-NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "cases", "precision", "description"}
+NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 
 
 @dataclass
@@ -81,7 +82,7 @@ class TrainingState(Learner):
         flags: flags of main_train and their values.
         config: configuration of the network.
         description: description of the dataset.
-        cases: ids of the training cases, in order.
+        split: ids of the training and validation cases.
         device: device to train on.
     """
 
@@ -90,10 +91,10 @@ class TrainingState(Learner):
         flags: dict[str, Any],
         config: NetworkConfig,
         description: DatasetDescription,
-        cases: Sequence[str],
+        split: Split,
         device: torch.device,
     ) -> None:
-        self.flags, self.config, self.description, self.cases = flags, config, description, list(cases)
+        self.flags, self.config, self.description, self.split = flags, config, description, split
         network = to_device(config.build(), device)
         if flags["checkpointing"]:
             enable_checkpointing(network, flags["network"])
@@ -121,7 +122,6 @@ class TrainingState(Learner):
                 "progress": asdict(self.progress),
                 "args": self.flags,
                 "processes": process_count(),
-                "cases": self.cases,
                 "precision": str(self.precision),
             },
             keep=folder / PREVIOUS,
@@ -157,6 +157,7 @@ class TrainingState(Learner):
             "model": self.network.state_dict(),
             "config": self.config.to_plain(),
             "description": self.description.to_json(),
+            "split": self.split.to_plain(),
             "iteration": self.iteration,
         }
 
@@ -184,14 +185,7 @@ class TrainingState(Learner):
             raise InputError(f"{flag}: {path} holds no training state of this version, expected one") from error
 
     def _check_same_run(self, content: dict[str, Any], path: Path) -> None:
-        arguments = complete_overrides(content["args"].get("network_args") or {}, content)
-        saved_flags = {**NEWER_FLAGS, **content["args"], "network_args": arguments or None}
-        differing = [
-            f"--{name}: found {format_value(self.flags[name])}, expected {format_value(saved_flags.get(name))} as in "
-            "the run to resume"
-            for name in MUST_MATCH
-            if saved_flags.get(name) != self.flags[name]
-        ]
+        differing = differing_flags(self.flags, content)
         if differing:
             weights = f"--pretrain True --pretrained_weights {path}"
             new = f"a new run, in another --output, starts from its weights with {weights}"
@@ -220,8 +214,28 @@ class TrainingState(Learner):
             raise InputError(
                 f"--dataset: found {found['name']} with another {other}, expected that of the run to resume"
             )
-        if content["cases"] != self.cases:
-            raise InputError("--root: found other training cases, expected those of the run to resume")
+        found = self.split.to_plain()
+        saved = {VALIDATION: found[VALIDATION], **split_of(content)}  # earlier versions did not keep these ids
+        for part in (TRAINING, VALIDATION):
+            if found[part] != saved[part]:
+                flag = "--root" if self.flags["split"] is None else "--split"
+                raise InputError(f"{flag}: found other {part} cases, expected those of the run to resume")
+
+
+def differing_flags(flags: Mapping[str, Any], content: dict[str, Any]) -> list[str]:
+    """Return a line for each flag that differs from that of a run to resume, and must not.
+
+    Args:
+        flags: flags of main_train and their values.
+        content: last checkpoint of the run.
+    """
+    arguments = complete_overrides(content["args"].get("network_args") or {}, content)
+    saved = {**NEWER_FLAGS, **content["args"], "network_args": arguments or None}
+    return [
+        f"--{name}: found {format_value(flags[name])}, expected {format_value(saved.get(name))} as in the run to resume"
+        for name in MUST_MATCH
+        if saved.get(name) != flags[name]
+    ]
 
 
 def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch.serialization import safe_globals
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import TRAINING
 from engine.runtime.arguments import NETWORK_FLAGS
 from engine.runtime.distributed import barrier, gather, process_rank
 from engine.runtime.errors import InputError, is_out_of_memory
@@ -209,3 +210,12 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
             f"{flag}: {path} does not describe its network, expected a checkpoint of main_train"
         ) from error
     return config, description
+
+
+def split_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the split of a checkpoint, as ``Split.to_plain`` makes it.
+
+    Training states of earlier versions have only the ids of the training cases, and weights of earlier versions none.
+    """
+    split = content.get("split", {TRAINING: content["cases"]} if "cases" in content else {})
+    return split if isinstance(split, dict) else {}

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import TRAINING
 from engine.runtime.arguments import name_network_flags
 from engine.runtime.errors import InputError
-from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint
+from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, split_of
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
@@ -31,6 +32,22 @@ class TrainedNetwork(NamedTuple):
     config: NetworkConfig
     description: DatasetDescription
     content: dict[str, Any]
+
+
+class NetworkToPredict(NamedTuple):
+    """Network in its deployed form, with what prediction needs to know of its training.
+
+    Args:
+        network: the network with its weights, in evaluation mode.
+        window: (D, H, W) of the sliding window, voxels.
+        description: description of the dataset that it predicts.
+        trained_on: ids of the cases that it was trained on, as far as the file knows.
+    """
+
+    network: SegmentationNetwork
+    window: tuple[int, ...]
+    description: DatasetDescription
+    trained_on: frozenset[str]
 
 
 def load_trained(path: Path, flag: str, deploy: bool = False) -> TrainedNetwork:
@@ -81,7 +98,7 @@ def load_network(
     network: str | None,
     roi_size: Sequence[int] | None,
     overrides: dict[str, Any],
-) -> tuple[SegmentationNetwork, tuple[int, ...], DatasetDescription]:
+) -> NetworkToPredict:
     """Load the network of a checkpoint or state dict in its deployed form, with weights, in evaluation mode.
 
     Arguments that are None are read from the checkpoint; a state dict holds no settings, so they have their defaults.
@@ -92,7 +109,6 @@ def load_network(
         network: key of ``NETWORKS``.
         roi_size: (D, H, W) of the window, voxels.
         overrides: arguments of the network's constructor.
-    Returns: the network, its window (D, H, W), and the description of the dataset that it predicts.
     Raises:
         InputError: the file holds no weights, or they do not fit the other arguments.
     """
@@ -114,7 +130,9 @@ def load_network(
         built.input_sizes.check(window, "--roi_size")
     except ValueError as error:
         raise InputError(str(error)) from error
-    return built.eval(), window, description
+    trained_on = split_of(content).get(TRAINING)
+    known = frozenset(map(str, trained_on)) if isinstance(trained_on, list) else frozenset()
+    return NetworkToPredict(built.eval(), window, description, known)
 
 
 def _adapt(

@@ -15,6 +15,7 @@ from conftest import REPOSITORY, assert_one_line, wait_for_iteration
 
 import main_train
 from engine.runtime.arguments import network_overrides
+from engine.runtime.child_processes import locked
 from engine.runtime.errors import InputError, Stopped, run
 from engine.runtime.files import LAST, read_csv, write_csv
 from engine.runtime.stop_requests import StopRequests
@@ -23,7 +24,7 @@ from experiments import report
 from experiments import run as runner
 from experiments.experiment import FOLDER, NAMES, SCALES, Experiment, read_experiment
 from experiments.results import Results, digest_code, read_table
-from experiments.trainer import FINAL, Trainer, locked
+from experiments.trainer import FINAL, Trainer
 from networks import build_network
 
 EVERY_ARM = [(name, arm) for name in NAMES for arm in read_experiment(name, "standard").arms]
@@ -236,17 +237,6 @@ def test_other_code_trains_in_another_folder(box_template, tmp_path, monkeypatch
         command = arguments(box_template, tmp_path, "rate_or_start", "--results", str(tmp_path / code))
         assert run(runner.main, runner.parse_args(command)) == 0
     assert len(set(folders)) == 2
-
-
-def test_a_lock_lasts_until_those_that_inherit_it_have_ended(tmp_path):
-    with locked(tmp_path, "--output") as lock:
-        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
-    with pytest.raises(InputError, match="found a process"), locked(tmp_path, "--output"):
-        pass
-    child.kill()
-    child.wait()
-    with locked(tmp_path, "--output"):
-        pass
 
 
 def write_results(folder, identity, rows, runs):

@@ -8,13 +8,29 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REAL_DATA, REPOSITORY, assert_one_line, real_data, write_nifti
+from conftest import REAL_DATA, REPOSITORY, assert_one_line, make_box_case, real_data, write_nifti
 
 from engine.data.datasets import DatasetDescription
 from engine.runtime.errors import run
 from tools import check_data
 
-SMALL = ("--feat_size", 8, 8, 8, 8, "--kernel_size", 5, "--max_iter", 2, "--eval_step", 2, "--gpu", "cpu")
+SMALL = (
+    "--feat_size",
+    8,
+    8,
+    8,
+    8,
+    "--kernel_size",
+    5,
+    "--max_iter",
+    2,
+    "--eval_step",
+    2,
+    "--gpu",
+    "cpu",
+    "--num_workers",
+    0,
+)
 
 
 @pytest.fixture
@@ -77,7 +93,7 @@ def test_a_plan_of_phantoms_agrees_with_numpy_and_trains(phantoms, plan, train, 
     count = f"{with_spleen} of 2 training cases ({sum((label == 1).sum() for label in labels):,} voxels; "
     assert lines(out)["class_1"].startswith(count)
     assert crop_of(words) == [32, 32, 16]
-    status, text, err = train(*words, "--root", phantoms, "--output", tmp_path / "run", "--num_workers", 0, *SMALL)
+    status, text, err = train(f"@{tmp_path}/plan.args", "--root", phantoms, "--output", tmp_path / "run", *SMALL)
     assert status == 0, err
     assert f"{phantoms.name}: 2 training and 3 validation cases" in text
 
@@ -102,7 +118,9 @@ def test_thick_slices_have_the_stated_rule(tmp_path, plan):
     reason = "median of 6 training cases, from 0.8 x 0.8 x 2.5 to 0.8 x 0.8 x 5; along I-S, where slices are thick"
     assert reason in lines(out)["spacing"]
     assert crop_of(words) == [64, 64, 16]  # air is cropped, at 60 of 64 voxels
-    assert lines(out)["validation"] == f"no case found in {tmp_path / 'thick'}, and training needs some"
+    assert (
+        lines(out)["validation"] == f"no case found in {tmp_path / 'thick'}; tools.make_split chooses some, for --split"
+    )
 
 
 def test_a_class_that_vanishes_at_the_planned_spacing_is_a_warning(tmp_path, plan):
@@ -238,7 +256,7 @@ def test_a_plan_of_real_mri_trains(tmp_path, plan, train):
     assert (description.spacing, description.windows) == ((1, 1, 1), (None,))
     shapes = np.median([image.shape for image, _, _ in training_volumes(root)], axis=0)
     assert crop_of(words) == [round(side / 16) * 16 for side in shapes]
-    status, _, err = train(*words, "--root", root, "--output", tmp_path / "run", "--num_workers", 0, *SMALL)
+    status, _, err = train(f"@{tmp_path}/plan.args", "--root", root, "--output", tmp_path / "run", *SMALL)
     assert status == 0, err
 
 
@@ -256,5 +274,25 @@ def test_a_plan_of_a_real_ct_trains(tmp_path, plan, train):
     assert description.spacing == pytest.approx(spacing, rel=1e-3)
     assert description.windows[0] == pytest.approx(np.percentile(image[label > 0], (0.5, 99.5)), abs=3)
     assert crop_of(words) == [160, 160, 32]
-    arguments = (*words, "--root", real, "--output", tmp_path / "run", "--num_workers", 0, *SMALL)
+    arguments = (f"@{tmp_path}/plan.args", "--root", real, "--output", tmp_path / "run", *SMALL)
     assert train(*arguments, "--max_iter", 1, "--crop_sample", 1)[0] == 0
+
+
+def test_a_plan_by_a_split_is_about_its_training_cases(check, plan, train, tmp_path):
+    for number, spacing in enumerate((1, 1, 2, 2, 2)):
+        make_box_case(tmp_path / "data", "Tr", f"box_{number}", number)
+        image = nib.load(tmp_path / "data" / "imagesTr" / f"box_{number}.nii.gz")
+        label = nib.load(tmp_path / "data" / "labelsTr" / f"box_{number}.nii.gz")
+        for volume, part in ((image, "imagesTr"), (label, "labelsTr")):
+            voxels = np.asanyarray(volume.dataobj)
+            write_nifti(tmp_path / "data" / part / f"box_{number}.nii.gz", voxels, np.diag([spacing] * 3 + [1]))
+    fold = {"training": ["box_0", "box_1"], "validation": ["box_2", "box_3"]}
+    (tmp_path / "split.json").write_text(json.dumps({"folds": [fold], "test": ["box_4"]}))
+    given = ("--split", tmp_path / "split.json")
+    description, _, out = plan(tmp_path / "data", *given)
+    assert description.spacing == (1, 1, 1)
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:3] == ["python", "main_train.py", f"@{tmp_path}/plan.args"]
+    status, text, err = train(*command[2:-1], tmp_path / "run", *SMALL)
+    assert status == 0, err
+    assert "2 training and 2 validation cases" in text

@@ -1,9 +1,12 @@
 """Finding cases and pairing images with labels by id; one line for everything that has no partner."""
 
+import shutil
+
 import pytest
 
 from engine.data.cases import find_cases, find_splits, find_test_cases, find_training_cases, pair_cases
 from engine.data.datasets import DATASETS, find_description
+from engine.data.splits import Split
 from engine.runtime.errors import InputError
 from load_datasets_transforms import test_pipeline as prediction_pipeline
 
@@ -125,3 +128,91 @@ def test_transformed_cases_keep_the_paths_of_their_files(boxes):
         sample = prediction_pipeline(description)(case)
         assert sample["source"] == case["image"] == str(boxes / "imagesVal" / f"{case['id']}.nii.gz")
         assert sample["label"] == case["label"] == str(boxes / "labelsVal" / f"{case['id']}.nii.gz")
+
+
+AMOS = DATASETS["amos"]
+
+
+def make_split(training, validation, test=None):
+    parts = {"training": tuple(training), "validation": tuple(validation), **({"test": tuple(test)} if test else {})}
+    return Split("mine", "0" * 64, 1, 0, parts)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Dataset folder with labelled cases a to d in three folders, and e without a label."""
+    for part, names in {"Tr": "ab", "Va": "c", "Ts": "de"}.items():
+        touch(tmp_path / f"images{part}", *(f"{name}.nii" for name in names))
+        touch(tmp_path / f"labels{part}", *(f"{name}.nii" for name in names if name != "e"))
+    return tmp_path
+
+
+def test_cases_of_a_split_are_found_in_all_folders(root, capsys):
+    training, validation = find_training_cases(root, AMOS, make_split("ad", "c", "b"))
+    assert (ids(training), ids(validation)) == (["a", "d"], ["c"])
+    assert training[1]["label"] == str(root / "labelsTs" / "d.nii")
+    assert capsys.readouterr().out == f"warning: {root}: found 1 case in no part of the split mine (e)\n"
+
+
+def test_folders_that_do_not_exist_are_not_needed(root):
+    for folder in ("imagesVa", "labelsVa", "imagesTs", "labelsTs"):
+        shutil.rmtree(root / folder)
+    assert [ids(cases) for cases in find_training_cases(root, AMOS, make_split("a", "b"))] == [["a"], ["b"]]
+
+
+def test_a_part_of_a_split_is_predicted(root):
+    split = make_split("ab", "c", "de")
+
+    def predicted(*more):
+        return ids(find_test_cases(str(root), None, None, AMOS, *more))
+
+    assert predicted(split) == predicted(split, "test") == ["d", "e"]
+    assert predicted(split, "training") == ["a", "b"]
+    assert predicted(make_split("ab", "c")) == predicted(split, "validation") == ["c"]
+
+
+WRONG = {
+    "no image": (("ax", "cy"), ["no image of x, expected the 2 training", "no image of y, expected the 2 validation"]),
+    "no label": (("a", "e"), ["no label of e, expected the 1 validation case of the split mine"]),
+}
+
+
+@pytest.mark.parametrize(("parts", "expected"), WRONG.values(), ids=WRONG)
+def test_cases_that_are_not_there_are_named_once_per_part(root, parts, expected):
+    with pytest.raises(InputError) as found:
+        find_training_cases(root, AMOS, make_split(*parts))
+    lines = str(found.value).splitlines()
+    assert all(f"--root: {root}: found {line}" in text for line, text in zip(expected, lines, strict=True))
+
+
+def test_an_id_in_two_folders_is_refused_if_the_split_has_it(root):
+    (root / "imagesVa" / "a.nii").touch()
+    (root / "labelsVa" / "a.nii").touch()
+    with pytest.raises(InputError, match="found two images of a, expected the 1 training case of the split mine"):
+        find_training_cases(root, AMOS, make_split("a", "c"))
+    assert ids(find_training_cases(root, AMOS, make_split("b", "c"))[0]) == ["b"]
+
+
+def test_a_root_that_does_not_exist_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"--root: .*none not found, expected a dataset folder"):
+        find_training_cases(tmp_path / "none", AMOS, make_split("a", "b"))
+
+
+@pytest.mark.parametrize("words", [(None, None, None), ("root", "images", None), ("root", None, "labels")])
+def test_a_split_goes_with_the_root_alone(words):
+    with pytest.raises(InputError, match="--split: found it without --root, or with --images or --labels"):
+        find_test_cases(*words, AMOS, make_split("a", "b"))
+
+
+def test_a_part_needs_a_split():
+    with pytest.raises(InputError, match="--part: found test without --split"):
+        find_test_cases("root", None, None, AMOS, None, "test")
+
+
+def test_a_missing_validation_folder_names_the_other_way(boxes):
+    shutil.rmtree(boxes / "imagesVal")
+    shutil.rmtree(boxes / "labelsVal")
+    with pytest.raises(InputError) as found:
+        find_training_cases(boxes, AMOS)
+    assert "imagesVal: not found" in str(found.value).splitlines()[0]
+    assert "or --split with a file" in str(found.value).splitlines()[0]

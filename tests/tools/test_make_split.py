@@ -1,0 +1,124 @@
+"""Seeded splits: the same everywhere, every case in one part, from a folder or a list of ids, and bad input."""
+
+import shutil
+
+import pytest
+
+from engine.data.split_file import read_split_file
+from engine.runtime.errors import InputError, run
+from tools import make_split
+
+IDS = [f"case_{number:02d}" for number in range(23)]
+
+
+@pytest.fixture
+def make(tmp_path, capsys):
+    """Run the tool; returns (exit status, stdout, stderr)."""
+
+    def run_tool(*words):
+        try:
+            status = run(make_split.main, make_split.parse_args([str(word) for word in words]))
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run_tool
+
+
+@pytest.fixture
+def listed(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_text("\n".join([*IDS, "", ""]))
+    return path
+
+
+def test_folds_hold_each_case_once_and_differ_by_one_at_most():
+    folds, test = make_split.divide(IDS, 0, folds=5)
+    assert test == ()
+    assert sorted(name for fold in folds for name in fold["validation"]) == IDS
+    assert sorted(len(fold["validation"]) for fold in folds) == [4, 4, 5, 5, 5]
+    assert all(sorted([*fold["training"], *fold["validation"]]) == IDS for fold in folds)
+
+
+def test_shares_for_validation_and_test():
+    (fold,), test = make_split.divide(IDS, 0, validation=0.1, test=0.2)
+    assert (len(fold["training"]), len(fold["validation"]), len(test)) == (16, 2, 5)
+    assert sorted([*fold["training"], *fold["validation"], *test]) == IDS
+
+
+def test_the_division_depends_on_seed_and_ids_alone():
+    assert make_split.divide(IDS[::-1], 0) == make_split.divide(IDS, 0) != make_split.divide(IDS, 1)
+    # From RandomState(0).permutation(5), which is [2 0 1 3 4] in every version of NumPy.
+    folds, _ = make_split.divide(list("abcde"), 0, folds=5)
+    assert [fold["validation"] for fold in folds] == [["c"], ["a"], ["b"], ["d"], ["e"]]
+
+
+@pytest.mark.parametrize("sizes", [{"folds": 24}, {"validation": 0.99}, {"validation": 0.01}, {"test": 0.01}])
+def test_too_few_cases_are_refused(sizes):
+    with pytest.raises(InputError, match="found 23 cases, expected enough for a case in every part"):
+        make_split.divide(IDS, 0, **sizes)
+
+
+def test_a_list_of_ids_becomes_a_file(make, listed, tmp_path):
+    output = tmp_path / "split.json"
+    words = ("--ids", listed, "--folds", "3", "--seed", "7", "--test", "0.1", "--output", output)
+    status, out, _ = make(*words, "--name", "mine", "--source", "a paper")
+    assert status == 0
+    found = read_split_file(output)
+    assert (found.name, found.seed, len(found.folds), len(found.test)) == ("mine", 7, 3, 2)
+    assert found.provenance == "a paper; 23 ids divided by make_split --folds 3 --test 0.1 --seed 7"
+    assert (found.folds[0]["training"], found.test) == (
+        tuple(make_split.divide(IDS, 7, 3, None, 0.1)[0][0]["training"]),
+        make_split.divide(IDS, 7, 3, None, 0.1)[1],
+    )
+    assert out.splitlines()[0].startswith("mine, fold 0 of 3, hash ")
+    assert make(*words, "--name", "mine", "--source", "a paper")[0] == 0  # the same file again
+    status, _, err = make(*words)
+    assert (status, f"--output: found another {output}, which is kept" in err) == (2, True)
+
+
+def test_the_cases_of_a_folder_are_those_with_a_label(make, boxes, tmp_path):
+    shutil.copytree(boxes / "imagesVal", boxes / "imagesTs")
+    for number, path in enumerate(sorted((boxes / "imagesTs").iterdir())):
+        path.rename(path.with_name(f"unlabelled_{number}.nii.gz"))
+    output = tmp_path / "split.json"
+    status, _, _ = make("--root", boxes, "--dataset", boxes / "boxes.json", "--folds", "2", "--output", output)
+    assert status == 0
+    fold = read_split_file(output).folds[0]
+    assert sorted([*fold["training"], *fold["validation"]]) == ["box_0", "box_1", "box_2", "box_8", "box_9"]
+
+
+BAD_WORDS = {
+    "nothing": ([], "expected either --root and --dataset, or --ids"),
+    "both": (["--root", "a", "--dataset", "amos", "--ids", "b"], "expected either --root and --dataset, or --ids"),
+    "no dataset": (["--root", "a"], "expected either --root and --dataset, or --ids"),
+    "one fold": (["--ids", "ids.txt", "--folds", "1"], "--folds: found '1', expected a whole number from 2"),
+    "two ways": (["--ids", "ids.txt", "--folds", "3", "--validation", "0.1"], "--validation: found it with --folds"),
+    "whole share": (["--ids", "ids.txt", "--test", "1"], "--test: found '1', expected a number from 0 to below 1"),
+    "no root": (["--root", "none", "--dataset", "amos"], "--root: none not found"),
+    "no ids": (["--ids", "none.txt"], "--ids: none.txt cannot be read"),
+    "an id twice": (["--ids", "twice.txt"], "--ids: twice.txt: found a twice"),
+    "no text": (["--ids", "binary.txt"], "--ids: binary.txt is not UTF-8"),
+    "too few": (["--ids", "few.txt"], "--folds, --test: found 2 cases"),
+    "no folder": (["--ids", "ids.txt", "--output", "none/split.json"], "none/split.json"),
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), BAD_WORDS.values(), ids=BAD_WORDS)
+def test_bad_input_is_one_line_and_writes_nothing(make, listed, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.txt").write_text("a\nb\na\n")
+    (tmp_path / "few.txt").write_text("a\nb\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    status, _, err = make("--output", "split.json", *words)
+    (line,) = err.splitlines()
+    assert (status, expected in line) == (2, True), line
+    assert not (tmp_path / "split.json").exists()
+
+
+def test_an_id_in_two_folders_is_refused(make, boxes, tmp_path):
+    shutil.copy(boxes / "imagesVal" / "box_8.nii.gz", boxes / "imagesTr" / "box_8.nii.gz")
+    shutil.copy(boxes / "labelsVal" / "box_8.nii.gz", boxes / "labelsTr" / "box_8.nii.gz")
+    status, _, err = make("--root", boxes, "--dataset", boxes / "boxes.json", "--output", tmp_path / "split.json")
+    assert (status, "found box_8 twice" in err) == (2, True)
