@@ -93,7 +93,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument(
         "--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations between validations"
     )
-    add_window_arguments(validation)
+    part = "validate N cases, chosen by --seed, while training, and all at the end (default: always all)"
+    validation.add_argument("--val_cases", type=number(int, 1), metavar="N", help=part)
+    add_window_arguments(validation, overlap=0.25)
 
     execution = parser.add_argument_group("execution")
     add_device_arguments(execution)
@@ -181,23 +183,26 @@ def train(
     import json
     import time
 
+    from torch.utils.data import Subset
     from tqdm import tqdm
 
     from engine.data.cache import cached_dataset
     from engine.data.loading import seed_iteration, training_loader
     from engine.evaluation.masks import mask_scalars
     from engine.prediction.sliding_window import SlidingWindow
-    from engine.runtime.distributed import AnyProcess, barrier, process_rank
+    from engine.runtime.distributed import AnyProcess, barrier, process_rank, shard
     from engine.runtime.files import BEST, write_text
     from engine.training.log import NoLog, StepMonitor, TensorBoardLog
     from engine.training.loss import make_loss
     from engine.training.optimizer import LearningRateSchedule
     from engine.training.step import train_step
-    from engine.training.validation import validate
+    from engine.training.validation import put_chosen_first, validate
     from load_datasets_transforms import training_pipelines
 
     output, device, progress = Path(args.output), state.device, state.progress
     first = process_rank() == 0  # the process that writes and prints
+    validation_cases, count = put_chosen_first(validation_cases, args.val_cases, args.seed)
+    chosen = {case["id"] for case in validation_cases[:count]}
     if first:
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
@@ -230,13 +235,26 @@ def train(
         state.save(output)
 
     def evaluate() -> None:
+        began = time.perf_counter()
+        part = (
+            validation_set
+            if state.iteration == args.max_iter
+            else Subset(validation_set, range(len(shard(range(count)))))
+        )
         with stop.immediate():  # everything is saved: a stop request may interrupt it
-            table, figures = validate(state.network, validation_set, state.description, window, args.num_workers)
-        state.keep_best(table.mean(), output)
+            table, figures = validate(state.network, part, state.description, window, args.num_workers)
+        progress.validation_s += time.perf_counter() - began
+        compared = table.part(chosen)  # the same cases in every evaluation
+        state.keep_best(compared.mean(), output)
         if first:
             table.write(output)
-        tqdm.write(f"iteration {state.iteration}: mean Dice {table.mean():.4f}, best {progress.best_dice:.4f}")
-        log.scalars({f"dice/{name}": dice for name, dice in table.means().items()}, state.iteration)
+        numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
+        tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
+        log.scalars({f"dice/{name}": dice for name, dice in compared.means().items()}, state.iteration)
+        log.scalars({"time/validation_share": progress.validation_share}, state.iteration)
+        if len(table.cases) > len(chosen):
+            tqdm.write(f"all {len(table.cases)} validation cases: mean Dice {table.mean():.4f}")
+            log.scalars({f"dice_all/{name}": dice for name, dice in table.means().items()}, state.iteration)
         log.scalars({f"mask/{name}": value for name, value in mask_scalars(state.network).items()}, state.iteration)
         for name, figure in figures.items():
             log.figure(name, figure, state.iteration)
@@ -257,6 +275,7 @@ def train(
             seed_iteration(args.seed, state.iteration, process_rank())
             step = train_step(state, criterion, image, label, rate)
             progress.iteration += 1
+            progress.training_s += time.perf_counter() - asked
             bar.set_postfix(monitor.add(state.iteration, step, rate, started, waited=started - asked))
 
             progress.awaits_evaluation = state.iteration % args.eval_step == 0 or state.iteration == args.max_iter

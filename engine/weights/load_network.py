@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.data.datasets import DatasetDescription
-from engine.runtime.arguments import name_network_flags
+from engine.runtime.arguments import format_value, name_network_flags
 from engine.runtime.errors import InputError
 from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
 FLAG = "--trained_weights"
+# Fields of a description that the networks of an ensemble must have in common.
+SHARED = ("labels", "channels", "spacing", "intensity", "nan")
 
 
 class TrainedNetwork(NamedTuple):
@@ -73,6 +75,34 @@ def build_start(config: NetworkConfig, seed: int) -> SegmentationNetwork:
     """Build a network as main_train.py does with this seed, before the first iteration."""
     torch.manual_seed(seed)
     return config.build()
+
+
+def load_networks(
+    paths: Sequence[Path],
+    description: DatasetDescription | None,
+    network: str | None,
+    roi_size: Sequence[int] | None,
+    overrides: dict[str, Any],
+) -> tuple[list[tuple[SegmentationNetwork, tuple[int, ...]]], DatasetDescription]:
+    """Load the networks of an ensemble; they may differ in everything but what they read and what they predict.
+
+    Args: as ``load_network``, for every file.
+    Returns: each network with its window (D, H, W), and the description of the dataset, that of the first file.
+    Raises:
+        InputError: as ``load_network``; two files differ in labels, channels or preprocessing.
+    """
+    loaded = [load_network(path, description, network, roi_size, overrides) for path in paths]
+    described = [of for *_, of in loaded]
+    first = described[0].to_json()
+    for path, other in zip(paths, described, strict=True):
+        for name in SHARED:
+            found, expected = other.to_json().get(name), first.get(name)
+            if found != expected:
+                raise InputError(
+                    f"{FLAG}: {path} was trained with {name} {format_value(found)}, expected "
+                    f"{format_value(expected)} as {paths[0]}"
+                )
+    return [(built, window) for built, window, _ in loaded], described[0]
 
 
 def load_network(
