@@ -141,6 +141,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.runtime.errors import InputError
     from engine.runtime.files import LAST, PREVIOUS, make_output_folder
     from engine.training.state import TrainingState
+    from engine.training.validation import put_chosen_first
     from engine.weights.checkpoints import NetworkConfig, load_checkpoint
     from engine.weights.load_weights import load_weights
 
@@ -150,6 +151,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
 
     torch.manual_seed(args.seed)
     training_cases, validation_cases = find_training_cases(Path(args.root), description)
+    validation_cases = put_chosen_first(validation_cases, args.val_cases, args.seed)
     config = NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args))
     state = TrainingState(vars(args), config, description, [case["id"] for case in training_cases], device)
     if args.resume:
@@ -196,13 +198,11 @@ def train(
     from engine.training.loss import make_loss
     from engine.training.optimizer import LearningRateSchedule
     from engine.training.step import train_step
-    from engine.training.validation import put_chosen_first, validate
+    from engine.training.validation import validate
     from load_datasets_transforms import training_pipelines
 
     output, device, progress = Path(args.output), state.device, state.progress
     first = process_rank() == 0  # the process that writes and prints
-    validation_cases, count = put_chosen_first(validation_cases, args.val_cases, args.seed)
-    chosen = {case["id"] for case in validation_cases[:count]}
     if first:
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
     if not args.resume:
@@ -214,6 +214,8 @@ def train(
     cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
     training_set = cached_dataset(training_cases, training_transforms, **cache)
     validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True)
+    chosen = validation_cases[: args.val_cases]
+    chosen_set = Subset(validation_set, range(len(shard(chosen))))
     window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
 
     criterion = make_loss(with_ignored=bool(state.description.labels.ignored))
@@ -236,15 +238,11 @@ def train(
 
     def evaluate() -> None:
         began = time.perf_counter()
-        part = (
-            validation_set
-            if state.iteration == args.max_iter
-            else Subset(validation_set, range(len(shard(range(count)))))
-        )
+        part = validation_set if state.iteration == args.max_iter else chosen_set
         with stop.immediate():  # everything is saved: a stop request may interrupt it
             table, figures = validate(state.network, part, state.description, window, args.num_workers)
         progress.validation_s += time.perf_counter() - began
-        compared = table.part(chosen)  # the same cases in every evaluation
+        compared = table.part([case["id"] for case in chosen])  # the same cases in every evaluation
         state.keep_best(compared.mean(), output)
         if first:
             table.write(output)

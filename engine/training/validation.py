@@ -23,24 +23,23 @@ from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import keep_kernel_spectra
 
 
-def put_chosen_first(cases: Sequence[Case], count: int | None, seed: int) -> tuple[list[Case], int]:
-    """Move the cases that are validated during training to the front, where the shards of all processes begin.
+def put_chosen_first(cases: Sequence[Case], count: int | None, seed: int) -> list[Case]:
+    """Move the cases that are validated during training to the front, so that the processes share them evenly.
 
     Args:
         cases: all validation cases.
         count: value of ``--val_cases``: how many are chosen; None for all.
         seed: seed of the run, which determines the choice.
-    Returns: the cases, the chosen ones first, each part in the given order; the number of chosen ones.
+    Returns: the chosen cases and then the others, both in the given order.
     Raises:
         InputError: there are fewer cases.
     """
     if count is None:
-        return list(cases), len(cases)
+        return list(cases)
     if count > len(cases):
         raise InputError(f"--val_cases: found {count}, expected at most the {len(cases)} validation cases")
     chosen = set(np.random.default_rng(seed).permutation(len(cases))[:count].tolist())
-    order = sorted(range(len(cases)), key=lambda place: place not in chosen)  # stable
-    return [cases[place] for place in order], count
+    return [cases[place] for place in sorted(range(len(cases)), key=lambda place: place not in chosen)]
 
 
 def validate(
