@@ -109,7 +109,7 @@ def test_bare_state_dicts_have_the_flags_in_common(boxes, trained, other, tmp_pa
     [
         ("spacing", [1.0, 1.0, 2.0], "spacing 1.0 1.0 2.0, expected 1.0 1.0 1.0"),
         ("intensity", {"window": [0, 1]}, "intensity window=[0.0, 1.0], expected zscore=true"),
-        ("labels", {"background": 0, "left": 2, "right": 1}, "labels background=0 left=2 right=1, expected"),
+        ("labels", {"background": 0, "left": 2, "right": 1}, "labels background=0 right=1 left=2, expected"),
         ("channels", ["T1"], "channels T1, expected image"),
     ],
 )

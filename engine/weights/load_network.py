@@ -1,5 +1,6 @@
 """Load the network of a checkpoint: for prediction, or as it was trained."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def load_networks(
     for path, other in zip(paths, described, strict=True):
         for name in SHARED:
             found, expected = other.to_json().get(name), first.get(name)
-            if found != expected:
+            if json.dumps(found) != json.dumps(expected):  # as text: the order of channels matters
                 raise InputError(
                     f"{FLAG}: {path} was trained with {name} {format_value(found)}, expected "
                     f"{format_value(expected)} as {paths[0]}"
