@@ -1,13 +1,14 @@
 """Flags of test_seg.py that change or add to predictions: ensembles, windows, mirroring, components, probabilities."""
 
 import json
+import re
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, prediction_arguments
+from conftest import REPOSITORY, assert_one_line, prediction_arguments
 from prediction_folders import NAMES, assert_same_files, copy_predictions, errors_at_the_end, path_of, rewrite
 
 import test_seg as predict_script
@@ -294,6 +295,21 @@ def test_probabilities_that_cannot_be_written_end_the_run(boxes, trained, tmp_pa
     (line,) = errors_at_the_end(err)
     assert "box_0_prob_native.npz: cannot be written (No space left on device)" in line
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"settings.json"}
+
+
+def test_the_documented_lines_average_probabilities(boxes, trained, other, tmp_path, predict, monkeypatch):
+    image = ("--images", boxes / "imagesTr" / "box_1.nii.gz")
+    mean = []
+    for folder, weights in (("fold_0", trained), ("fold_1", other)):
+        run_with(predict, boxes, tmp_path / "predictions" / folder, weights, *image, "--save_probabilities")
+        mean.append(load(tmp_path / "predictions" / folder, "box_1")["probabilities"].astype(np.float32) / 2)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "prediction.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("case_7", "box_1"), {})
+    averaged = nib.load(tmp_path / "box_1_mean.nii.gz")
+    own = nib.load(path_of(tmp_path / "predictions" / "fold_0", "box_1"))
+    assert np.array_equal(np.asarray(averaged.dataobj), sum(mean).argmax(axis=0))
+    assert np.array_equal(averaged.affine, own.affine)
 
 
 def test_probabilities_beside_their_images_are_no_volumes(boxes, trained, predict):
