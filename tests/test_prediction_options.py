@@ -222,6 +222,19 @@ def test_probabilities_on_the_networks_grid(boxes, trained, tmp_path, predict):
     assert_argmax(arrays["probabilities"], labels_of(tmp_path / "out")["box_0"][inside])
 
 
+def test_probabilities_on_both_grids_are_kept(boxes, trained, with_probabilities, tmp_path, predict):
+    output = copy_predictions(with_probabilities, tmp_path / "out", boxes)
+    out = run_with(predict, boxes, output, trained, "--save_probabilities", "network", "--preview")
+    assert "already" not in out
+    names = {path.name for path in with_probabilities.iterdir()} - {"settings.json"}
+    assert_same_files(output, with_probabilities, names)
+    assert len(list(output.glob("*_prob_network.npz"))) == len(list(output.glob("*.png"))) == 3
+    (output / "box_1_prob_native.npz").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    assert "2 of 3" in run_with(predict, boxes, output, trained, "--save_probabilities")
+    assert {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")} == before
+
+
 def test_a_rerun_keeps_probabilities(boxes, trained, with_probabilities, tmp_path, predict, count_forwards):
     output = copy_predictions(with_probabilities, tmp_path / "out", boxes)
     for more in (("--save_probabilities",), ()):

@@ -89,7 +89,9 @@ def divide_cases(
         check_sources(cases, findings, folder, record)
     division = Division([], [], [])
     for case, finding in zip(cases, findings, strict=True):
-        incomplete = probabilities is not None and not probability_path(folder, case["id"], probabilities).exists()
+        incomplete = probabilities is not None and not os.path.exists(
+            probability_path(folder, case["id"], probabilities)
+        )
         if overwrite or finding.status not in (FINISHED, FOREIGN) or (finding.status == FINISHED and incomplete):
             division.missing.append(case)
         else:
@@ -147,7 +149,9 @@ def clear_folder(
         # Nobody noted what earlier versions wrote, so with --overwrite any label map may have other settings.
         unsure = record is None or (record.written is None and name not in record.sources)
         removed += [path] if status == OUTDATED or (status == FOREIGN and unsure) else []
-        for companion in companion_paths(folder, name) if status != UNKNOWN else []:
+        # Beside a valid label map without probabilities everything is valid.
+        outdated = overwrite or status not in (FINISHED, UNKNOWN)
+        for companion in companion_paths(folder, name) if outdated else []:
             if is_own_companion(companion, name, record):
                 removed.append(companion)
             elif overwrite and os.path.exists(companion):
