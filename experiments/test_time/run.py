@@ -5,8 +5,7 @@
 
 Each way is test_seg.py with a flag, in this process. The ways take turns, --repeats times, so that other work on the
 machine affects all of them; seconds are medians, loading the weights and scoring included. Dice is compared case by
-case with the first network alone, and for Gaussian windows with equally small windows without weights: a volume that
-fits into one window would not show a difference. Writes results.json and prints the table of README.md.
+case with the first network alone. Writes results.json and prints the table of README.md.
 """
 
 import argparse
@@ -32,7 +31,6 @@ from engine.runtime.files import make_output_folder, write_text
 from engine.weights.load_network import load_trained
 
 ALONE = "one network"
-SMALL = "smaller windows"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,8 +41,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trained_weights", nargs="+", metavar="FILE", required=True, help=weights)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for predictions and results.json")
     parser.add_argument("--repeats", type=number(int, 1), default=3, metavar="N", help="predictions in each way")
-    sides = "size of the smaller windows, voxels (R-L, A-P, I-S)"
-    parser.add_argument("--small", nargs=3, default=["32", "48", "32"], metavar=("D", "H", "W"), help=sides)
     parser.add_argument("--gpu", default="cpu", metavar="DEVICE", help="number of a CUDA device, or cpu")
     return parser.parse_args(argv)
 
@@ -54,41 +50,35 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.output)
     make_output_folder(output)
     classes = load_trained(Path(args.trained_weights[0]), "--trained_weights").description.classes[1:]
-    ways = make_ways(args.trained_weights, classes, args.small)
+    ways = make_ways(args.trained_weights, classes)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     dice: dict[str, dict[str, float]] = {}
     for _ in tqdm(range(args.repeats), "repeats"):
-        for number_of_way, (name, (flags, _)) in enumerate(ways.items()):
+        for number_of_way, (name, flags) in enumerate(ways.items()):
             folder = output / f"way_{number_of_way}"
             words = ["--root", args.root, "--output", str(folder), "--gpu", args.gpu, "--amp", "off", "--overwrite"]
             seconds[name].append(predict([*words, *flags]))
             dice[name] = read_dice(folder)
     results = {**describe_machine(choose_device(args.gpu)), "cases": len(dice[ALONE]), "repeats": args.repeats}
-    rows = {
-        name: {"against": other, **summarise(dice[name], seconds[name], dice[other], seconds[other])}
-        for name, (_, other) in ways.items()
-    }
+    rows = {name: summarise(dice[name], seconds[name], dice[ALONE], seconds[ALONE]) for name in ways}
     write_text(output / "results.json", json.dumps({**results, "ways": rows}, indent=2) + "\n")
     print(f"{name_machine(results)}, {results['cases']} cases, {args.repeats} repeats\n")
     print(format_rows(rows))
 
 
-def make_ways(weights: list[str], classes: tuple[str, ...], small: list[str]) -> dict[str, tuple[list[str], str]]:
-    """Name the ways to predict, each with its flags and the way that it is compared with."""
+def make_ways(weights: list[str], classes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Name the ways to predict, with their flags; the first network alone comes first."""
     first = ["--trained_weights", weights[0]]
-    smaller = [*first, "--roi_size", *small]
     ways = {
-        ALONE: (first, ALONE),
-        "`--mirror RL`": ([*first, "--mirror", "RL"], ALONE),
-        "`--mirror`": ([*first, "--mirror"], ALONE),
-        "`--keep_largest`, all classes": ([*first, "--keep_largest", *classes], ALONE),
-        SMALL: (smaller, ALONE),
-        f"{SMALL}, `--window gaussian`": ([*smaller, "--window", "gaussian"], SMALL),
+        ALONE: first,
+        "`--window gaussian`": [*first, "--window", "gaussian"],
+        "`--mirror RL`": [*first, "--mirror", "RL"],
+        "`--mirror`": [*first, "--mirror"],
+        "`--keep_largest`, all classes": [*first, "--keep_largest", *classes],
     }
     if len(weights) > 1:
-        for place, path in enumerate(weights[1:], 2):
-            ways[f"network {place}"] = ["--trained_weights", path], ALONE
-        ways[f"ensemble of {len(weights)}"] = ["--trained_weights", *weights], ALONE
+        others = {f"network {place}": ["--trained_weights", path] for place, path in enumerate(weights[1:], 2)}
+        ways |= {**others, f"ensemble of {len(weights)}": ["--trained_weights", *weights]}
     return ways
 
 
@@ -108,47 +98,40 @@ def read_dice(folder: Path) -> dict[str, float]:
 
 
 def summarise(
-    dice: dict[str, float], seconds: list[float], others: dict[str, float], other_seconds: list[float]
+    dice: dict[str, float], seconds: list[float], alone: dict[str, float], alone_seconds: list[float]
 ) -> dict[str, Any]:
-    """Compare a way with another one: mean Dice, its difference with SD over the cases, and seconds.
+    """Compare a way with the first network alone: mean Dice, its difference with SD over the cases, and seconds.
 
     Args:
         dice: mean Dice by case.
         seconds: seconds of each repetition.
-        others, other_seconds: the same of the other way.
+        alone, alone_seconds: the same of the first network alone.
     """
-    differences: NDArray[np.float64] = np.array([dice[name] - others[name] for name in others])
+    differences: NDArray[np.float64] = np.array([dice[name] - alone[name] for name in alone])
     compared = compare(differences)
-    ratios = np.divide(seconds, other_seconds)  # within a repetition, in which the machine is the same
+    ratios = np.divide(seconds, alone_seconds)  # within a repetition, in which the machine is the same
     return {
         "dice": float(np.nanmean(list(dice.values()))),
         "difference": compared.difference,
         "sd": float(np.nanstd(differences, ddof=1)) if len(differences) > 1 else None,
         "interval": [compared.low, compared.high],
         "p": compared.p,
-        "seconds_per_case": float(np.median(seconds)) / len(dice),
+        "seconds_per_case": float(np.median(seconds)) / len(alone),
         "ratio": float(np.median(ratios)),
     }
 
 
 def format_rows(rows: dict[str, dict[str, Any]]) -> str:
     """Format the table of README.md."""
-    head = "", "against", "mean Dice", "difference ± SD (95 % interval of the mean)", "s per case", "time"
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines = [
+        "| | mean Dice | difference ± SD (95 % interval of the mean) | s per case | time |",
+        "|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
-        difference = against = ""
-        if name != row["against"]:
-            against, (low, high) = row["against"], row["interval"]
-            sd = f" ± {row['sd']:.4f}" if row["sd"] is not None else ""
-            difference = f"{row['difference']:+.4f}{sd} ({low:+.4f} to {high:+.4f})"
-        cells = (
-            name,
-            against,
-            f"{row['dice']:.4f}",
-            difference,
-            f"{row['seconds_per_case']:.2f}",
-            f"{row['ratio']:.2f} x",
-        )
+        low, high = row["interval"]
+        sd = f" ± {row['sd']:.4f}" if row["sd"] is not None else ""
+        difference = "" if name == ALONE else f"{row['difference']:+.4f}{sd} ({low:+.4f} to {high:+.4f})"
+        cells = name, f"{row['dice']:.4f}", difference, f"{row['seconds_per_case']:.2f}", f"{row['ratio']:.2f} x"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
