@@ -28,7 +28,7 @@ from engine.data.datasets import DatasetDescription, find_description
 from engine.data.intensity import ScaleChannelsd
 from engine.data.load_volume import LoadVolumed, Pipeline
 from engine.data.split_file import find_split
-from engine.prediction.post_transforms import InvertToLabelsd, SaveLabelsd
+from engine.prediction.post_transforms import InOrder, InvertToLabelsd, KeepLargestd, SaveLabelsd, SaveProbabilitiesd
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
@@ -82,17 +82,30 @@ def test_pipeline(description: DatasetDescription) -> Pipeline:
     return Pipeline(_deterministic(["image"], description))
 
 
-def infer_post_transforms(output: Path, test_transforms: Compose) -> tuple[InvertToLabelsd, SaveLabelsd]:
+def infer_post_transforms(
+    output: Path,
+    test_transforms: Compose,
+    keep_largest: Sequence[Sequence[int]] = (),
+    save_probabilities: str | None = None,
+) -> tuple[Transform, Transform]:
     """Build the transforms from logits to a label map on the image's native grid, and from that to <case>_seg.nii.gz.
 
     Args:
         output: the folder to write to.
         test_transforms: the pipeline that the image went through.
+        keep_largest: structures of which only the largest connected component stays, as indices of their classes.
+        save_probabilities: the grid on which probabilities are written as well, "native" or "network".
     Returns: two transforms of dictionaries with "id", "source", "image" and "pred". They are not one pipeline because
         the second runs in a thread while the network predicts the next case.
     """
     (load,) = (transform for transform in test_transforms.transforms if isinstance(transform, LoadVolumed))
-    return InvertToLabelsd(test_transforms), SaveLabelsd(output, load.labels)
+    first: list[Transform] = [InvertToLabelsd(test_transforms)]
+    second: list[Transform] = [SaveLabelsd(output, load.labels)]
+    if save_probabilities is not None:
+        first.insert(0, SaveProbabilitiesd(output, save_probabilities, test_transforms, load.labels))
+    if keep_largest:
+        second.insert(0, KeepLargestd(keep_largest))
+    return InOrder(first), InOrder(second)
 
 
 def _deterministic(keys: list[str], description: DatasetDescription) -> list[Transform]:

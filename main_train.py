@@ -95,7 +95,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument(
         "--eval_step", type=number(int, 1), default=500, metavar="N", help="iterations between validations"
     )
-    add_window_arguments(validation)
+    part = "validate N cases, chosen by --seed, while training, and all at the end (default: always all)"
+    validation.add_argument("--val_cases", type=number(int, 1), metavar="N", help=part)
+    add_window_arguments(validation, overlap=0.25)
 
     execution = parser.add_argument_group("execution")
     add_device_arguments(execution)
@@ -143,6 +145,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.runtime.errors import InputError
     from engine.runtime.files import LAST, PREVIOUS, make_output_folder
     from engine.training.state import TrainingState
+    from engine.training.validation import put_chosen_first
     from engine.weights.checkpoints import NetworkConfig, load_checkpoint
     from engine.weights.load_weights import load_weights
 
@@ -155,6 +158,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     training_cases, validation_cases = find_training_cases(Path(args.root), description, split)
     if split is None:
         split = Split.of_folders(*([case["id"] for case in cases] for cases in (training_cases, validation_cases)))
+    validation_cases = put_chosen_first(validation_cases, args.val_cases, args.seed)
     config = NetworkConfig.for_dataset(description, args.network, args.roi_size, network_overrides(args))
     state = TrainingState(vars(args), config, description, split, device)
     if args.resume:
@@ -189,13 +193,14 @@ def train(
     import json
     import time
 
+    from torch.utils.data import Subset
     from tqdm import tqdm
 
     from engine.data.cache import cached_dataset
     from engine.data.loading import seed_iteration, training_loader
     from engine.evaluation.masks import mask_scalars
     from engine.prediction.sliding_window import SlidingWindow
-    from engine.runtime.distributed import AnyProcess, barrier, process_rank
+    from engine.runtime.distributed import AnyProcess, barrier, process_rank, shard
     from engine.runtime.files import BEST, write_text
     from engine.training.log import NoLog, StepMonitor, TensorBoardLog
     from engine.training.loss import make_loss
@@ -217,6 +222,8 @@ def train(
     cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
     training_set = cached_dataset(training_cases, training_transforms, **cache)
     validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True)
+    chosen = validation_cases[: args.val_cases]
+    chosen_set = Subset(validation_set, range(len(shard(chosen))))
     window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
 
     criterion = make_loss(with_ignored=bool(state.description.labels.ignored))
@@ -238,13 +245,22 @@ def train(
         state.save(output)
 
     def evaluate() -> None:
+        began = time.perf_counter()
+        part = validation_set if state.iteration == args.max_iter else chosen_set
         with stop.immediate():  # everything is saved: a stop request may interrupt it
-            table, figures = validate(state.network, validation_set, state.description, window, args.num_workers)
-        state.keep_best(table.mean(), output)
+            table, figures = validate(state.network, part, state.description, window, args.num_workers)
+        progress.validation_s += time.perf_counter() - began
+        compared = table.part([case["id"] for case in chosen])  # the same cases in every evaluation
+        state.keep_best(compared.mean(), output)
         if first:
             table.write(output)
-        tqdm.write(f"iteration {state.iteration}: mean Dice {table.mean():.4f}, best {progress.best_dice:.4f}")
-        log.scalars({f"dice/{name}": dice for name, dice in table.means().items()}, state.iteration)
+        numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
+        tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
+        log.scalars({f"dice/{name}": dice for name, dice in compared.means().items()}, state.iteration)
+        log.scalars({"time/validation_share": progress.validation_share}, state.iteration)
+        if len(table.cases) > len(chosen):
+            tqdm.write(f"all {len(table.cases)} validation cases: mean Dice {table.mean():.4f}")
+            log.scalars({f"dice_all/{name}": dice for name, dice in table.means().items()}, state.iteration)
         log.scalars({f"mask/{name}": value for name, value in mask_scalars(state.network).items()}, state.iteration)
         for name, figure in figures.items():
             log.figure(name, figure, state.iteration)
@@ -265,6 +281,7 @@ def train(
             seed_iteration(args.seed, state.iteration, process_rank())
             step = train_step(state, criterion, image, label, rate)
             progress.iteration += 1
+            progress.training_s += time.perf_counter() - asked
             bar.set_postfix(monitor.add(state.iteration, step, rate, started, waited=started - asked))
 
             progress.awaits_evaluation = state.iteration % args.eval_step == 0 or state.iteration == args.max_iter

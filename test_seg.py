@@ -2,6 +2,7 @@
 
     python test_seg.py --root /data/amos --output predictions --trained_weights runs/amos/best_metric_model.pth
     python test_seg.py --root /data/amos --split splits/amos_ct.json ... (the cases of a split file)
+    python test_seg.py ... --trained_weights runs/fold_*/best_metric_model.pth (their mean probability)
     torchrun --nproc_per_node 4 test_seg.py ... (four GPUs share the cases)
 
 Writes <case>_seg.nii.gz for every case of imagesTs (of imagesVal if there is no imagesTs, or of --images), one picture
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from engine.data.datasets import DATASETS
 from engine.data.splits import PARTS
 from engine.runtime.arguments import (
+    AXES,
     NETWORK_FLAGS,
     add_device_arguments,
     add_fix_affine_argument,
@@ -36,7 +38,14 @@ from engine.runtime.memory import tune_process
 from networks import NETWORKS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
+
+    from engine.data.cases import Case
+    from engine.data.datasets import DatasetDescription
+    from engine.prediction.ensemble import Ensemble
+    from engine.weights.load_network import NetworkToPredict
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +68,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
 
     network = parser.add_argument_group("network (all flags but the first are for weights without a description)")
-    network.add_argument("--trained_weights", metavar="FILE", required=True, help="checkpoint, or bare state dict")
+    several = "checkpoint or bare state dict; the probabilities of several are averaged"
+    network.add_argument("--trained_weights", nargs="+", metavar="FILE", required=True, help=several)
     network.add_argument("--dataset", help=f"{', '.join(DATASETS)}, or a JSON file (default: as trained)")
     network.add_argument(
         "--network", metavar="NAME", choices=NETWORKS, help=f"{', '.join(NETWORKS)} (default: as trained, or REP3D)"
@@ -74,10 +84,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=("D", "H", "W"),
         help="size, voxels along R-L, A-P, I-S (default: as trained, or 96 96 96)",
     )
-    add_window_arguments(window)
+    add_window_arguments(window, overlap=0.5)
+    weighting = "weight of the voxels of a window: equal, or falling off from its centre"
+    window.add_argument("--window", default="constant", choices=("constant", "gaussian"), help=weighting)
+    mirroring = "average over windows mirrored along these axes (all without a name): RL, AP, IS"
+    window.add_argument("--mirror", nargs="*", choices=AXES, metavar="AXIS", help=mirroring)
+
+    result = parser.add_argument_group("result")
+    largest = "keep only the largest connected component of these classes or regions"
+    result.add_argument("--keep_largest", nargs="+", metavar="NAME", help=largest)
+    result.add_argument(
+        "--save_probabilities",
+        nargs="?",
+        choices=("native", "network"),
+        const="native",
+        help="write the probabilities of all classes, on the grid of the image (native, the default) or the network",
+    )
 
     add_device_arguments(parser.add_argument_group("execution"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.mirror is not None:
+        args.mirror = [axis for axis in AXES if axis in (args.mirror or AXES)]
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
@@ -89,36 +117,12 @@ def main(args: argparse.Namespace) -> None:
         predict(args, device)
 
 
-def predict(args: argparse.Namespace, device: "torch.device") -> None:
-    """Predict the cases that are not finished, and score all of them; failed cases are reported at the end."""
-    from dataclasses import replace
-    from pathlib import Path
-
+def find_cases(args: argparse.Namespace, description: "DatasetDescription", trained_on: frozenset[str]) -> "list[Case]":
+    """Find the cases to predict; a line names those among them that the weights were trained on."""
     from engine.data.cases import find_test_cases
-    from engine.data.datasets import find_description
     from engine.data.split_file import find_split
-    from engine.prediction.finished import digest_weights, divide_cases, prediction_settings
-    from engine.prediction.outputs import check_outputs
-    from engine.prediction.predict_cases import Review, predict_cases, report, review_finished
-    from engine.prediction.sliding_window import SlidingWindow
-    from engine.runtime.devices import amp_name, choose_precision, make_autocast, to_device
-    from engine.runtime.distributed import gather, shard
-    from engine.runtime.files import make_output_folder
     from engine.runtime.wording import count_of, list_some
-    from engine.weights.load_network import load_network
-    from load_datasets_transforms import infer_post_transforms, test_pipeline
 
-    output = Path(args.output)
-    make_output_folder(output)
-    digest = digest_weights(args.trained_weights)
-    weights, overrides = Path(args.trained_weights), network_overrides(args)
-    described = None if args.dataset is None else find_description(args.dataset)
-    network, roi_size, description, trained_on = load_network(
-        weights, described, args.network, args.roi_size, overrides
-    )
-    description = replace(description, fix_affine=args.fix_affine)
-    for note in description.notes:
-        print(note)
     split = find_split(args.split, args.fold)
     if split:
         print(f"split: {split}")
@@ -126,20 +130,77 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     if known := sorted(trained_on & {case["id"] for case in cases}):
         found = f"found {len(known)} of {count_of(len(cases), 'case')} among those that the weights were trained on"
         print(f"warning: {found} ({list_some(known)}): their Dice says nothing about other cases")
+    return cases
+
+
+def make_ensemble(
+    networks: "Sequence[NetworkToPredict]", args: argparse.Namespace, device: "torch.device"
+) -> "Ensemble":
+    """Move networks to the device, as an ensemble that predicts as the flags say."""
+    from engine.prediction.ensemble import Ensemble, Member
+    from engine.prediction.sliding_window import SlidingWindow
+    from engine.runtime.devices import amp_name, choose_precision, make_autocast, to_device
+
+    members = []
+    for network, size, *_ in networks:
+        precision = choose_precision(args.amp, device, size, network.input_sizes)
+        autocast = make_autocast(device, precision)
+        window = SlidingWindow(size, args.sw_batch_size, args.overlap, device, autocast, args.window)
+        members.append(Member(to_device(network, device), window, amp_name(precision)))
+    return Ensemble(members, [AXES.index(axis) for axis in args.mirror or ()])
+
+
+def predict(args: argparse.Namespace, device: "torch.device") -> None:
+    """Predict the cases that are not finished, and score all of them; failed cases are reported at the end."""
+    import shutil
+    from dataclasses import replace
+    from pathlib import Path
+
+    from engine.data.datasets import find_description
+    from engine.prediction.components import find_structures
+    from engine.prediction.ensemble import name_sided_classes
+    from engine.prediction.finished import divide_cases
+    from engine.prediction.outputs import check_outputs
+    from engine.prediction.predict_cases import Review, predict_cases, report, review_finished
+    from engine.prediction.probabilities import estimate_bytes
+    from engine.prediction.settings import digest_weights, prediction_settings
+    from engine.runtime.distributed import gather, shard
+    from engine.runtime.files import make_output_folder
+    from engine.runtime.wording import list_some
+    from engine.weights.load_network import load_networks
+    from load_datasets_transforms import infer_post_transforms, test_pipeline
+
+    output = Path(args.output)
+    make_output_folder(output)
+    digests = digest_weights(args.trained_weights)
+    weights, overrides = list(map(Path, args.trained_weights)), network_overrides(args)
+    described = None if args.dataset is None else find_description(args.dataset)
+    networks = load_networks(weights, described, args.network, args.roi_size, overrides)
+    description = replace(networks[0].description, fix_affine=args.fix_affine)
+    for note in description.notes:
+        print(note)
+    structures = find_structures(args.keep_largest or [], description.structures)
+    if "RL" in (args.mirror or ()) and (sided := name_sided_classes(description.classes)):
+        print(f"warning: --mirror: RL exchanges left and right, which {list_some(sided)} needs training with")
+    cases = find_cases(args, description, frozenset().union(*(network.trained_on for network in networks)))
     check_outputs(cases, output)
-    precision = choose_precision(args.amp, device, roi_size, network.input_sizes)
+    ensemble = make_ensemble(networks, args, device)
     network_flags = {name: getattr(args, name) for name in ("network", *NETWORK_FLAGS, "network_args")}
-    settings = prediction_settings(digest, network_flags, roi_size, args.overlap, amp_name(precision), description)
-    finished, missing, kept = divide_cases(cases, output, settings, description.labels, args.overwrite)
+    kept_classes = [[description.classes[index] for index in members] for members in structures]
+    settings = prediction_settings(digests, network_flags, ensemble, kept_classes, description)
+    grid = args.save_probabilities
+    finished, missing, kept = divide_cases(cases, output, settings, description.labels, args.overwrite, grid)
     if finished:
         print(f"{len(finished)} of {len(cases)} predictions are finished already")
+    if grid and missing:
+        size = estimate_bytes(missing, len(description.classes), grid, description.spacing)
+        free = f"{shutil.disk_usage(output).free / 1e9:.1f} GB are free in {output}"
+        print(f"--save_probabilities: at most {size / 1e9:.1f} GB, before compression; {free}")
 
     transforms = test_pipeline(description)
-    post_transforms = infer_post_transforms(output, transforms)
-    window = SlidingWindow(roi_size, args.sw_batch_size, args.overlap, device, make_autocast(device, precision))
+    post_transforms = infer_post_transforms(output, transforms, structures, grid)
     review = Review(output, description, args.preview)
-    network = to_device(network, device)
-    predicted = predict_cases(shard(missing), transforms, post_transforms, network, window, review, args.num_workers)
+    predicted = predict_cases(shard(missing), transforms, post_transforms, ensemble, review, args.num_workers)
     reviewed = review_finished(shard(finished), review)
     names = [case["id"] for case in [*missing, *finished]]
     outcomes = dict(zip(names, [*gather(predicted), *gather(reviewed)], strict=True))  # each case was one process's

@@ -23,7 +23,7 @@ import main_train
 import test_seg as predict_script
 from engine.data.datasets import DatasetDescription
 from engine.data.splits import Split
-from engine.prediction import predict_cases
+from engine.prediction import ensemble
 from engine.runtime.arguments import network_overrides
 from engine.runtime.errors import run
 from engine.training.state import TrainingState
@@ -240,13 +240,13 @@ def predicted(box_template, trained, tmp_path_factory):
 def count_forwards(monkeypatch):
     """Record the images that the network receives from now on."""
     seen = []
-    predict_logits = predict_cases.predict_logits
+    predict_logits = ensemble.predict_logits
 
-    def record(network, image, window):
+    def record(network, image, *rest):
         seen.append(image)
-        return predict_logits(network, image, window)
+        return predict_logits(network, image, *rest)
 
-    monkeypatch.setattr(predict_cases, "predict_logits", record)
+    monkeypatch.setattr(ensemble, "predict_logits", record)
     return seen
 
 

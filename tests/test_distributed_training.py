@@ -20,7 +20,10 @@ from engine.runtime.errors import run
 
 # Plain SGD: AdamW is invariant to the scale of gradients, which hides a sum in place of a mean, and amplifies rounding.
 # With this seed six iterations find both boxes.
-RECIPE = ("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3", "--seed", "3")
+RECIPE = (
+    *("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3", "--seed", "3"),
+    *("--val_cases", "2"),
+)
 TOLERANCE = 1e-4  # relative, of losses; 1e-5 was observed
 BEST, LAST, PREVIOUS = "best_metric_model.pth", "last_checkpoint.pth", "previous_checkpoint.pth"
 
@@ -161,9 +164,13 @@ def test_a_request_to_one_process_stops_both_after_the_same_step(runs):
 
 def test_pair_validates_like_one(runs):
     two, one = (scalars(runs / name) for name in ("two", "one"))
-    for name in ("dice/mean", "dice/left", "dice/right"):
+    for name in ("dice/mean", "dice/left", "dice/right", "dice_all/mean"):
         assert dict(two[name]) == pytest.approx(dict(one[name]), abs=1e-3)
     assert max(dict(one["dice/mean"]).values()) > 0.5
+    assert dict(one["dice_all/mean"]).keys() == {6}
+    tables = [(runs / name / "dice.csv").read_text().splitlines() for name in ("two", "one")]
+    cases = [[line.partition(",")[0] for line in table] for table in tables]
+    assert cases == [["case", "box_7", "box_8", "box_9", "mean"]] * 2
 
 
 def test_pair_ends_with_the_weights_of_one(runs):

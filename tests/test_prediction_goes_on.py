@@ -19,7 +19,7 @@ from prediction_folders import (
     truncate,
 )
 
-from engine.prediction import post_transforms, predict_cases
+from engine.prediction import ensemble, post_transforms, predict_cases
 from engine.runtime.errors import InputError
 
 BROKEN_IMAGES = {
@@ -98,15 +98,15 @@ SURPRISES = {
 def test_an_error_in_one_case_does_not_affect_the_others(
     boxes, trained, predicted, tmp_path, predict, monkeypatch, count_forwards, error, part
 ):
-    predict_logits = predict_cases.predict_logits
+    predict_logits = ensemble.predict_logits
 
-    def fail(network, image, window):
-        logits = predict_logits(network, image, window)
+    def fail(*args):
+        logits = predict_logits(*args)
         if len(count_forwards) == 2:
             raise error
         return logits
 
-    monkeypatch.setattr(predict_cases, "predict_logits", fail)
+    monkeypatch.setattr(ensemble, "predict_logits", fail)
     status, _, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained))
     assert status == 1
     (line,) = errors_at_the_end(err)

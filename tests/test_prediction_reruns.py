@@ -23,7 +23,7 @@ from prediction_folders import (
     truncate,
 )
 
-from engine.prediction import finished, predict_cases
+from engine.prediction import ensemble, findings
 
 
 def states(folder):
@@ -115,8 +115,8 @@ def test_a_copied_image_counts_as_unchanged(boxes, trained, predicted, tmp_path,
         hashed.append(path)
         return digest(path)
 
-    hashed, digest = [], finished.digest_file
-    monkeypatch.setattr(finished, "digest_file", count)
+    hashed, digest = [], findings.digest_file
+    monkeypatch.setattr(findings, "digest_file", count)
     output = copy_predictions(predicted, tmp_path / "out", boxes)
     before = states(output)
     for name in NAMES:
@@ -154,7 +154,7 @@ def test_overwriting_with_the_same_settings_loses_nothing_when_it_is_stopped(
 
     output = copy_predictions(predicted, tmp_path / "out", boxes)
     with monkeypatch.context() as patch:
-        patch.setattr(predict_cases, "predict_logits", stop)
+        patch.setattr(ensemble, "predict_logits", stop)
         assert predict(*prediction_arguments(boxes, output, trained, "--overwrite"))[0] == 130
     assert_same_files(output, predicted, [f"{name}_seg.nii.gz" for name in NAMES])
 

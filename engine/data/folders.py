@@ -17,6 +17,7 @@ OTHER_ENDINGS = (
 SIMILAR = 0.9  # ratio of difflib: imagesval is similar to imagesVal, imagesTr is not
 MOST_CHANNELS = 4  # of a single id; more files in a row are rather as many cases
 PREDICTION_ENDING = "_seg.nii.gz"  # of the label maps of test_seg.py, after the id
+PROBABILITY_ENDINGS = {"native": "_prob_native.npz", "network": "_prob_network.npz"}  # of its probabilities, by grid
 SETTINGS, SOURCES = "settings.json", "sources"  # file beside these label maps, and its field about them
 
 
@@ -55,7 +56,7 @@ def list_volumes(folder: Path, skip_predictions: bool = False) -> Volumes:
 
     Args:
         folder: folder or file; hidden files are skipped.
-        skip_predictions: whether to leave out label maps that test_seg.py has written to the folder.
+        skip_predictions: whether to leave out what test_seg.py has written to the folder.
     """
     try:
         paths = [folder] if folder.is_file() else sorted(folder.iterdir())
@@ -74,7 +75,7 @@ def list_volumes(folder: Path, skip_predictions: bool = False) -> Volumes:
             continue
         if path.is_dir():
             folders.append(f"{name}/")
-        elif predictions and name.endswith(PREDICTION_ENDING):
+        elif predictions and name.endswith((PREDICTION_ENDING, *PROBABILITY_ENDINGS.values())):
             own.append(name)
         elif (case := re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)) == name:
             others += [] if name.lower().endswith(OTHER_ENDINGS) else [name]

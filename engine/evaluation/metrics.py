@@ -7,7 +7,7 @@ the mean of the class means; regions are unions of classes and not part of it.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,6 +93,12 @@ class DiceTable:
     def add(self, case: str, dice: NDArray[np.float64]) -> None:
         """Add the Dice of one case, (classes + regions,)."""
         self.cases[case] = dice
+
+    def part(self, cases: Collection[str]) -> Self:
+        """Make the table of some of the cases."""
+        table = type(self)(self.classes, self.regions)
+        table.cases = {name: dice for name, dice in self.cases.items() if name in cases}
+        return table
 
     def structure_means(self) -> dict[str, float]:
         """Map the name of each class and region to the mean Dice over the cases that have it."""

@@ -5,7 +5,7 @@ the pipeline followed by an argmax gives. If the two grids have the same axes (t
 sheared), interpolation is a product with one matrix per axis, computed here in small blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -145,11 +145,16 @@ def interpolate_blocks(logits: Tensor, axes: Sequence[Axis], shape: Sequence[int
         if len(classes) == 1:
             block[:] = classes
             continue
-        # (classes, d, h, w) -> (classes, d, h, Z) -> (classes, d, Y, Z) -> (classes, X, Y, Z)
-        interpolated = y.weights @ (probabilities[classes] @ z.weights.T)
-        interpolated = (x.weights @ interpolated.flatten(2)).unflatten(2, interpolated.shape[2:])
+        interpolated = interpolate(probabilities[classes], x, y, z)
         block[:] = classes[interpolated.max(dim=0).indices]  # the first of equal ones
     return labels
+
+
+def interpolate(block: Tensor, x: Part, y: Part, z: Part) -> Tensor:
+    """Interpolate a block of the network's grid at native voxels, (classes, d, h, w) -> (classes, X, Y, Z)."""
+    # (classes, d, h, w) -> (classes, d, h, Z) -> (classes, d, Y, Z) -> (classes, X, Y, Z)
+    interpolated = y.weights @ (block @ z.weights.T)
+    return (x.weights @ interpolated.flatten(2)).unflatten(2, interpolated.shape[2:])
 
 
 def compare_classes(logits: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:
@@ -157,18 +162,28 @@ def compare_classes(logits: Tensor, image: MetaTensor, transforms: Compose) -> T
 
     Args, Shape, Raises: as ``to_native_labels``.
     """
-    normaliser = torch.cat([slab.logsumexp(dim=0) for slab in logits.split(BLOCK, dim=1)])
-    require_finite_logits(bool(normaliser.isfinite().all()))
     best = torch.empty(0)
     labels = torch.empty(0, dtype=torch.uint8)
-    for value, logit in enumerate(logits):
-        probability = to_native((logit - normaliser).exp(), image, transforms)
+    for value, volume in enumerate(class_probabilities(logits)):
+        probability = to_native(volume, image, transforms)
         if value == 0:
             best, labels = probability, torch.zeros_like(probability, dtype=torch.uint8)
         else:
             labels[probability > best] = value
             best = torch.maximum(best, probability)
     return labels
+
+
+def class_probabilities(logits: Tensor) -> Iterator[Tensor]:
+    """Yield the probability of one class after the other, (classes, D, H, W) -> (D, H, W) per class.
+
+    Raises:
+        FloatingPointError: the logits are not finite.
+    """
+    normaliser = torch.cat([slab.logsumexp(dim=0) for slab in logits.split(BLOCK, dim=1)])
+    require_finite_logits(bool(normaliser.isfinite().all()))
+    for logit in logits:
+        yield (logit - normaliser).exp()
 
 
 def to_native(volume: Tensor, image: MetaTensor, transforms: Compose) -> Tensor:

@@ -6,15 +6,16 @@ import os
 import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.data.cases import Case, case_files
-from engine.data.folders import PREDICTION_ENDING
+from engine.data.folders import PREDICTION_ENDING, PROBABILITY_ENDINGS
 from engine.runtime.distributed import process_rank
 from engine.runtime.errors import DiskError, InputError, raise_problems
-from engine.runtime.files import write_whole
+from engine.runtime.files import digest_file, write_whole
 from engine.runtime.wording import list_some
 
 JOURNAL = ".written_{}.jsonl"  # one per process, in the folder of predictions
@@ -28,6 +29,16 @@ def prediction_path(folder: Path, case: str) -> Path:
 def picture_path(folder: Path, case: str) -> Path:
     """Return the path of a case's picture."""
     return folder / f"{case}.png"
+
+
+def probability_path(folder: Path, case: str, grid: str) -> Path:
+    """Return the path of a case's probabilities on a grid, "native" or "network"."""
+    return folder / f"{case}{PROBABILITY_ENDINGS[grid]}"
+
+
+def companion_paths(folder: Path, case: str) -> list[Path]:
+    """List the paths of what may be beside a case's label map: its picture and its probabilities."""
+    return [picture_path(folder, case), *(probability_path(folder, case, grid) for grid in PROBABILITY_ENDINGS)]
 
 
 def check_outputs(cases: Sequence[Case], folder: Path) -> None:
@@ -59,7 +70,31 @@ def write_output(path: Path, content: bytes) -> None:
     Raises:
         DiskError: a file cannot be written.
     """
-    line = json.dumps({"file": path.name, "digest": hashlib.blake2b(content).hexdigest()})
+    _note_digest(path, hashlib.blake2b(content).hexdigest())
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_large_output(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that does not fit in memory as ``write_output`` does; its digest is noted before it has its name.
+
+    Args:
+        path: the file.
+        write: function that fills an open binary file.
+    Raises:
+        DiskError: a file cannot be written.
+    """
+
+    def write_and_note(file: BinaryIO) -> None:
+        write(file)
+        file.flush()
+        _note_digest(path, digest_file(file.name))
+
+    write_whole(path, write_and_note)
+
+
+def _note_digest(path: Path, digest: str) -> None:
+    """Add a line with the digest of a file to this process's journal."""
+    line = json.dumps({"file": path.name, "digest": digest})
     journal = path.parent / JOURNAL.format(process_rank())
     try:
         with open(journal, "a", encoding="utf-8") as file:
@@ -68,7 +103,6 @@ def write_output(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise DiskError(f"{journal}: cannot be written ({error.strerror}), expected a disk with space") from error
-    write_whole(path, lambda file: file.write(content))
 
 
 def read_journals(folder: Path) -> dict[str, list[str]]:

@@ -23,17 +23,15 @@ from engine.data.intensity_checks import measure_channels
 from engine.data.loading import case_loader
 from engine.evaluation.metrics import DiceTable, dice_by_structure
 from engine.evaluation.pictures import encode_png, preview
-from engine.prediction.finished import read_prediction
+from engine.prediction.ensemble import Ensemble
+from engine.prediction.findings import read_prediction
 from engine.prediction.outputs import picture_path, prediction_path, write_output
 from engine.prediction.records import record_written
-from engine.prediction.sliding_window import SlidingWindow, predict_logits
 from engine.runtime.distributed import process_rank
 from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
 from engine.runtime.memory import return_freed_memory
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 from engine.runtime.wording import count_of, list_some
-from networks.base import SegmentationNetwork
-from networks.large_kernel_conv import keep_kernel_spectra
 
 Sample = dict[str, Any]  # a case in progress: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
 Item = TypeVar("Item")
@@ -148,8 +146,7 @@ def predict_cases(
     cases: Sequence[Case],
     transforms: Compose,
     post_transforms: tuple[Transform, Transform],
-    network: SegmentationNetwork,
-    window: SlidingWindow,
+    ensemble: Ensemble,
     review: Review,
     num_workers: int,
 ) -> list[Outcome]:
@@ -159,8 +156,7 @@ def predict_cases(
         cases: cases of this process.
         transforms: pipeline from a case's files to the network's input.
         post_transforms: transform from logits to a label map on the image's native grid, and one that writes it.
-        network: network in evaluation mode, on its device.
-        window: sliding window.
+        ensemble: networks in evaluation mode, on their device.
         review: scoring and drawing of each predicted case.
         num_workers: processes that load cases.
     Raises:
@@ -171,7 +167,7 @@ def predict_cases(
 
     def infer(sample: Sample) -> Any:
         # Inverted here, not in the thread: logits take gigabytes, so only one case may hold them at a time.
-        return invert({**sample, "pred": predict_logits(network, sample["image"], window)})
+        return invert({**sample, "pred": ensemble.predict(sample["image"])})
 
     def finish(sample: Sample | Failure) -> None:
         # A folder that cannot be written to is no fault of the case, and all other cases would fail too.
@@ -179,8 +175,8 @@ def predict_cases(
 
     loader = case_loader(CasesToPredict(cases, transforms, review.description), num_workers)
     bar = tqdm(loader, "predicting", disable=process_rank() != 0)
-    with keep_kernel_spectra(network):  # for all cases, not only for the windows of one
-        overlap_steps(bar, lambda sample: attempt(infer, sample), finish)
+    with ensemble.keep_kernel_spectra():  # for all cases, not only for the windows of one
+        overlap_steps(bar, lambda sample: attempt(infer, sample, fatal=(DiskError,)), finish)
     return outcomes
 
 

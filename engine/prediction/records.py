@@ -11,6 +11,7 @@ from engine.runtime.arguments import format_value
 from engine.runtime.files import write_text
 
 FORMER_AMP = {"bfloat16": "bf16", "float16": "fp16"}  # in folders of earlier versions
+NEWER = {"window": "constant", "mirror": None, "keep_largest": None}  # absent from folders of earlier versions
 WRITTEN = "written"  # field of the settings
 WITHOUT_EFFECT = ("name", "modality", "regions")  # fields of a dataset's description that do not change predictions
 LONGEST_SHOWN = 24  # characters of a setting's value in a message
@@ -48,7 +49,7 @@ def read_record(folder: Path) -> Record | None:
     values = read_settings(folder)
     if values is None:
         return None
-    settings = {name: value for name, value in values.items() if name not in (SOURCES, WRITTEN)}
+    settings = NEWER | {name: value for name, value in values.items() if name not in (SOURCES, WRITTEN)}
     settings["amp"] = FORMER_AMP.get(str(settings.get("amp")), settings.get("amp"))
     sources = {name: source for name, source in values[SOURCES].items() if isinstance(source, dict)}
     found = values.get(WRITTEN)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from monai.inferers import sliding_window_inference
@@ -22,6 +23,7 @@ class SlidingWindow:
         overlap: overlap of neighbouring windows as a share of the window, from 0 to below 1.
         device: device of the network.
         autocast: factory of the autocast context that the network runs in.
+        mode: weights of the voxels of a window: "constant", or "gaussian" around its centre, as in MONAI.
     """
 
     roi_size: Sequence[int]
@@ -29,9 +31,12 @@ class SlidingWindow:
     overlap: float
     device: torch.device
     autocast: Callable[[], torch.autocast]
+    mode: Literal["constant", "gaussian"] = "constant"
 
 
-def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingWindow) -> Tensor:
+def predict_logits(
+    network: SegmentationNetwork, image: Tensor, window: SlidingWindow, mirrored: Sequence[int] = ()
+) -> Tensor:
     """Predict the logits of one volume by sliding window, averaged over the windows that cover a voxel.
 
     Args:
@@ -39,13 +44,17 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingW
         image: preprocessed volume on any device; if it is smaller than the window, each channel is padded with its
             minimum, as training crops are.
         window: size, overlap, device and precision.
+        mirrored: axes (0 to 2) along which the network sees each window mirrored; its logits are mirrored back.
     Shape: (channels, D, H, W) -> (classes, D, H, W), float32, on the network's device or, if they would take too much
         of its memory, on the CPU.
     """
 
     def predictor(windows: Tensor) -> Tensor:
         with window.autocast():
-            return network(windows + minimum).float()
+            return mirror(network(mirror(windows + minimum)).float())
+
+    def mirror(windows: Tensor) -> Tensor:
+        return windows.flip([axis + 2 for axis in mirrored]) if mirrored else windows
 
     volume = image[None].as_subclass(Tensor).to(window.device)
     # Per channel. It is subtracted for MONAI, which pads with 0, and added again in each window.
@@ -57,7 +66,7 @@ def predict_logits(network: SegmentationNetwork, image: Tensor, window: SlidingW
     with torch.inference_mode(), keep_kernel_spectra(network):
         shifted = volume - minimum
         logits = sliding_window_inference(
-            shifted, window.roi_size, windows_per_forward, predictor, window.overlap, device=place
+            shifted, window.roi_size, windows_per_forward, predictor, window.overlap, window.mode, device=place
         )
         assert isinstance(logits, Tensor)  # a single output, not a dictionary of outputs
         return logits[0]

@@ -11,6 +11,7 @@ from engine.runtime.errors import InputError
 
 HOURS_OF_A_YEAR = 8760
 NETWORK_FLAGS = ("feat_size", "kernel_size")  # arguments of the network's constructor that have flags of their own
+AXES = ("RL", "AP", "IS")  # of volumes after preprocessing, in their order
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 
 
@@ -125,12 +126,12 @@ def add_network_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_window_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add the flags of sliding windows, the same in every command."""
+def add_window_arguments(group: argparse._ArgumentGroup, overlap: float) -> None:
+    """Add the flags of sliding windows, the same in every command except for the default of the overlap."""
     group.add_argument(
         "--overlap",
         type=number(float, 0, 1, open_high=True),
-        default=0.5,
+        default=overlap,
         metavar="SHARE",
         help="overlap of neighbouring sliding windows",
     )

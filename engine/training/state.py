@@ -26,10 +26,12 @@ from networks.base import SegmentationNetwork
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
     *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
+    *("overlap", "val_cases"),  # with others, the Dice of the best evaluation could not be compared
 )
 NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
+    "val_cases": None,
 }  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 
@@ -46,6 +48,8 @@ class Progress:
         skipped: steps that changed nothing because loss or gradients were not finite.
         skipped_in_a_row: number of such steps without interruption up to the last iteration.
         scalars: numbers logged for the last iteration.
+        training_s: seconds of the iterations, waiting for data included.
+        validation_s: seconds of the evaluations.
     """
 
     iteration: int = 0
@@ -55,6 +59,13 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
+    training_s: float = 0.0
+    validation_s: float = 0.0
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the run's time that was spent on evaluations; 0 before any."""
+        return self.validation_s / max(self.training_s + self.validation_s, 1e-9)
 
     @property
     def first_logged(self) -> int:
@@ -69,7 +80,7 @@ class Progress:
         counts = (self.iteration, self.best_iteration, self.skipped, self.skipped_in_a_row)
         if min(map(operator.index, counts)) < 0:
             raise ValueError(f"counts: found {counts}, expected numbers from 0")
-        for value in (self.best_dice, *self.scalars.values()):
+        for value in (self.best_dice, self.training_s, self.validation_s, *self.scalars.values()):
             math.isnan(value)  # a TypeError unless it is a number
 
 

@@ -1,5 +1,6 @@
 """Load the network of a checkpoint: for prediction, or as it was trained."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import torch
 
 from engine.data.datasets import DatasetDescription
 from engine.data.splits import TRAINING
-from engine.runtime.arguments import name_network_flags
+from engine.runtime.arguments import format_value, name_network_flags
 from engine.runtime.errors import InputError
 from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, split_of
 from engine.weights.load_weights import load_weights
 from networks.base import SegmentationNetwork
 
 FLAG = "--trained_weights"
+# Fields of a description that the networks of an ensemble must have in common.
+SHARED = ("labels", "channels", "spacing", "intensity", "nan")
 
 
 class TrainedNetwork(NamedTuple):
@@ -90,6 +93,32 @@ def build_start(config: NetworkConfig, seed: int) -> SegmentationNetwork:
     """Build a network as main_train.py does with this seed, before the first iteration."""
     torch.manual_seed(seed)
     return config.build()
+
+
+def load_networks(
+    paths: Sequence[Path],
+    description: DatasetDescription | None,
+    network: str | None,
+    roi_size: Sequence[int] | None,
+    overrides: dict[str, Any],
+) -> list[NetworkToPredict]:
+    """Load the networks of an ensemble; they may differ in everything but what they read and what they predict.
+
+    Args: as ``load_network``, for every file.
+    Raises:
+        InputError: as ``load_network``; two files differ in labels, channels or preprocessing.
+    """
+    loaded = [load_network(path, description, network, roi_size, overrides) for path in paths]
+    first = loaded[0].description.to_json()
+    for path, other in zip(paths, loaded, strict=True):
+        for name in SHARED:
+            found, expected = other.description.to_json().get(name), first.get(name)
+            if json.dumps(found) != json.dumps(expected):  # as text: the order of channels matters
+                raise InputError(
+                    f"{FLAG}: {path} was trained with {name} {format_value(found)}, expected "
+                    f"{format_value(expected)} as {paths[0]}"
+                )
+    return loaded
 
 
 def load_network(

@@ -32,8 +32,13 @@ def _checkpoint_differences(one: Path, other: Path) -> Iterator[str]:
 
 
 def _without_seconds(progress: dict[str, Any]) -> dict[str, Any]:
-    scalars = {name: value for name, value in progress.get("scalars", {}).items() if not name.endswith("_s")}
-    return {**progress, "scalars": scalars}
+    scalars = {name: value for name, value in progress.get("scalars", {}).items() if not _is_time(name)}
+    return {name: value for name, value in {**progress, "scalars": scalars}.items() if not _is_time(name)}
+
+
+def _is_time(name: str) -> bool:
+    """Check whether a number is a measured time, or a share of times."""
+    return name.endswith("_s") or name.startswith("time/")
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -59,7 +64,7 @@ def _log_differences(one: Path, other: Path) -> Iterator[str]:
             steps = [[event.step for event in logged] for logged in events]
             if steps[0] != steps[1]:
                 yield f"tensorboard: {name} at steps {steps[0]} and {steps[1]}"
-            elif kind == "scalars" and not name.endswith("_s"):
+            elif kind == "scalars" and not _is_time(name):
                 values = [[event.value for event in logged] for logged in events]
                 if not _equal(*values):
                     yield f"tensorboard: {name} {values[0]} and {values[1]}"

@@ -81,9 +81,10 @@ class MaskedKernelBlock(FoldableBlock):
     def convolve(self, x: Tensor) -> Tensor:
         """Apply the depthwise convolution, (N, dim, D, H, W) -> (N, dim, D, H, W)."""
         kernel = self.get_equivalent_kernel()
-        if kernel is self.dwconv.weight:  # prediction keeps the layer's spectrum
+        if kernel is self.dwconv.weight:
             return self.dwconv(x)
-        return large_kernel_conv3d(x, kernel, self.dwconv.bias)
+        known = None if self.training else self.dwconv.kept_spectrum  # as the layer itself does
+        return large_kernel_conv3d(x, kernel, self.dwconv.bias, known=known)
 
     def get_equivalent_kernel(self) -> Tensor:
         """Compute the effective kernel W * M, shape (dim, 1, ks, ks, ks); differentiable, changes nothing."""

@@ -196,3 +196,18 @@ def test_prediction_transforms_each_kernel_once_for_all_windows(transformed_kern
         for _ in range(2):
             assert torch.equal(predict_logits(network, image, window), expected)
     assert len(transformed_kernels) == 16
+
+
+def test_validation_transforms_each_masked_kernel_once(transformed_kernels):
+    """The network of training, whose kernels are products with a mask, keeps their spectra in evaluation mode only."""
+    torch.manual_seed(0)
+    network = build_network("REP3D_FIXED", 1, 2, feat_size=(2, 2, 2, 2), kernel_size=5).eval()
+    x = torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        expected = network(x)
+        transformed_kernels.clear()
+        with keep_kernel_spectra(network):
+            assert all(torch.equal(network(x), expected) for _ in range(3))
+            assert len(transformed_kernels) == 8
+            network.train()(x)
+        assert len(transformed_kernels) == 16

@@ -60,7 +60,9 @@ def test_logits_that_are_not_finite_name_the_case(tmp_path):
     description = DatasetDescription.from_json(DESCRIPTION, "test")
     transforms = prediction_pipeline(description)
     case = transforms(make_case("liver_7", str(tmp_path / "image.nii.gz")))
-    case["pred"] = torch.full((3, *case["image"].shape[1:]), torch.nan)
-    invert, _ = infer_post_transforms(tmp_path, transforms)
-    with pytest.raises(InputError, match="liver_7: found logits that are not finite"):
-        invert(case)
+    for options in ({}, {"save_probabilities": "native"}, {"save_probabilities": "network"}):
+        logits = torch.full((3, *case["image"].shape[1:]), torch.nan)
+        invert, _ = infer_post_transforms(tmp_path, transforms, **options)
+        with pytest.raises(InputError, match="liver_7: found logits that are not finite"):
+            invert({**case, "pred": logits})
+    assert [path.name for path in tmp_path.iterdir()] == ["image.nii.gz"]

@@ -8,7 +8,8 @@ from unittest.mock import Mock
 import pytest
 from torch import nn
 
-from engine.prediction import predict_cases
+from engine.prediction import ensemble, predict_cases
+from engine.prediction.ensemble import Ensemble, Member
 from engine.prediction.predict_cases import overlap_steps
 from networks.large_kernel_conv import LargeKernelConv3d
 
@@ -71,10 +72,10 @@ def test_an_error_in_the_thread_is_raised(bad):
 def test_all_cases_share_the_spectra_of_the_kernels(monkeypatch):
     network, kept = nn.Sequential(LargeKernelConv3d(1, 3)), []
     monkeypatch.setattr(predict_cases, "case_loader", lambda dataset, num_workers: dataset.cases)
-    monkeypatch.setattr(predict_cases, "predict_logits", lambda *args: kept.append(network[0].kept_spectrum))
+    monkeypatch.setattr(ensemble, "predict_logits", lambda *args: kept.append(network[0].kept_spectrum))
     cases = [{"id": "first", "image": None}, {"id": "second", "image": None}]
     unchanged = (lambda sample: sample, lambda sample: sample)
-    outcomes = predict_cases.predict_cases(cases, None, unchanged, network, None, Mock(), 0)
+    outcomes = predict_cases.predict_cases(cases, None, unchanged, Ensemble([Member(network, None, "off")]), Mock(), 0)
     assert len(outcomes) == 2
     assert kept[0] is kept[1] is not None
     assert network[0].kept_spectrum is None

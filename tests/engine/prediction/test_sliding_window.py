@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from monai.inferers import sliding_window_inference
 from torch import nn
 
 from engine.prediction.sliding_window import SlidingWindow, choose_accumulator, predict_logits
@@ -36,3 +37,19 @@ def test_logits_are_summed_on_the_gpu_if_they_fit():
     assert choose_accumulator(16, (300, 200, 100), gpu, 2 * needed) == gpu
     assert choose_accumulator(16, (300, 200, 100), gpu, 2 * needed - 1) == torch.device("cpu")
     assert choose_accumulator(16, (300, 200, 100), torch.device("cpu"), float("inf")) == torch.device("cpu")
+
+
+def test_gaussian_windows_are_monais():
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 2, 5, padding=2)  # whose padding makes a voxel depend on its window
+    network.out_chans = 2
+    image = torch.rand(1, 20, 21, 18)
+    window = partial(SlidingWindow, (8, 12, 10), 1, 0.5, torch.device("cpu"), NO_AUTOCAST)
+    found = predict_logits(network, image, window("gaussian"))
+    shifted, least = image - image.min(), image.min()
+    with torch.inference_mode():
+        expected = sliding_window_inference(
+            shifted[None], (8, 12, 10), 1, lambda x: network(x + least), 0.5, mode="gaussian"
+        )[0]
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, predict_logits(network, image, window()), atol=1e-3)
