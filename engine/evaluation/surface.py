@@ -49,11 +49,11 @@ def compare_surfaces(
     Shape: (X, Y, Z) each.
     """
     found, true = (torch.from_numpy(mask)[None, None] for mask in (prediction, label))  # (X, Y, Z) -> (N, C, X, Y, Z)
-    options = {"include_background": True, "spacing": list(map(float, spacing))}
+    sides = list(map(float, spacing))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI's own call
-        hd95 = compute_hausdorff_distance(found, true, percentile=PERCENTILE, **options)
-        nsd = compute_surface_dice(found, true, [tolerance], use_subvoxels=True, **options)
+        hd95 = compute_hausdorff_distance(found, true, True, percentile=PERCENTILE, spacing=sides)
+        nsd = compute_surface_dice(found, true, [tolerance], True, spacing=sides, use_subvoxels=True)
     return SurfaceScores(hd95.item(), nsd.item())
 
 
