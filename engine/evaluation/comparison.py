@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from engine.evaluation.metrics import mean_over_classes
-from engine.evaluation.scores import METRICS
+from engine.evaluation.scores import METRICS, TITLES
 from engine.evaluation.statistics import Comparison, compare, holm
 
 COMPARED = ("dice", "iou", "hd95_mm", "nsd")  # the metrics that rate a mask as a whole
@@ -65,7 +65,7 @@ def draw_comparison(scores: Scores, classes: int) -> Figure:
         averages = [mean_over_classes(row) for row in points]
         view.plot(places, averages, "_", color="black", markersize=28, markeredgewidth=2, label="mean")
         view.set_xticks(places, scores, rotation=30, ha="right", parse_math=False)
-        view.set(title=f"{metric} (lower is better)" if metric == LOWER_IS_BETTER else metric)
+        view.set(title=TITLES[metric] + (" (lower is better)" if metric == LOWER_IS_BETTER else ""))
         view.set_xlim(-0.5, len(scores) - 0.5)
     figure.legend(*view.get_legend_handles_labels(), loc="outside lower left", frameon=False)
     figure.suptitle(f"one point per case, mean over classes, {points.shape[1]} cases")

@@ -32,8 +32,8 @@ SHOWN = {  # column of the printed table and format of its numbers, by metric
 }
 LEGEND = (
     "Mean ± standard deviation over the n cases that have a score; mean: the mean of the class means ± the deviation\n"
-    "of the cases' own means. HD95: by surface voxels, the larger of both directions. NSD: by surface area, at the tolerance.\n"
-    "Volume error: prediction minus label; relative: to the label's volume, in the cases where it has one."
+    "of the cases' own means. HD95: by surface voxels, the larger of both directions. NSD: by surface area, at the\n"
+    "tolerance. Volume error: prediction minus label; relative: to the label's volume, where it has one."
 )
 
 
@@ -167,7 +167,7 @@ def _comparison_table(found: Evaluation) -> str:
     cases, tests = count_of(len(found.common()[found.reference]), "case"), count_of(len(rows), "test")
     titles = [
         f"Differences from {found.reference} over {cases} that all folders have, each the mean over its classes.",
-        f"p: Wilcoxon signed-rank test, corrected by Holm for {tests}. Interval of the mean: 95 %, bootstrap over cases.",
+        f"p: Wilcoxon signed-rank test, corrected by Holm for {tests}. Interval of the mean: 95 %, by bootstrap.",
     ]
     head = ["", "", "mean", "interval", "median", "rank-biserial", "p"]
     body = []

@@ -32,6 +32,16 @@ METRICS = {
     "volume_error_ml": "volume of P - volume of L",
     "relative_volume_error": "(volume of P - volume of L) / volume of L, without a value if L is empty",
 }
+TITLES = {  # of the metrics that tables and pictures show
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95_mm": "HD95, mm",
+    "nsd": "NSD",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "volume_error_ml": "error, ml",
+    "relative_volume_error": "relative",
+}
 ABSENT_RULE = (
     "a structure that is absent from prediction and label has no score and is left out; absent from one of them, it "
     "has dice, iou, nsd, sensitivity and precision 0, and as hd95_mm the diagonal of the volume"
