@@ -15,25 +15,17 @@ from tabulate import tabulate
 from engine.data.datasets import DatasetDescription
 from engine.evaluation.comparison import Row, compare_folders
 from engine.evaluation.pairs import Scored
-from engine.evaluation.scores import ABSENT_RULE, METRICS, Summary, absent_from, summarise
+from engine.evaluation.scores import ABSENT_RULE, METRICS, TITLES, Summary, absent_from, summarise
 from engine.runtime.wording import count_of
 
 CSV_HEADER = ("case", "class", *METRICS, "tolerance_mm", "absent_from", "method")
 DIGITS = 6  # of numbers in files, as in those of test_seg.py
-SHOWN = {  # column of the printed table and format of its numbers, by metric
-    "dice": ("Dice", ".3f"),
-    "iou": ("IoU", ".3f"),
-    "hd95_mm": ("HD95, mm", ".2f"),
-    "nsd": ("NSD", ".3f"),
-    "sensitivity": ("sensitivity", ".3f"),
-    "precision": ("precision", ".3f"),
-    "volume_error_ml": ("volume error, ml", "+.2f"),
-    "relative_volume_error": ("relative", "+.3f"),
-}
+DECIMALS = {"hd95_mm": ".2f", "volume_error_ml": "+.2f", "relative_volume_error": "+.3f"}  # of numbers in tables
+SHARE = ".3f"  # those of all other metrics
 LEGEND = (
     "Mean ± standard deviation over the n cases that have a score; mean: the mean of the class means ± the deviation\n"
     "of the cases' own means. HD95: by surface voxels, the larger of both directions. NSD: by surface area, at the\n"
-    "tolerance. Volume error: prediction minus label; relative: to the label's volume, where it has one."
+    "tolerance (tol.). Error: volume of the prediction minus that of the label; relative: to the label's, if it has any."
 )
 
 
@@ -115,7 +107,7 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         "definitions": METRICS,
         "absent": ABSENT_RULE,
         "tolerance_mm": found.description.tolerances,
-        "cases": {method: [case.case for case in found.scored if method in case.scores] for method in found.folders},
+        "cases": {method: len(found.scores_of(method)) for method in found.folders},
         "missing": found.missing,
         "means": {
             method: {
@@ -134,23 +126,22 @@ def as_json(found: Evaluation) -> dict[str, Any]:
 
 def _method_table(found: Evaluation, method: str) -> str:
     tolerances = {name: f"{distance:g}" for name, distance in found.description.tolerances.items()}
-    head = ["class", "n", *(title for title, _ in SHOWN.values()), "tolerance, mm"]
+    head = ["class", "n", *TITLES.values(), "tol., mm"]
     body = [
-        [name, str(summaries["dice"].n), *_cells(summaries), tolerances.get(name, "")]
+        [
+            name,
+            str(summaries["dice"].n),
+            *(_spread(summaries[metric], DECIMALS.get(metric, SHARE)) for metric in TITLES),
+            tolerances.get(name, ""),
+        ]
         for name, summaries in found.summary(method).items()
     ]
     scores = found.scores_of(method)
     absent = Counter(absent_from(row) for case in scores for row in case[: found.classes])
     title = f"{method}: {count_of(len(scores), 'case')} of {found.folders[method]}"
-    counts = (
-        f"Absent classes: {absent['both']} from both maps (no score), {absent['prediction']} from the prediction alone"
-    )
-    worst = f"and {absent['label']} from the label alone (Dice 0, and the diagonal of the volume as HD95)."
-    return "\n".join([title, _align([head, *body], left=1), f"{counts} {worst}"])
-
-
-def _cells(summaries: dict[str, Summary]) -> list[str]:
-    return [_spread(summaries[metric], digits) for metric, (_, digits) in SHOWN.items()]
+    one = f"from the prediction alone: {absent['prediction']}, from the label alone: {absent['label']}"
+    counts = f"Classes absent from both maps: {absent['both']} (no score); {one} (Dice 0, HD95 the volume's diagonal)."
+    return "\n".join([title, _align([head, *body], left=1), counts])
 
 
 def _spread(summary: Summary, digits: str) -> str:
@@ -172,12 +163,14 @@ def _comparison_table(found: Evaluation) -> str:
     head = ["", "", "mean", "interval", "median", "rank-biserial", "p"]
     body = []
     for method, metric, compared in rows:
-        title, digits = SHOWN[metric]
+        digits = DECIMALS.get(metric, SHARE)
         mean, low, high, median = (
             _signed(value, digits) for value in (compared.difference, compared.low, compared.high, compared.median)
         )
         interval = "-" if math.isnan(compared.low) else f"{low} to {high}"
-        body.append([method, title, mean, interval, median, _signed(compared.rank_biserial, ".2f"), _p(compared.p)])
+        body.append(
+            [method, TITLES[metric], mean, interval, median, _signed(compared.rank_biserial, ".2f"), _p(compared.p)]
+        )
     return "\n".join([*titles, _align([head, *body], left=2)])
 
 

@@ -66,8 +66,8 @@ def test_surface_dice_is_that_of_analytic_ellipsoids(spacing):
 
 @pytest.mark.parametrize("shift", [2, 5])
 def test_shifted_spheres(shift):
-    """On a sphere of radius r, a point at an angle of cosine u lies | sqrt(r^2 + s^2 - 2 r s u) - r | away from the sphere
-    shifted by s, and u is uniform by area."""
+    """On a sphere of radius r, a point at an angle of cosine u is | sqrt(r^2 + s^2 - 2 r s u) - r | away from the
+    sphere shifted by s, and u is uniform by area."""
     radius, tolerance = 20, 1.25
     masks = [ellipsoid((50, 50, 50 + shift), (1, 1, 1), (25, 25, 25 + s), (radius,) * 3) for s in (0, shift)]
     cosines = np.linspace(-1, 1, 10**5)
