@@ -75,7 +75,7 @@ def name_folders(folders: Sequence[Path]) -> dict[str, Path]:
         if path in paths[:place]:
             raise InputError(f"--predictions: found {folders[place]} twice, expected different folders")
     for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
+        names = [str(Path(*path.parts[-count:])) for path in paths]
         if len(set(names)) == len(names):
             break
     return dict(zip(names, folders, strict=True))

@@ -25,7 +25,7 @@ SHARE = ".3f"  # those of all other metrics
 LEGEND = (
     "Mean ± standard deviation over the n cases that have a score; mean: the mean of the class means ± the deviation\n"
     "of the cases' own means. HD95: by surface voxels, the larger of both directions. NSD: by surface area, at the\n"
-    "tolerance (tol.). Error: volume of the prediction minus that of the label; relative: to the label's, if it has any."
+    "tolerance (tol.). Error: volume of the prediction minus that of the label; relative: to the label's, if any."
 )
 
 
@@ -168,9 +168,8 @@ def _comparison_table(found: Evaluation) -> str:
             _signed(value, digits) for value in (compared.difference, compared.low, compared.high, compared.median)
         )
         interval = "-" if math.isnan(compared.low) else f"{low} to {high}"
-        body.append(
-            [method, TITLES[metric], mean, interval, median, _signed(compared.rank_biserial, ".2f"), _p(compared.p)]
-        )
+        effect = _signed(compared.rank_biserial, ".2f")
+        body.append([method, TITLES[metric], mean, interval, median, effect, _p(compared.p)])
     return "\n".join([*titles, _align([head, *body], left=2)])
 
 
