@@ -139,8 +139,8 @@ def _method_table(found: Evaluation, method: str) -> str:
     scores = found.scores_of(method)
     absent = Counter(absent_from(row) for case in scores for row in case[: found.classes])
     title = f"{method}: {count_of(len(scores), 'case')} of {found.folders[method]}"
-    one = f"from the prediction alone: {absent['prediction']}, from the label alone: {absent['label']}"
-    counts = f"Classes absent from both maps: {absent['both']} (no score); {one} (Dice 0, HD95 the volume's diagonal)."
+    one = f"{absent['prediction']} from the prediction only, {absent['label']} from the label only"
+    counts = f"Absent classes: {absent['both']} from both (no score), {one} (Dice 0, HD95 the volume's diagonal)."
     return "\n".join([title, _align([head, *body], left=1), counts])
 
 

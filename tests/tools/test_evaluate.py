@@ -85,7 +85,7 @@ def test_the_table_is_printed_and_nothing_is_written(folders, score):
     assert rows["left"][:5] == ["left", "3", "0.875", "±", "0.000"]
     assert rows["right"][1] == "2"
     assert [rows[name][-1] for name in ("left", "right", "both")] == ["1", "2", "3.5"]
-    assert "Classes absent from both maps: 1 (no score); from the prediction alone: 0, from the label alone: 0" in out
+    assert "Absent classes: 1 from both (no score), 0 from the prediction only, 0 from the label only (Dice 0" in out
 
 
 def test_files_have_a_row_per_case_and_structure(folders, score):
