@@ -75,10 +75,15 @@ def name_folders(folders: Sequence[Path]) -> dict[str, Path]:
         if path in paths[:place]:
             raise InputError(f"--predictions: found {folders[place]} twice, expected different folders")
     for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = [str(Path(*path.parts[-count:])) for path in paths]
+        names = [_printable(str(Path(*path.parts[-count:]))) for path in paths]
         if len(set(names)) == len(names):
             break
     return dict(zip(names, folders, strict=True))
+
+
+def _printable(text: str) -> str:
+    """Escape line breaks and bytes that are no text, which tables and pictures cannot show."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def find_pairs(

@@ -4,7 +4,7 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from engine.evaluation.comparison import draw_comparison
 from engine.evaluation.pictures import encode_png
@@ -23,12 +23,8 @@ def check_files(folder: Path) -> None:
         InputError: one line per file that is not as this program has written it.
     """
     known = _read_digests(folder)
-    foreign = [
-        folder / name
-        for name in (TABLE, PICTURE)
-        if (folder / name).exists() and digest_file(str(folder / name)) != (known or {}).get(name)
-    ]
-    foreign += [folder / SUMMARY] if (folder / SUMMARY).exists() and known is None else []
+    foreign = [folder / name for name in (TABLE, PICTURE) if _differs(folder / name, known.get(name))]
+    foreign += [folder / SUMMARY] if (folder / SUMMARY).exists() and not known else []
     raise_problems([f"--output: {path} is no file of this program, expected another folder" for path in foreign])
 
 
@@ -43,8 +39,9 @@ def write_files(folder: Path, found: Evaluation) -> None:
         contents[PICTURE] = encode_png(draw_comparison(common, found.classes))
     for name in (TABLE, PICTURE):
         (folder / name).unlink(missing_ok=True)
-    digests = {name: hashlib.blake2b(content).hexdigest() for name, content in contents.items()}
-    write_text(folder / SUMMARY, json.dumps({**as_json(found), FILES: digests}, indent=2) + "\n")
+    values = {**as_json(found), FILES: {name: _digest(content) for name, content in contents.items()}}
+    values[FILES][SUMMARY] = _digest(json.dumps(values).encode())
+    write_text(folder / SUMMARY, json.dumps(values, indent=2) + "\n")
     for name, content in contents.items():
         write_whole(folder / name, partial(_write, content))
 
@@ -53,11 +50,21 @@ def _write(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 
-def _read_digests(folder: Path) -> dict[str, Any] | None:
-    """Read the digests of the files from a summary; None if there is no such summary."""
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content).hexdigest()
+
+
+def _differs(path: Path, digest: str | None) -> bool:
+    """Check whether a file exists and has another digest."""
+    return path.exists() and digest_file(str(path)) != digest
+
+
+def _read_digests(folder: Path) -> dict[str, str]:
+    """Read the digests of the files from a summary; none if it is absent or not as this program has written it."""
     try:
         values = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    known = values.get(FILES) if isinstance(values, dict) else None
-    return known if isinstance(known, dict) and TABLE in known else None
+        known = dict(values[FILES])
+        own = values[FILES].pop(SUMMARY)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+    return known if own == _digest(json.dumps(values).encode()) else {}

@@ -375,6 +375,19 @@ def test_files_of_others_are_kept(folders, score, name, after):
     assert out == ""
 
 
+@pytest.mark.parametrize("edit", [lambda values: values["means"].clear(), lambda values: values.pop("files")])
+def test_a_summary_that_somebody_has_changed_is_kept(folders, score, edit):
+    assert score("--output", folders / "out")[0] == 0
+    path = folders / "out" / "scores.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+    status, _, errors = score("--output", folders / "out")
+    assert status == 2
+    assert f"--output: {path} is no file of this program, expected another folder" in errors
+    assert json.loads(path.read_text()) == values
+
+
 @pytest.mark.parametrize("written", range(3))
 def test_a_run_that_was_killed_while_writing_can_be_repeated(folders, score, monkeypatch, written):
     """Whichever of the three files was the last."""

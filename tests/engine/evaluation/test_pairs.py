@@ -82,6 +82,7 @@ def test_folders_are_named_by_what_distinguishes_them():
     assert names("/x/out", "/x/out/out") == ["x/out", "out/out"]
     assert names("/out", "/x/out") == ["/out", "x/out"]
     assert names(".") == [Path.cwd().name]
+    assert names("x\udcff", "a\nb", "ü") == ["x\\udcff", "a\\nb", "ü"]
 
 
 def test_a_folder_given_twice_is_refused():
