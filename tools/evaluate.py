@@ -55,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
     if args.tolerance is not None:
         tolerances = tuple((name, args.tolerance) for name in description.structures)
         description = replace(description, surface_tolerance=tolerances)
+    for note in description.notes:
+        print(note)
     folders = name_folders([Path(folder) for folder in args.predictions])
     reference = find_reference(args.reference, folders)
     output = None if args.output is None else Path(args.output)
@@ -66,12 +68,13 @@ def main(args: argparse.Namespace) -> None:
         make_output_folder(output)
     results = score_pairs(pairs, description, args.num_workers)
     scored = [result for result in results if isinstance(result, Scored)]
+    failures = [result.reason for result in results if isinstance(result, Failure)]
     if scored:
-        found = Evaluation(description, args.labels, folders, missing, scored, reference)
+        found = Evaluation(description, args.labels, folders, missing, scored, failures, reference)
         print(as_text(found))
         if output is not None:
             write_files(output, found)
-    if failures := [result.reason for result in results if isinstance(result, Failure)]:
+    if failures:
         raise CasesFailed("\n".join(failures))
 
 

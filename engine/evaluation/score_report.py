@@ -39,6 +39,7 @@ class Evaluation:
         folders: folders of predictions by name.
         missing: ids of the labels without a prediction in each folder.
         scored: scores by case.
+        failures: a line for each case that failed.
         reference: name of the folder that the others are compared with.
     """
 
@@ -47,6 +48,7 @@ class Evaluation:
     folders: dict[str, Path]
     missing: dict[str, list[str]]
     scored: list[Scored]
+    failures: list[str]
     reference: str
 
     @property
@@ -109,6 +111,7 @@ def as_json(found: Evaluation) -> dict[str, Any]:
         "tolerance_mm": found.description.tolerances,
         "cases": {method: len(found.scores_of(method)) for method in found.folders},
         "missing": found.missing,
+        "failures": found.failures,
         "means": {
             method: {
                 structure: {metric: _plain_values(summary._asdict()) for metric, summary in summaries.items()}

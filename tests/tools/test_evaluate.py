@@ -329,6 +329,7 @@ def test_a_case_that_fails_does_not_stop_the_others(folders, score, monkeypatch,
     assert errors == ["case_2: out of memory (MemoryError), expected lower --num_workers"]
     assert "good: 2 cases of" in out
     assert {row["case"] for row in read_table(folders / "out" / "scores.csv")} == {"case_0", "case_1"}
+    assert json.loads((folders / "out" / "scores.json").read_text())["failures"] == errors
 
 
 def test_all_cases_fail(folders, score, monkeypatch):
