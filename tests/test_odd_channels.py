@@ -124,7 +124,7 @@ def test_further_channels_are_placed_on_the_first_on_request(boxes, capsys, trai
     assert "box_0_flair" in capsys.readouterr().err
     assert check(boxes, "--fix_affine") == 0
     (line,) = warnings_in(capsys.readouterr().out)
-    assert line.endswith("that of the image is used (and 4 more of this kind)")
+    assert line.endswith("whose affine is used (and 4 more of this kind)")
 
     assert train(*train_arguments(plain, tmp_path / "plain_run", *ITERATIONS))[0] == 0
     status, out, err = train(*train_arguments(boxes, tmp_path / "run", *ITERATIONS, "--fix_affine"))

@@ -129,7 +129,7 @@ def test_labels_are_placed_on_their_images_only_on_request(
     position, line = warnings_in(capsys.readouterr().out)
     assert "found neither sform nor qform" in position
     assert "found an affine that puts corners" in line
-    assert line.endswith("; that of the image is used (and 4 more of this kind)")
+    assert line.endswith(", whose affine is used (and 4 more of this kind)")
 
     assert check(boxes, "--fix_affine", "--json") == 0
     listed = json.loads(capsys.readouterr().out)["warnings"]

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 import main_train
 import test_seg as predict_script
 from benchmarks import readme
-from engine.data.datasets import DatasetDescription
+from engine.data.datasets import DATASETS, DEFAULT_TOLERANCE, DatasetDescription
 from engine.runtime.arguments import network_overrides
 from networks import NETWORKS, build_network
 
@@ -109,6 +109,10 @@ def test_json_is_a_description():
     (text,) = blocks(REPOSITORY / "docs" / "data.md", "json")
     tumours = DatasetDescription.from_json(json.loads(text), "data.md")
     assert (tumours.channels, tumours.labels.classes) == (("T1", "FLAIR"), ((0,), (1, 3), (2,), (4,)))
+    (text,) = blocks(REPOSITORY / "docs" / "evaluation.md", "json")
+    kidneys = DatasetDescription.from_json(json.loads(text), "evaluation.md")
+    assert kidneys.classes == DATASETS["kits"].classes
+    assert kidneys.tolerances["cyst"] == DEFAULT_TOLERANCE != kidneys.tolerances["masses"]
 
 
 def test_notebook_cells_run(monkeypatch):

@@ -149,7 +149,7 @@ def read_checked_label(case: Case, description: DatasetDescription) -> tuple[NDA
         InputError: one line per problem: an unreadable file, a grid that differs from the image's, undeclared values.
     """
     image, *_, label = read_headers(case, description)
-    classes, found = _read_classes(label, description.labels)
+    classes, found = read_classes(label, description.labels)
     different, warnings = compare_grids([image, label], description.fix_affine)
     raise_problems([*label.problems, *different, *found])
     assert classes is not None
@@ -166,7 +166,7 @@ def _read(header: FileHeader) -> tuple[NDArray[Any] | None, list[str]]:
         return None, [str(error)]
 
 
-def _read_classes(header: FileHeader, labels: LabelValues) -> tuple[NDArray[np.uint8] | None, list[str]]:
+def read_classes(header: FileHeader, labels: LabelValues) -> tuple[NDArray[np.uint8] | None, list[str]]:
     """Read a label map as class indices; None if header or voxels have a problem."""
     voxels, problems = _read(header)
     if voxels is None:
@@ -177,7 +177,7 @@ def _read_classes(header: FileHeader, labels: LabelValues) -> tuple[NDArray[np.u
 
 def _examine_label(report: CaseReport, header: FileHeader, description: DatasetDescription) -> NDArray[np.uint8] | None:
     """Examine the label map, and return its class indices if they are valid."""
-    classes, found = _read_classes(header, description.labels)
+    classes, found = read_classes(header, description.labels)
     report.problems += found
     if classes is None:
         return None

@@ -9,6 +9,7 @@ from engine.runtime.errors import InputError
 
 LARGEST = 1e9  # bound of spacings in mm and of intensities; NaN and infinity are not below it
 IGNORE_LABEL = "ignore"  # name of a label that is no class, as in nnU-Net
+DEFAULT_TOLERANCE = 2.0  # mm, of the surface Dice: the longest side of the voxels to which the paper resamples CT
 
 Window = tuple[float, float]
 
@@ -56,6 +57,8 @@ class DatasetDescription:
         endings: what follows the id in the name of each channel's file; none for _0000, _0001, ... or one file.
         labels: values of the classes in files.
         regions: names of further structures that are scored, each a union of classes, with the indices of these.
+        surface_tolerance: names of classes and regions with the distance that the normalised surface Dice accepts
+            between two surfaces, mm; ``DEFAULT_TOLERANCE`` for the others.
         nan_is_minimum: whether NaN in an image stands for the minimum of its channel; otherwise it is an error.
         fix_affine: whether the affine of an image also holds for its other channels and its label, if their shape is
             the same. Not part of the JSON form: a flag asks for it, each time.
@@ -71,6 +74,7 @@ class DatasetDescription:
     channels: tuple[str, ...] = ("image",)
     endings: tuple[str, ...] = ()
     regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    surface_tolerance: tuple[tuple[str, float], ...] = ()
     nan_is_minimum: bool = False
     fix_affine: bool = False
     origin: str = field(default="", compare=False)
@@ -90,6 +94,11 @@ class DatasetDescription:
         """Everything that is scored, foreground classes and then regions: indices of classes by name."""
         return {name: (index,) for index, name in enumerate(self.classes) if index} | dict(self.regions)
 
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """Tolerance of the surface Dice of every structure, mm."""
+        return dict.fromkeys(self.structures, DEFAULT_TOLERANCE) | dict(self.surface_tolerance)
+
     def to_json(self) -> dict[str, Any]:
         """Convert to plain values, in the form that ``from_json`` reads; optional fields without content are left out.
 
@@ -99,8 +108,11 @@ class DatasetDescription:
         names = [*self.classes, IGNORE_LABEL] if self.labels.ignored else self.classes
         values = [*self.labels.classes, self.labels.ignored] if self.labels.ignored else self.labels.classes
         rules = [{"zscore": True} if window is None else {"window": list(window)} for window in self.windows]
+        tolerances = dict(self.surface_tolerance)
+        same = tolerances.keys() == self.structures.keys() and len(set(tolerances.values())) == 1
         optional = {
             "regions": {name: [self.classes[index] for index in members] for name, members in self.regions},
+            "surface_tolerance": self.surface_tolerance[0][1] if same else tolerances,
             "nan": "minimum" if self.nan_is_minimum else "",
         }
         return {

@@ -12,7 +12,7 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ValidationInfo
 
-from engine.data.datasets import IGNORE_LABEL, LARGEST, LabelValues
+from engine.data.datasets import DEFAULT_TOLERANCE, IGNORE_LABEL, LARGEST, LabelValues
 from engine.data.foreign_descriptions import translate
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.wording import count_of
@@ -125,6 +125,15 @@ class Description(Fields):
     regions: Annotated[
         dict[Name, Annotated[list[Name], Field(min_length=1)]], Expected("names with a list of labels")
     ] = Field({}, description="unions of labels that are scored besides the labels")
+    surface_tolerance: Annotated[
+        Side | Annotated[dict[Name, Side], Field(min_length=1)],
+        Expected("a positive number, in mm, or names of labels and regions with such numbers"),
+    ] = Field(
+        {},
+        description="distance between two surfaces that the normalised surface Dice of tools.evaluate accepts, mm, for "
+        f"all labels and regions or by name; {DEFAULT_TOLERANCE:g} where none is given",
+        json_schema_extra=_without_default,
+    )
     channels: Annotated[
         Annotated[list[Name], Field(min_length=1)] | Annotated[dict[Name, Ending], Field(min_length=1)],
         Expected("a list of channel names, or channel names with what follows the id in the names of their files"),
@@ -165,7 +174,7 @@ class Description(Fields):
         """Refuse regions of unknown or repeated labels, or with the name of a label."""
         assert info.context is not None
         labels = info.context["labels"]  # as in the file, with any problems of their own
-        classes = [name for name in labels if not _is_ignored(name) and name != _find_background(labels)]
+        classes = _foreground(labels)
         problems = []
         for name, members in regions.items() if labels else ():
             if name in labels:
@@ -178,6 +187,19 @@ class Description(Fields):
         if problems:
             raise problem("; ".join(problems))
         return regions
+
+    @field_validator("surface_tolerance")
+    @classmethod
+    def check_surface_tolerance(
+        cls, tolerance: float | dict[str, float], info: ValidationInfo
+    ) -> float | dict[str, float]:
+        """Refuse tolerances of what is not scored."""
+        assert info.context is not None
+        scored = [*_foreground(info.context["labels"]), *info.context["regions"]]  # as in the file
+        names = tolerance if isinstance(tolerance, dict) and scored else {}
+        if unknown := [json.dumps(name) for name in names if name not in scored]:
+            raise problem(f"found {', '.join(unknown)}, expected some of {', '.join(map(json.dumps, scored))}")
+        return tolerance
 
     @field_validator("channels")
     @classmethod
@@ -201,9 +223,11 @@ class Description(Fields):
 
     def to_arguments(self) -> dict[str, Any]:
         """Return the arguments of ``DatasetDescription``."""
-        classes = _classes(self.labels)
+        classes, tolerance = _classes(self.labels), self.surface_tolerance
         ignored = tuple(value for name in self.labels if _is_ignored(name) for value in _as_list(self.labels[name]))
         channels, intensity = tuple(self.channels), self.intensity
+        if not isinstance(tolerance, dict):
+            tolerance = dict.fromkeys([*_foreground(self.labels), *self.regions], tolerance)
         rules = [intensity[name] if isinstance(intensity, dict) else intensity for name in channels]
         return {
             "name": self.name,
@@ -218,6 +242,7 @@ class Description(Fields):
                 (name, tuple(sorted(list(classes).index(member) for member in members)))
                 for name, members in self.regions.items()
             ),
+            "surface_tolerance": tuple((name, float(distance)) for name, distance in tolerance.items()),
             "nan_is_minimum": self.nan == "minimum",
         }
 
@@ -240,11 +265,13 @@ def parse_description(values: Any, source: str) -> dict[str, Any]:
     # Before pydantic, which cannot name a field whose name is no valid text.
     problems = [f"found the field {json.dumps(name)}, expected only {expected}" for name in values if name not in known]
     try:
-        labels, channels = values.get("labels"), values.get("channels", Description.model_fields["channels"].default)
+        labels, regions = values.get("labels"), values.get("regions")
+        channels = values.get("channels", Description.model_fields["channels"].default)
         made = Description.model_validate(
             {name: value for name, value in values.items() if name in known},
             context={
                 "labels": labels if isinstance(labels, dict) else {},
+                "regions": regions if isinstance(regions, dict) else {},
                 "channels": channels if isinstance(channels, dict | list) else [],
             },
         )
@@ -332,6 +359,12 @@ def _find_background(labels: dict[str, Any]) -> str | None:
     with_zero = [name for name, values in labels.items() if 0 in _as_list(values) and not _is_ignored(name)]
     named = [name for name in labels if name.lower() == "background"]
     return next(iter([*with_zero, *named]), None)
+
+
+def _foreground(labels: dict[str, Any]) -> list[str]:
+    """List the names of the classes without the background."""
+    background = _find_background(labels)
+    return [name for name in labels if not _is_ignored(name) and name != background]
 
 
 def _classes(labels: Labels) -> dict[str, list[int]]:

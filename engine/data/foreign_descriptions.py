@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 # Fields that a user may add to a file of another program, which needs some of them.
-OWN_FIELDS = ("name", "modality", "regions", "channels", "spacing", "intensity", "nan", "$schema")
+OWN_FIELDS = (
+    *("name", "modality", "regions", "surface_tolerance", "channels", "spacing", "intensity", "nan", "$schema"),
+)
 # Further fields of the two programs, which say nothing that is needed here.
 OTHER_FIELDS = (
     *("channel_names", "labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer", "dataset"),

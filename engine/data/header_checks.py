@@ -127,7 +127,7 @@ def read_header(
         problems = [*_check_type(image), *shape, *([] if fix_affine else affine)]
         grid, warnings = None, {}
         if not shape and affine and fix_affine:
-            grid, warnings = Grid(image.shape[:3], np.eye(4)), {"affine": f"{affine[0]}; that of the image is used"}
+            grid, warnings = Grid(image.shape[:3], np.eye(4)), {"affine": f"{affine[0]}; it is not used"}
         elif not shape and not affine:
             grid = Grid(image.shape[:3], np.asarray(image.affine, dtype=np.float64))
         if grid is not None:
@@ -260,7 +260,7 @@ def compare_grids(headers: Sequence[FileHeader], fix_affine: bool) -> tuple[list
             found = f"{header.path}: found an affine that puts corners {distance:.3g} mm away from those of {first}"
             units = {known[0].unit, header.unit}
             if fix_affine:
-                lines.append(f"{found}; that of the image is used")
+                lines.append(f"{found}, whose affine is used")
             elif len(units) > 1:
                 problems.append(f"{found}, expected the same affine; units are {known[0].unit} and {header.unit}")
             else:

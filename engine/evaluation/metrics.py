@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,37 @@ from engine.runtime.errors import InputError
 from engine.runtime.files import write_csv, write_text
 
 
+class Overlap(NamedTuple):
+    """Voxels of each structure, without those of unknown class.
+
+    Args:
+        shared: number of voxels that both maps have.
+        predicted: those of the prediction.
+        labelled: those of the label.
+    Shape: (structures,) each.
+    """
+
+    shared: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+
+    def dice(self) -> NDArray[np.float64]:
+        """Compute the Dice of each structure, 2 |A and B| / (|A| + |B|); NaN for a structure in neither map."""
+        with np.errstate(invalid="ignore"):
+            return np.divide(2 * self.shared, self.predicted + self.labelled)
+
+
 def dice_by_structure(
     prediction: NDArray[np.integer], label: NDArray[np.integer], structures: Sequence[Sequence[int]]
 ) -> NDArray[np.float64]:
-    """Compute the Dice of each structure, 2 |A and B| / (|A| + |B|); NaN for a structure in neither map.
+    """Compute the Dice of each structure; arguments and shape as in ``count_overlap``."""
+    return count_overlap(prediction, label, structures).dice()
+
+
+def count_overlap(
+    prediction: NDArray[np.integer], label: NDArray[np.integer], structures: Sequence[Sequence[int]]
+) -> Overlap:
+    """Count the voxels of each structure in two label maps.
 
     Args:
         prediction: label map of class indices.
@@ -37,10 +64,11 @@ def dice_by_structure(
         known = true != IGNORED_INDEX
         pairs = true[known].astype(np.int64) * classes + predicted[known]
         confusion += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    shared = [confusion[np.ix_(members, members)].sum() for members in structures]
-    sizes = [confusion[[*members]].sum() + confusion[:, [*members]].sum() for members in structures]
-    with np.errstate(invalid="ignore"):
-        return np.divide(np.multiply(2, shared), sizes)
+    return Overlap(
+        np.array([confusion[np.ix_(members, members)].sum() for members in structures]),
+        np.array([confusion[:, [*members]].sum() for members in structures]),
+        np.array([confusion[[*members]].sum() for members in structures]),
+    )
 
 
 def mean_over_cases(dice: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

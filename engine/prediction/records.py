@@ -13,7 +13,8 @@ from engine.runtime.files import write_text
 FORMER_AMP = {"bfloat16": "bf16", "float16": "fp16"}  # in folders of earlier versions
 NEWER = {"window": "constant", "mirror": None, "keep_largest": None}  # absent from folders of earlier versions
 WRITTEN = "written"  # field of the settings
-WITHOUT_EFFECT = ("name", "modality", "regions")  # fields of a dataset's description that do not change predictions
+# Fields of a dataset's description that do not change predictions.
+WITHOUT_EFFECT = ("name", "modality", "regions", "surface_tolerance")
 LONGEST_SHOWN = 24  # characters of a setting's value in a message
 
 

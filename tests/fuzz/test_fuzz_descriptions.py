@@ -37,6 +37,7 @@ FIELDS = {
     "labels": st.lists(texts, min_size=1, max_size=5, unique=True).map(number_them)
     | st.dictionaries(names, values | st.lists(values, max_size=3), max_size=5),
     "regions": st.dictionaries(names, st.lists(names, max_size=3), max_size=3),
+    "surface_tolerance": numbers | st.dictionaries(names, numbers, max_size=3),
     "spacing": st.lists(numbers, min_size=3, max_size=3),
     "intensity": rules | st.dictionaries(names, rules, max_size=2),
     "channels": st.lists(names, min_size=1, max_size=3) | st.dictionaries(names, texts, max_size=3),

@@ -71,7 +71,7 @@ def test_description_without_modality_survives_a_checkpoint(tmp_path):
 
 
 def test_an_unknown_field_is_answered_with_all_fields():
-    fields = "name, [modality], labels, [regions], [channels], spacing, intensity, [nan]"
+    fields = "name, [modality], labels, [regions], [surface_tolerance], [channels], spacing, intensity, [nan]"
     with pytest.raises(InputError, match=re.escape(f'test: found the field "spacings", expected only {fields}')):
         DatasetDescription.from_json(DESCRIPTION | {"spacings": 1}, "test")
 

@@ -15,6 +15,7 @@ BRATS = {
     "name": "brain tumours",
     "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 4, "ignore": 9},
     "regions": {"core": ["enhancing", "necrosis"], "whole": ["necrosis", "oedema", "enhancing"]},
+    "surface_tolerance": {"oedema": 2, "core": 0.5},
     "channels": {"T1": "_t1", "FLAIR": "_flair"},
     "spacing": [1, 1, 1],
     "intensity": {"T1": {"zscore": True}, "FLAIR": {"window": [0, 900]}},
@@ -32,6 +33,7 @@ def test_every_field_is_read():
     assert (made.channels, made.endings) == (("T1", "FLAIR"), ("_t1", "_flair"))
     assert made.windows == (None, (0.0, 900.0))
     assert made.nan_is_minimum
+    assert made.tolerances == {"necrosis": 2.0, "oedema": 2.0, "enhancing": 2.0, "core": 0.5, "whole": 2.0}
 
 
 @pytest.mark.parametrize("values", [BRATS, DESCRIPTION, *(made.to_json() for made in DATASETS.values())])
@@ -55,6 +57,14 @@ def test_a_description_is_unchanged_by_json(values):
 def test_the_background_comes_first_and_others_in_order_of_their_values(labels, classes, values):
     made = DatasetDescription.from_json(DESCRIPTION | {"labels": labels}, "test")
     assert (made.classes, made.labels.classes) == (classes, values)
+
+
+def test_one_surface_tolerance_is_that_of_labels_and_regions():
+    changes = {"regions": {"both": ["left", "right"]}, "surface_tolerance": 1.5}
+    made = DatasetDescription.from_json(DESCRIPTION | changes, "test")
+    assert made.tolerances == {"left": 1.5, "right": 1.5, "both": 1.5}
+    assert made.to_json()["surface_tolerance"] == 1.5
+    assert DatasetDescription.from_json(made.to_json(), "test") == made
 
 
 PROBLEMS = {
@@ -102,6 +112,16 @@ PROBLEMS = {
     "a label twice in a region": ({"regions": {"both": ["left", "left"]}}, "regions: both: found ["),
     "a region of the background": ({"regions": {"all": ["background"]}}, 'regions: all: found "background", expected'),
     "a region of nothing": ({"regions": {"none": []}}, 'regions: found "none": [], expected names with a list'),
+    "a surface tolerance of the background": (
+        {"regions": {"both": ["left", "right"]}, "surface_tolerance": {"background": 1, "both": 1, "cyst": 2}},
+        'surface_tolerance: found "background", "cyst", expected some of "left", "right", "both"',
+    ),
+    "a surface tolerance of zero": (
+        {"surface_tolerance": {"left": 0}},
+        'surface_tolerance: found {"left": 0}, expected a positive number, in mm, or names',
+    ),
+    "no surface tolerance": ({"surface_tolerance": {}}, "surface_tolerance: found {}, expected a positive number"),
+    "a surface tolerance in words": ({"surface_tolerance": "2 mm"}, 'surface_tolerance: found "2 mm", expected a'),
     "channels of one name": ({"channels": ["a", "a"]}, 'channels: found ["a", "a"], expected different names'),
     "channels of one ending": ({"channels": {"a": "_0", "b": "_0"}}, "channels: found {"),
     "an ending with the format": ({"channels": {"a": "_t1.NII.gz"}}, 'channels: found {"a": "_t1.NII.gz"}, expected'),

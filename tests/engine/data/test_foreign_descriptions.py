@@ -89,8 +89,10 @@ def test_what_is_missing_or_cannot_be_expressed_is_one_line(values, line):
 
 def test_fields_may_be_added_to_those_of_other_programs():
     own = {"channels": {"T2": "_t2", "ADC": "_adc"}, "regions": {"whole": ["PZ", "TZ"]}, "modality": {"0": "MRI"}}
+    own |= {"surface_tolerance": {"PZ": 1}}
     made = DatasetDescription.from_json(NNUNET | SPACING | own, "dataset.json")
     assert (made.endings, made.regions, made.modality) == (("_t2", "_adc"), (("whole", (1, 2)),), "")
+    assert made.tolerances == {"PZ": 1, "TZ": 2, "whole": 2}
 
 
 def test_own_descriptions_say_nothing_of_other_programs():

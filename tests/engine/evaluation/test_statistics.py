@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from engine.evaluation.statistics import bootstrap_interval, compare, holm, paired_wilcoxon
+from engine.evaluation.statistics import bootstrap_interval, compare, holm, paired_wilcoxon, rank_biserial
 
 
 def test_wilcoxon_of_differences_without_ties():
@@ -18,6 +19,22 @@ def test_wilcoxon_of_differences_without_ties():
 @pytest.mark.parametrize(("differences", "p"), [(np.zeros(5), 1.0), (np.array([]), math.nan)])
 def test_wilcoxon_without_information(differences, p):
     assert paired_wilcoxon(differences) == pytest.approx(p, nan_ok=True)
+
+
+def test_rank_biserial_is_the_difference_of_rank_shares():
+    """Ranks 1, 2.5, 2.5, 4 without the zero: 7.5 in favour, 2.5 against."""
+    assert rank_biserial(np.array([0.1, 0.2, -0.2, 0.5, 0])) == pytest.approx((7.5 - 2.5) / 10)
+    assert rank_biserial(np.array([3.0, 1, 2])) == 1
+    assert rank_biserial(np.array([-3.0, -1])) == -1
+    assert rank_biserial(np.zeros(3)) == 0
+    assert math.isnan(rank_biserial(np.array([])))
+
+
+def test_the_effect_is_that_of_the_test():
+    """SciPy's statistic is the smaller of the two rank sums."""
+    differences = np.random.default_rng(0).normal(0.4, 1, 30)
+    against = stats.wilcoxon(differences).statistic
+    assert rank_biserial(differences) == pytest.approx(1 - 2 * against / (30 * 31 / 2))
 
 
 def test_holm_steps_down():
@@ -53,6 +70,7 @@ def test_comparison_leaves_out_cases_without_a_score():
     assert found.difference == pytest.approx(0.15)
     assert found.low == pytest.approx(0.1)
     assert found.high == pytest.approx(0.2)
+    assert (found.median, found.rank_biserial, found.cases) == (pytest.approx(0.15), 1, 2)
     assert math.isnan(compare(np.array([nan])).difference)
 
 

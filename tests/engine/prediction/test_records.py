@@ -13,3 +13,8 @@ def test_precisions_written_by_earlier_versions_are_recognised(tmp_path, former,
     known = records.read_record(tmp_path).settings
     assert records.differing_settings({"amp": name}, known) == []
     assert records.differing_settings({"amp": "another"}, known) == ["amp"]
+
+
+def test_what_is_scored_does_not_change_predictions():
+    known, now = ({"dataset": {"spacing": [1, 1, 1], **fields}} for fields in ({}, {"surface_tolerance": 1}))
+    assert records.differing_settings(now, known) == []

@@ -1,0 +1,444 @@
+"""Evaluation of folders of predictions as a command: scores, files, comparison, and every bad input."""
+
+import csv
+import json
+import math
+import re
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import DESCRIPTION, flip_a_bit, write_nifti
+
+from engine.evaluation import pairs
+from engine.evaluation.metrics import DiceTable, dice_by_structure
+from engine.evaluation.score_report import CSV_HEADER
+from engine.runtime.errors import run
+from tools import evaluate
+
+AFFINE = np.diag([-0.8, 0.8, 3.0, 1])
+REGIONS = {"regions": {"both": ["left", "right"]}, "surface_tolerance": {"left": 1.0, "both": 3.5}}
+
+
+def make_label(number):
+    """Make two boxes; the third case has no right one."""
+    label = np.zeros((24, 20, 8), np.uint8)
+    label[4:10, 4:12, 2:6] = 1
+    label[14 + number : 20, 4:12, 2:6] = 2 if number < 2 else 0
+    return label
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders of three labels and of the predictions "good" and "bad", with a description."""
+    for number in range(3):
+        label = make_label(number)
+        write_nifti(tmp_path / "labels" / f"case_{number}.nii.gz", label, AFFINE)
+        write_nifti(tmp_path / "good" / f"case_{number}_seg.nii.gz", np.roll(label, 1, axis=1), AFFINE)
+        write_nifti(tmp_path / "bad" / f"case_{number}.nii.gz", np.roll(label, 1 + number, axis=0), AFFINE)
+    (tmp_path / "boxes.json").write_text(json.dumps(DESCRIPTION | REGIONS))
+    return tmp_path
+
+
+@pytest.fixture
+def score(folders, capsys):
+    """Run the command on the folders; returns (exit status, stdout, lines of errors)."""
+
+    def run_it(*words, predictions=("good",), num_workers=0):
+        command = ["--predictions", *(str(folders / name) for name in predictions)]
+        command += ["--labels", str(folders / "labels"), "--dataset", str(folders / "boxes.json")]
+        command += ["--num_workers", str(num_workers), *map(str, words)]
+        status = run(evaluate.main, evaluate.parse_args(command))
+        captured = capsys.readouterr()
+        lines = captured.err.replace("\r", "\n").splitlines()
+        return status, captured.out, [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+    return run_it
+
+
+def read_table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def change(path, edit, affine=None):
+    image = nib.load(path)
+    write_nifti(path, edit(np.asarray(image.dataobj).copy()), image.affine if affine is None else affine)
+
+
+def put(value):
+    def edit(voxels):
+        voxels[3, 2, 1] = value
+        return voxels
+
+    return edit
+
+
+def test_the_table_is_printed_and_nothing_is_written(folders, score):
+    before = sorted(folders.rglob("*"))
+    status, out, errors = score()
+    assert (status, errors) == (0, [])
+    assert sorted(folders.rglob("*")) == before
+    assert f"good: 3 cases of {folders / 'good'}" in out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert rows["left"][:5] == ["left", "3", "0.875", "±", "0.000"]
+    assert rows["right"][1] == "2"
+    assert [rows[name][-1] for name in ("left", "right", "both")] == ["1", "2", "3.5"]
+    assert "Absent classes: 1 from both (no score), 0 from the prediction only, 0 from the label only (Dice 0" in out
+
+
+def test_files_have_a_row_per_case_and_structure(folders, score):
+    assert score("--output", folders / "out")[0] == 0
+    rows = read_table(folders / "out" / "scores.csv")
+    assert tuple(rows[0]) == CSV_HEADER
+    assert [(row["case"], row["class"]) for row in rows[:4]] == [
+        ("case_0", "left"), ("case_0", "right"), ("case_0", "both"), ("case_1", "left"),
+    ]  # fmt: skip
+    assert len(rows) == 9
+    left, absent = rows[0], rows[7]
+    assert (float(left["dice"]), float(left["iou"]), left["absent_from"], left["method"]) == (
+        0.875,
+        0.777778,
+        "",
+        "good",
+    )
+    assert float(left["hd95_mm"]) == pytest.approx(0.8)
+    assert float(left["label_volume_ml"]) == pytest.approx(6 * 8 * 4 * 0.8 * 0.8 * 3 / 1000, abs=1e-6)
+    assert (absent["class"], absent["dice"], absent["volume_ml"], absent["absent_from"]) == ("right", "", "", "both")
+    assert {row["class"]: row["tolerance_mm"] for row in rows} == {"left": "1.0", "right": "2.0", "both": "3.5"}
+    found = json.loads((folders / "out" / "scores.json").read_text())
+    assert found["tolerance_mm"] == {"left": 1.0, "right": 2.0, "both": 3.5}
+    assert found["means"]["good"]["left"]["dice"] == {"mean": 0.875, "sd": 0.0, "n": 3}
+    assert found["cases"] == {"good": 3}
+    assert found["comparisons"] == []
+    assert {"python", "monai"} <= found["versions"].keys()
+    assert set(found["definitions"]) == set(CSV_HEADER[2:-3])
+    assert not (folders / "out" / "comparison.png").exists()
+
+
+def test_the_dice_is_that_of_test_seg(folders, score):
+    table = DiceTable(["left", "right"], ["both"])
+    for number in range(3):
+        volumes = (
+            np.asarray(nib.load(folders / name / f"case_{number}.nii.gz").dataobj).astype(np.uint8)
+            for name in ("bad", "labels")
+        )
+        table.add(f"case_{number}", dice_by_structure(*volumes, [(1,), (2,), (1, 2)]))
+    table.write(folders)
+    assert score("--output", folders / "out", predictions=["bad"])[0] == 0
+    expected = {row["case"]: row for row in read_table(folders / "dice.csv")}
+    for row in read_table(folders / "out" / "scores.csv"):
+        assert row["dice"] == expected[row["case"]][row["class"]]
+    means = json.loads((folders / "out" / "scores.json").read_text())["means"]["bad"]
+    assert means["mean"]["dice"]["mean"] == json.loads((folders / "dice.json").read_text())["mean"]["mean"]
+
+
+def test_the_tolerance_of_the_command_line_is_that_of_all_structures(folders, score):
+    status, _, _ = score("--tolerance", 0.5, "--output", folders / "out")
+    assert status == 0
+    found = json.loads((folders / "out" / "scores.json").read_text())
+    assert found["tolerance_mm"] == dict.fromkeys(("left", "right", "both"), 0.5)
+    assert found["means"]["good"]["left"]["nsd"]["mean"] < 1
+    score("--tolerance", 0.8, "--output", folders / "out")
+    found = json.loads((folders / "out" / "scores.json").read_text())
+    assert found["means"]["good"]["left"]["nsd"]["mean"] == 1  # shifted by a voxel of 0.8 mm
+
+
+def test_processes_change_nothing(folders, score):
+    for workers in (0, 2):
+        output = folders / f"out_{workers}"
+        assert score("--output", output, predictions=("good", "bad"), num_workers=workers)[0] == 0
+    assert (folders / "out_0" / "scores.csv").read_text() == (folders / "out_2" / "scores.csv").read_text()
+    first, second = (json.loads((folders / f"out_{workers}" / "scores.json").read_text()) for workers in (0, 2))
+    assert first["means"] == second["means"]
+
+
+def test_two_folders_are_compared(folders, score):
+    status, out, _ = score("--output", folders / "out", predictions=("good", "bad"))
+    assert status == 0
+    assert "Differences from good over 3 cases that all folders have" in out
+    found = json.loads((folders / "out" / "scores.json").read_text())
+    assert found["reference"] == "good"
+    assert [(row["method"], row["metric"]) for row in found["comparisons"]] == [
+        ("bad", "dice"), ("bad", "iou"), ("bad", "hd95_mm"), ("bad", "nsd"),
+    ]  # fmt: skip
+    dice = found["comparisons"][0]
+    assert dice["difference"] < 0
+    assert (dice["cases"], dice["rank_biserial"]) == (3, -1)
+    assert dice["p"] == pytest.approx(min(1, 4 * 2 / 2**3))
+    assert len(read_table(folders / "out" / "scores.csv")) == 18
+    assert (folders / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("given", ["bad", "{folders}/bad/"])
+def test_the_reference_may_be_another_than_the_first(folders, score, given):
+    _, out, _ = score("--reference", given.format(folders=folders), predictions=("good", "bad"))
+    assert "Differences from bad" in out
+    assert re.search(r"^good +Dice +\+0\.", out, flags=re.MULTILINE)
+
+
+def test_only_common_cases_are_compared(folders, score):
+    (folders / "good" / "case_0_seg.nii.gz").unlink()
+    status, out, _ = score("--allow_missing", "--output", folders / "out", predictions=("good", "bad"))
+    assert status == 0
+    assert "good: 2 cases of" in out
+    assert "bad: 3 cases of" in out
+    assert "Differences from good over 2 cases" in out
+    assert "without a prediction (case_0), which are left out" in out
+    found = json.loads((folders / "out" / "scores.json").read_text())
+    assert found["missing"] == {"good": ["case_0"], "bad": []}
+    assert found["comparisons"][0]["cases"] == 2
+
+
+def test_no_common_case_is_no_comparison(folders, score):
+    for number in range(3):
+        name = f"good/case_{number}_seg.nii.gz" if number else f"bad/case_{number}.nii.gz"
+        (folders / name).unlink()
+    status, out, _ = score("--allow_missing", "--output", folders / "out", predictions=("good", "bad"))
+    assert status == 0
+    assert "No comparison: no case has a prediction in all folders." in out
+    assert not (folders / "out" / "comparison.png").exists()
+
+
+def test_labels_with_merged_values_and_ignored_voxels(folders, score):
+    """Values as in the files; an ignored voxel of the label may be anything in the prediction, but no ignored voxel."""
+    labels = {"background": 0, "left": [1, 7], "right": 2, "ignore": 9}
+    (folders / "boxes.json").write_text(json.dumps(DESCRIPTION | {"labels": labels}))
+    change(folders / "labels" / "case_0.nii.gz", put(9))
+    change(folders / "good" / "case_0_seg.nii.gz", lambda voxels: put(2)(np.where(voxels == 1, 7, voxels)))
+    assert score("--output", folders / "out")[0] == 0
+    left, right, *_ = read_table(folders / "out" / "scores.csv")
+    assert (float(left["dice"]), float(right["dice"])) == (0.875, 0.875)
+    change(folders / "good" / "case_1_seg.nii.gz", put(9))
+    status, _, (line,) = score()
+    assert status == 2
+    assert line.endswith("case_1_seg.nii.gz: found label values 9 (1 voxel), expected 0, 1, 2, 7")
+
+
+def test_volumes_turned_in_the_file_have_the_same_scores(folders, score):
+    """Axes in another order and direction, in predictions and labels alike."""
+    score("--output", folders / "out")
+    for path in [*(folders / "labels").iterdir(), *(folders / "good").iterdir()]:
+        image = nib.load(path)
+        nib.save(image.as_reoriented([[2, 1], [0, -1], [1, 1]]), path)
+    score("--output", folders / "turned")
+    pair = (read_table(folders / name / "scores.csv") for name in ("out", "turned"))
+    for before, after in zip(*pair, strict=True):
+        for name in CSV_HEADER[2:-2]:
+            assert float(after[name] or "nan") == pytest.approx(float(before[name] or "nan"), rel=1e-4, nan_ok=True)
+
+
+BAD = {
+    "another shape": (
+        lambda at: change(at / "good/case_1_seg.nii.gz", lambda voxels: voxels[1:]),
+        r"case_1_seg\.nii\.gz: found shape 23 x 20 x 8, expected 24 x 20 x 8 as in .*labels/case_1\.nii\.gz",
+    ),
+    "another affine": (
+        lambda at: change(at / "good/case_1_seg.nii.gz", lambda voxels: voxels, np.eye(4)),
+        r"case_1_seg\.nii\.gz: found an affine that puts corners .* mm away from those of .*labels/case_1\.nii\.gz, "
+        r"expected the same affine; if the voxels match, use --fix_affine",
+    ),
+    "a value of no class": (
+        lambda at: change(at / "good/case_1_seg.nii.gz", put(5)),
+        r"case_1_seg\.nii\.gz: found label values 5 \(1 voxel\), expected whole numbers from 0 to 2",
+    ),
+    "a probability map": (
+        lambda at: change(at / "good/case_1_seg.nii.gz", lambda voxels: voxels * np.float32(0.4)),
+        r"case_1_seg\.nii\.gz: found label values 0\.4 \(\d+ voxels\), .*, expected whole numbers from 0 to 2",
+    ),
+    "a label with a value of no class": (
+        lambda at: change(at / "labels/case_1.nii.gz", put(5)),
+        r"labels/case_1\.nii\.gz: found label values 5 \(1 voxel\), expected whole numbers from 0 to 2",
+    ),
+    "a damaged file": (
+        lambda at: flip_a_bit(at / "good/case_1_seg.nii.gz"),
+        r"case_1_seg\.nii\.gz: cannot be read \(.*CRC.*\), expected a whole NIfTI file",
+    ),
+    "a file of another format": (
+        lambda at: (at / "good/case_1_seg.nii.gz").write_text("text"),
+        r"case_1_seg\.nii\.gz: cannot be read \(not a NIfTI file\), expected a whole NIfTI file",
+    ),
+    "a prediction that is missing": (
+        lambda at: (at / "good/case_1_seg.nii.gz").unlink(),
+        r"good: found 1 of 3 labels in .*labels without a prediction \(case_1\), expected one prediction per label, or "
+        r"--allow_missing",
+    ),
+    "no folder of predictions": (
+        lambda at: (at / "good").rename(at / "Good"),
+        r"good: not found, expected a folder of \.nii\.gz or \.nii files \(beside it is Good\)",
+    ),
+    "an empty folder of predictions": (
+        lambda at: (shutil.rmtree(at / "good"), (at / "good").mkdir()),
+        r"good: found no volume, expected \.nii\.gz or \.nii files",
+    ),
+    "no folder of labels": (
+        lambda at: shutil.rmtree(at / "labels"),
+        r"labels: not found, expected a folder of \.nii\.gz or \.nii files",
+    ),
+    "a description that is no JSON": (
+        lambda at: (at / "boxes.json").write_text("{"),
+        r"--dataset: .*boxes\.json is not JSON \(.*\), expected a dataset description",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "expected"), BAD.values(), ids=BAD)
+def test_bad_input_is_a_line_and_nothing_is_written(folders, score, damage, expected):
+    damage(folders)
+    status, out, errors = score("--output", folders / "out")
+    assert status == 2
+    assert len(errors) == 1
+    assert re.search(rf"{expected}$", errors[0]), errors[0]
+    assert "Dice" not in out
+    assert not (folders / "out").exists()
+
+
+def test_all_problems_are_reported_together(folders, score):
+    change(folders / "good" / "case_0_seg.nii.gz", put(5))
+    change(folders / "bad" / "case_2.nii.gz", lambda voxels: voxels[:, 1:])
+    status, _, errors = score(predictions=("good", "bad"), num_workers=2)
+    assert status == 2
+    assert [re.search(r"case_\d", line)[0] for line in errors] == ["case_0", "case_2"]
+
+
+def test_predictions_without_a_valid_affine(folders, score):
+    """--fix_affine takes the label's affine, also for the distances."""
+    assert score("--output", folders / "out")[0] == 0
+    for path in (folders / "good").iterdir():
+        change(path, lambda voxels: voxels, np.eye(4))
+    status, out, errors = score("--fix_affine", "--output", folders / "fixed")
+    assert (status, errors) == (0, [])
+    assert "warning: " in out
+    assert ", whose affine is used (and 2 more of this kind)" in out
+    assert read_table(folders / "out" / "scores.csv") == read_table(folders / "fixed" / "scores.csv")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_case_that_fails_does_not_stop_the_others(folders, score, monkeypatch, num_workers):
+    real = pairs.score_structures
+
+    def fail(prediction, label, *rest):
+        if not (label == 2).any():
+            raise MemoryError
+        return real(prediction, label, *rest)
+
+    monkeypatch.setattr(pairs, "score_structures", fail)
+    status, out, errors = score("--output", folders / "out", num_workers=num_workers)
+    assert status == 1
+    assert errors == ["case_2: out of memory (MemoryError), expected lower --num_workers"]
+    assert "good: 2 cases of" in out
+    assert {row["case"] for row in read_table(folders / "out" / "scores.csv")} == {"case_0", "case_1"}
+    assert json.loads((folders / "out" / "scores.json").read_text())["failures"] == errors
+
+
+def test_all_cases_fail(folders, score, monkeypatch):
+    monkeypatch.setattr(pairs, "score_structures", lambda *_: math.sqrt(-1))
+    status, out, errors = score("--output", folders / "out")
+    assert status == 1
+    assert errors == [f"case_{number}: ValueError: math domain error" for number in range(3)]
+    assert list((folders / "out").iterdir()) == []
+    assert out == ""
+
+
+def test_a_file_that_changes_after_the_check_fails(folders, score, monkeypatch):
+    real = evaluate.check_pairs
+
+    def check_and_damage(*args):
+        warnings = real(*args)
+        change(folders / "good" / "case_1_seg.nii.gz", put(5))
+        return warnings
+
+    monkeypatch.setattr(evaluate, "check_pairs", check_and_damage)
+    status, _, (line,) = score()
+    assert status == 1
+    assert "case_1_seg.nii.gz: found label values 5" in line
+
+
+def test_the_same_command_again_replaces_its_files(folders, score):
+    assert score("--output", folders / "out", predictions=("good", "bad"))[0] == 0
+    assert score("--output", folders / "out")[0] == 0
+    assert {row["method"] for row in read_table(folders / "out" / "scores.csv")} == {"good"}
+    assert not (folders / "out" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.json", "comparison.png"])
+@pytest.mark.parametrize("after", [False, True])
+def test_files_of_others_are_kept(folders, score, name, after):
+    (folders / "out").mkdir()
+    if after:
+        assert score("--output", folders / "out")[0] == 0
+    (folders / "out" / name).write_text("mine")
+    status, out, errors = score("--output", folders / "out", predictions=("good", "bad"))
+    assert status == 2
+    assert f"--output: {folders / 'out' / name} is no file of this program, expected another folder" in errors
+    assert (folders / "out" / name).read_text() == "mine"
+    assert out == ""
+
+
+@pytest.mark.parametrize("edit", [lambda values: values["means"].clear(), lambda values: values.pop("files")])
+def test_a_summary_that_somebody_has_changed_is_kept(folders, score, edit):
+    assert score("--output", folders / "out")[0] == 0
+    path = folders / "out" / "scores.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+    status, _, errors = score("--output", folders / "out")
+    assert status == 2
+    assert f"--output: {path} is no file of this program, expected another folder" in errors
+    assert json.loads(path.read_text()) == values
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_a_run_that_was_killed_while_writing_can_be_repeated(folders, score, monkeypatch, written):
+    """Whichever of the three files was the last."""
+    score("--output", folders / "out", predictions=("good", "bad"))
+    files = {"scores.json": "write_text", "scores.csv": "write_whole", "comparison.png": "write_whole"}
+    done = list(files)[:written]
+
+    def stop_at(real):
+        def write(path, *args):
+            if path.name not in done:
+                raise KeyboardInterrupt
+            real(path, *args)
+
+        return write
+
+    with monkeypatch.context() as patched:
+        from engine.evaluation import score_files
+
+        for function in set(files.values()):
+            patched.setattr(score_files, function, stop_at(getattr(score_files, function)))
+        assert score("--output", folders / "out", predictions=("good", "bad"))[0] == 130
+    assert score("--output", folders / "out", predictions=("good", "bad"))[0] == 0
+    assert sorted(path.name for path in (folders / "out").iterdir()) == sorted(files)
+
+
+def test_an_output_that_is_a_file(folders, score):
+    (folders / "out").write_text("")
+    status, _, (line,) = score("--output", folders / "out")
+    assert status == 2
+    assert line.startswith(f"--output: {folders / 'out'} cannot be written to")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--reference", "ugly"], "--reference: found ugly, expected one of --predictions (.*good)"),
+        (["--tolerance", "0"], "argument --tolerance: found '0', expected a number above 0"),
+        (["--dataset", "amoz"], "--dataset: found 'amoz', expected amos, "),
+    ],
+)
+def test_wrong_flags(score, capsys, words, expected):
+    try:
+        status, _, (line,) = score(*words)
+    except SystemExit as stop:
+        status, line = stop.code, capsys.readouterr().err
+    assert status == 2
+    assert re.search(expected, line)
+
+
+def test_one_folder_given_twice(score):
+    status, _, (line,) = score(predictions=("good", "good"))
+    assert status == 2
+    assert line.endswith("good twice, expected different folders")
