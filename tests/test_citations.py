@@ -28,6 +28,7 @@ GENERATED = {
     *("best_metric_model.pth", "last_checkpoint.pth", "previous_checkpoint.pth", "damaged_checkpoint.pth", "model.pth"),
     *(
         "args.json",
+        "versions.json",
         "settings.json",
         "dice.csv",
         "dice.json",

@@ -34,7 +34,7 @@ VOLUMES = {
 
 
 @contextmanager
-def drawing(style: dict[str, Any]) -> Iterator[None]:
+def drawing(style: dict[Any, Any]) -> Iterator[None]:
     """Draw and encode with a style, and without warnings of letters that Matplotlib's own font lacks."""
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")

@@ -131,10 +131,10 @@ def show_cases(
                 blocks.append(Text(f"No picture of {case} (mean Dice {mean}): {error}", warning=True))
                 continue
             lines = "solid: prediction" + (", dashed: label" if "label" in images[case] else "; no label was found")
-            caption = f"{case}, among the {name}: mean Dice {mean} ({lines})."
+            caption = f"{case}: mean Dice {mean} ({lines})."
             pictures.append(Picture(uri, f"Three planes of {case} with contours of the segmentation", caption))
         if pictures:
-            blocks.append(Pictures(pictures, wide=True))
+            blocks += [Text(f"The {name}:"), Pictures(pictures, wide=True)]
     return Section(title, blocks or [Text("No case has a mean Dice.")])
 
 

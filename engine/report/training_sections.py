@@ -52,7 +52,7 @@ def show_training(run: Run) -> Section:
         facts["skipped steps"] = progress.get("skipped", 0)
     if run.logs.times is not None:
         start, end = (datetime.fromtimestamp(time) for time in run.logs.times)
-        facts["first and last step logged"] = f"{start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M}"
+        facts["first step logged"], facts["last step logged"] = f"{start:%Y-%m-%d %H:%M}", f"{end:%Y-%m-%d %H:%M}"
     blocks: list[Block] = [Facts([(name, str(value)) for name, value in facts.items() if value is not None])]
     for name, found in ((BEST, run.best is not None), (LAST, bool(run.last))):
         if not found:
@@ -90,14 +90,14 @@ def describe_recipe(run: Run) -> dict[str, str | None]:
     args = run.args
     if not {"roi_size", "optim", "lr", "max_iter", "seed", "batch_size", "crop_sample"} <= args.keys():
         return {}
-    processes = run.last.get("processes", 1)
+    processes, precision = run.last.get("processes", 1), run.last.get("precision")
     devices = f" on each of {processes} devices" if processes > 1 else ""
     return {
         "crop, voxels": " x ".join(map(str, args["roi_size"])),
         "batch": f"{args['batch_size']} x {args['crop_sample']} crops{devices}",
         "optimiser": f"{args['optim']}, learning rate {args['lr']:g}, {args.get('lr_schedule', '')}".rstrip(", "),
         "iterations planned": str(args["max_iter"]),
-        "precision": str(run.last["precision"]).removeprefix("torch.") if "precision" in run.last else None,
+        "precision": precision and precision.removeprefix("torch.").replace("None", "float32"),
         "seed": str(args["seed"]),
     }
 

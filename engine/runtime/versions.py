@@ -21,10 +21,13 @@ def software_versions() -> dict[str, str]:
 
 
 def find_commit() -> str:
-    """Return the commit of this clone, with "changed" if its tracked files differ from it; "unknown" without git."""
+    """Return the commit of this clone, with "changed" if tracked files differ from it; "unknown" outside a clone."""
     try:
-        commit, changes = (_git(*words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno")))
-    except (OSError, subprocess.SubprocessError):
+        folder, commit = _git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(folder) != ROOT.resolve():  # a copy within another repository
+            return "unknown"
+        changes = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, ValueError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit} (changed)" if changes else commit
 
