@@ -244,5 +244,6 @@ def test_wandb_writes_offline(tmp_path, monkeypatch):
             log.figure("case", Figure(), steps[-1])
     run_id = json.loads((tmp_path / "wandb.json").read_text())["run"]
     files = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    assert [path.read_bytes().count(b"train/loss") > 0 for path in files] == [True, True]
+    first, second = (path.read_bytes().count(b"train/loss") for path in files)
+    assert first == 3 * second > 0
     assert len(list(Path(tmp_path).glob("wandb/offline-run-*/files/media/images/case_*.png"))) == 2
