@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from engine.evaluation.masks import compute_masks
 from engine.evaluation.pictures import mask_slices, save_png
 from engine.report.curves import Curve, draw_dice, draw_loss, read_logs
+from engine.report.figures import PLAIN_TEXT, drawing
 from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import BEST, make_output_folder
 from engine.weights.load_network import load_trained
@@ -35,7 +36,8 @@ def main(args: argparse.Namespace) -> None:
     if not os.path.isdir(logs):
         raise InputError(f"--run: found no {logs}, expected the output folder of main_train.py")
     make_output_folder(output)
-    save_png(draw_curves(read_logs(logs).scalars), output / "curve.png")
+    with drawing(PLAIN_TEXT):
+        save_png(draw_curves(read_logs(logs).scalars), output / "curve.png")
 
     network = load_trained(Path(args.run) / BEST, "--run").network
     if masks := compute_masks(network):

@@ -45,7 +45,9 @@ class Logs(NamedTuple):
 
 
 def read_logs(folder: Path) -> Logs:
-    """Read the event files of a run; all entries of runs without steps are empty."""
+    """Read the event files of a run; everything is empty for a run without a step, or without such a folder."""
+    if not folder.is_dir():
+        return Logs({}, {}, None)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1}).Reload()
     tags, scalars, times = events.Tags(), {}, []
     for name in tags["scalars"]:

@@ -88,7 +88,10 @@ def read_scores(path: Path) -> MeasuredScores:
     measures = [name for name in header[2:] if name == "dice" or all(_is_number(row[name]) for row in rows)]
     by_structure: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        by_structure.setdefault(row["class"], {})[row["case"]] = [_number(row[name], path) for name in measures]
+        cases = by_structure.setdefault(row["class"], {})
+        if row["case"] in cases:
+            raise InputError(f"{path}: found {row['class']} of {row['case']} twice, expected the scores of one folder")
+        cases[row["case"]] = [_number(row[name], path) for name in measures]
     return MeasuredScores(path, measures, by_structure)
 
 

@@ -26,6 +26,7 @@ from engine.runtime.arguments import format_value
 from engine.runtime.files import BEST, LAST
 from engine.runtime.versions import software_versions
 
+VALIDATION = "time/validation_share"  # in the log
 NO_CURVES = f"There are no curves: the run has no {LOGS} folder with at least one step."
 
 
@@ -81,8 +82,8 @@ def describe_split(run: Run) -> str | None:
     split = run.last.get("split", run.best.content.get("split") if run.best is not None else None)
     if not isinstance(split, dict):
         return None if split is None else str(split)
-    simple = {name: value for name, value in split.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{name} {value}" for name, value in simple.items())
+    sizes = {name: len(value) if isinstance(value, list) else value for name, value in split.items()}
+    return ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
 
 
 def describe_recipe(run: Run) -> dict[str, str | None]:
@@ -144,6 +145,8 @@ def show_time(run: Run) -> Section:
         "95 % of the steps": f"up to {np.percentile(total, 95):.3g} s",
         "all steps": f"{total.sum() / 3600:.3g} h",
     }
+    if VALIDATION in scalars:
+        facts["validating"] = f"{100 * scalars[VALIDATION].values[-1]:.1f} % of the time of the run"
     with drawing(CHARTS):
         curve, histogram = encode_svg(chart_wait(wait, compute)), encode_svg(chart_steps(wait, compute))
     pictures = [
