@@ -3,8 +3,8 @@
     python -m tools.report runs/amos predictions/amos
 
 The page needs nothing else, neither other files nor a network. With a folder of predictions it shows their Dice (and
-other measures, if tools/evaluate.py has written a scores.csv there) and draws the best and the worst cases; without, it
-shows the Dice of the latest validation.
+other measures, if there is a scores.csv) and draws the best and the worst cases; without, it shows the Dice of the
+latest validation.
 """
 
 import argparse

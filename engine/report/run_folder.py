@@ -55,7 +55,7 @@ class Predictions:
         settings: settings and sources of its predictions, by test_seg.py.
         description: description of the dataset, as the predictions were made with.
         dice: Dice of each case, by test_seg.py.
-        scores: measures of each case and structure, by tools/evaluate.py.
+        scores: measures of each case and structure.
     """
 
     folder: Path

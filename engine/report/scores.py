@@ -1,4 +1,4 @@
-"""Scores of cases, as test_seg.py, main_train.py and tools/evaluate.py write them."""
+"""Scores of cases: the Dice that main_train.py and test_seg.py write, and tables of several measures."""
 
 import math
 from collections.abc import Sequence
