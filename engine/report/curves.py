@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SMOOTHED = 20  # iterations in the running mean of the loss, or more in a long run
+MARKED = 30  # points of a curve whose points are marked
 DRAWN = 500  # points of a curve; a longer one is averaged over equal parts
 
 
@@ -87,5 +88,6 @@ def draw_dice(axes: Axes, scalars: dict[str, Curve]) -> None:
     axes.set_prop_cycle(color=color_sequences["tab20"])
     for name, curve in scalars.items():
         if name.startswith("dice/"):
-            axes.plot(*curve, "o-", markersize=3, label=name.removeprefix("dice/"))
+            line = "o-" if len(curve.steps) <= MARKED else "-"
+            axes.plot(*curve, line, markersize=3, label=name.removeprefix("dice/"))
     axes.set(xlabel="iteration", ylabel="Dice", ylim=(0, 1))

@@ -23,7 +23,7 @@ def software_versions() -> dict[str, str]:
 def find_commit() -> str:
     """Return the commit of this clone, with "changed" if tracked files differ from it; "unknown" outside a clone."""
     try:
-        folder, commit = _git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        commit, folder = _git("rev-parse", "--short=12", "HEAD", "--show-toplevel").splitlines()
         if Path(folder) != ROOT.resolve():  # a copy within another repository
             return "unknown"
         changes = _git("status", "--porcelain", "--untracked-files=no")

@@ -298,8 +298,14 @@ def test_the_extremes_do_not_overlap(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (lambda folder: (folder / "best_metric_model.pth").write_bytes(b"x"), "best_metric_model.pth is no plain checkpoint"),
-        (lambda folder: (folder / "last_checkpoint.pth").write_bytes(b"x"), "last_checkpoint.pth is no plain checkpoint"),
+        (
+            lambda folder: (folder / "best_metric_model.pth").write_bytes(b"x"),
+            "best_metric_model.pth is no plain checkpoint",
+        ),
+        (
+            lambda folder: (folder / "last_checkpoint.pth").write_bytes(b"x"),
+            "last_checkpoint.pth is no plain checkpoint",
+        ),
         (lambda folder: (folder / "args.json").write_text("{"), "args.json: cannot be read"),
         (lambda folder: (folder / "args.json").write_text("[]"), "args.json: holds a list"),
         (lambda folder: (folder / "dice.csv").write_text("a,b\n1,2\n"), "dice.csv: holds no Dice of cases"),

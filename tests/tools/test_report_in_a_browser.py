@@ -30,8 +30,8 @@ DARK = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
 # A headless window is at least 500 wide, so each width is a frame of its own.
 MEASURE = """
 onload = () => {
-  document.body.textContent = JSON.stringify([...frames].map(frame => {
-    const page = frame.document, root = page.documentElement, pictures = [...page.images];
+  document.body.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(element => {
+    const frame = element.contentWindow, page = frame.document, root = page.documentElement, pictures = [...page.images];
     return {
       width: root.clientWidth, needed: root.scrollWidth, height: root.scrollHeight, pictures: pictures.length,
       loaded: pictures.filter(picture => picture.complete && picture.naturalWidth > 50).length,
