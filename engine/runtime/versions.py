@@ -23,11 +23,11 @@ def software_versions() -> dict[str, str]:
 def find_commit() -> str:
     """Return the commit of this clone, with "changed" if tracked files differ from it; "unknown" outside a clone."""
     try:
-        commit, folder = _git("rev-parse", "--short=12", "HEAD", "--show-toplevel").splitlines()
-        if Path(folder) != ROOT.resolve():  # a copy within another repository
+        if Path(_git("rev-parse", "--show-toplevel")) != ROOT.resolve():  # a copy within another repository
             return "unknown"
+        commit = _git("rev-parse", "--short=12", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, ValueError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
     return f"{commit} (changed)" if changes else commit
 

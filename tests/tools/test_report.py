@@ -300,11 +300,11 @@ def test_the_extremes_do_not_overlap(tmp_path):
     [
         (
             lambda folder: (folder / "best_metric_model.pth").write_bytes(b"x"),
-            "best_metric_model.pth is no plain checkpoint",
+            "best_metric_model.pth is no plain",
         ),
         (
             lambda folder: (folder / "last_checkpoint.pth").write_bytes(b"x"),
-            "last_checkpoint.pth is no plain checkpoint",
+            "last_checkpoint.pth is no plain",
         ),
         (lambda folder: (folder / "args.json").write_text("{"), "args.json: cannot be read"),
         (lambda folder: (folder / "args.json").write_text("[]"), "args.json: holds a list"),

@@ -31,7 +31,8 @@ DARK = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
 MEASURE = """
 onload = () => {
   document.body.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(element => {
-    const frame = element.contentWindow, page = frame.document, root = page.documentElement, pictures = [...page.images];
+    const frame = element.contentWindow, page = frame.document, root = page.documentElement;
+    const pictures = [...page.images];
     return {
       width: root.clientWidth, needed: root.scrollWidth, height: root.scrollHeight, pictures: pictures.length,
       loaded: pictures.filter(picture => picture.complete && picture.naturalWidth > 50).length,
