@@ -35,6 +35,8 @@ def main(args: argparse.Namespace) -> None:
     for name in ("run", "predictions"):
         if (folder := getattr(args, name)) is not None and not os.path.isdir(folder):
             raise InputError(f"{name.upper()}: {folder} not found, expected a folder")
+    if args.root is not None and args.predictions is None:
+        raise InputError("--root: found it without PREDICTIONS, expected both: it has the images of the predictions")
     path = Path(args.output or Path(args.run, "report.html"))
     check_replaceable(path)
     predictions = None if args.predictions is None else read_predictions(Path(args.predictions))

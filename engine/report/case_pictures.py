@@ -48,7 +48,9 @@ def find_images(
     if root is not None and not root.is_dir():
         raise InputError(f"--root: {root} not found, expected a dataset folder")
     sources = predictions.settings.get(SOURCES, {}).values()
-    folders = {Path(source["paths"][0]).parent for source in sources if isinstance(source, dict) and "paths" in source}
+    folders = {
+        Path(source["paths"][0]).parent for source in sources if isinstance(source, dict) and source.get("paths")
+    }
     if root is not None or not folders:
         found = list(find_splits(root or Path(former_root), description, test=True).values())
     else:

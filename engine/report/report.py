@@ -54,7 +54,7 @@ def describe(run: Run) -> str:
     """Describe the run in one line."""
     if run.best is None:
         return "Training run without weights"
-    dice = run.progress.get("best_dice", run.best.content.get("best_dice", -math.inf))
+    dice = run.progress.best_dice if run.progress is not None else run.best.content.get("best_dice", -math.inf)
     reached = f": mean Dice {dice:.3f} on the validation cases" if math.isfinite(dice) else ""
     return f"{run.best.config.network} on {run.best.description.name}{reached}"
 
@@ -67,18 +67,19 @@ def show_warnings(run: Run, predictions: Predictions | None) -> Section:
 
 def warn_of_training(run: Run) -> Iterator[str]:
     """Yield a line for everything unusual in the training."""
-    progress, planned = run.progress, run.args.get("max_iter")
-    iteration = progress.get("iteration", 0)
-    if progress and isinstance(planned, int) and iteration < planned:
-        yield f"The run is not finished: iteration {iteration} of {planned}."
-    elif progress.get("awaits_evaluation"):
-        yield f"The validation at iteration {iteration} is not finished."
-    if skipped := progress.get("skipped", 0):
-        where = run.logs.scalars.get("train/skipped_steps")
-        found = f" (iterations {list_some([str(step) for step in where.steps])})" if where is not None else ""
-        yield f"Steps that were skipped because loss or gradients were not finite: {skipped}{found}."
-    if iteration and progress.get("best_iteration") == iteration:
-        yield f"The best validation is the last one, at iteration {iteration}: longer training may help."
+    planned = run.args.get("max_iter")
+    if (progress := run.progress) is not None:
+        iteration = progress.iteration
+        if isinstance(planned, int) and iteration < planned:
+            yield f"The run is not finished: iteration {iteration} of {planned}."
+        elif progress.awaits_evaluation:
+            yield f"The validation at iteration {iteration} is not finished."
+        if progress.skipped:
+            where = run.logs.scalars.get("train/skipped_steps")
+            found = f" (iterations {list_some([str(step) for step in where.steps])})" if where is not None else ""
+            yield f"Steps that were skipped because loss or gradients were not finite: {progress.skipped}{found}."
+        if iteration and progress.best_iteration == iteration:
+            yield f"The best validation is the last one, at iteration {iteration}: longer training may help."
     if (run.folder / DAMAGED).exists():
         yield f"{DAMAGED}: a checkpoint was damaged, and the run went on from the one before it."
     if (share := wait_share(run)) > LONGEST_WAIT:

@@ -12,6 +12,7 @@ from engine.report.curves import Logs, read_logs
 from engine.report.scores import DICE_CSV, SCORES_CSV, DiceScores, MeasuredScores, read_dice, read_scores
 from engine.runtime.errors import InputError
 from engine.runtime.files import BEST, LAST, VERSIONS
+from engine.training.state import Progress
 from engine.weights.checkpoints import load_checkpoint
 from engine.weights.load_network import TrainedNetwork, load_trained
 
@@ -29,6 +30,7 @@ class Run:
         logs: curves and pictures.
         best: network with the best weights.
         last: the last checkpoint without its tensors.
+        progress: progress at the last checkpoint.
         dice: scores of the latest validation.
     """
 
@@ -38,12 +40,8 @@ class Run:
     logs: Logs
     best: TrainedNetwork | None
     last: dict[str, Any]
+    progress: Progress | None
     dice: DiceScores | None
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """Progress at the last checkpoint, with the fields of ``engine.training.state.Progress``; empty without one."""
-        return self.last.get("progress", {})
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,6 @@ def read_run(folder: Path) -> Run:
         names = ", ".join(part.name for part in parts[:-1])
         raise InputError(f"RUN: found none of {names} and {LOGS} in {folder}, expected a folder of main_train.py")
     last = load_checkpoint(folder / LAST, "RUN") if (folder / LAST).exists() else {}
-    if not isinstance(last.get("progress", {}), dict):
-        raise InputError(f"RUN: {folder / LAST} holds no training state, expected that of main_train.py")
     return Run(
         folder,
         read_object(folder / ARGUMENTS),
@@ -85,6 +81,7 @@ def read_run(folder: Path) -> Run:
         read_logs(folder / LOGS),
         load_trained(folder / BEST, "RUN") if (folder / BEST).exists() else None,
         {name: value for name, value in last.items() if name not in ("model", "optimizer")},
+        read_progress(last, folder / LAST) if last else None,
         read_dice(folder / DICE_CSV) if (folder / DICE_CSV).exists() else None,
     )
 
@@ -108,6 +105,20 @@ def read_predictions(folder: Path) -> Predictions:
         read_dice(folder / DICE_CSV) if (folder / DICE_CSV).exists() else None,
         read_scores(folder / SCORES_CSV) if (folder / SCORES_CSV).exists() else None,
     )
+
+
+def read_progress(checkpoint: dict[str, Any], path: Path) -> Progress:
+    """Read the progress of a run from its last checkpoint.
+
+    Raises:
+        InputError: it holds none, or one of another version.
+    """
+    try:
+        progress = Progress(**checkpoint["progress"])
+        progress.check()
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"RUN: {path} holds no training state of this version, expected one") from error
+    return progress
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -45,12 +45,11 @@ def show_training(run: Run) -> Section:
         facts["validation cases"] = len(run.dice.cases)
     facts["split"] = describe_split(run)
     facts |= describe_recipe(run)
-    progress = run.progress
-    if progress:
-        facts["iterations done"] = progress.get("iteration")
-        best = progress.get("best_dice", math.nan)
-        facts["best mean Dice"] = f"{best:.4f} at iteration {progress.get('best_iteration')}"
-        facts["skipped steps"] = progress.get("skipped", 0)
+    if (progress := run.progress) is not None:
+        facts["iterations done"] = progress.iteration
+        reached = f"{progress.best_dice:.4f} at iteration {progress.best_iteration}"
+        facts["best mean Dice"] = reached if math.isfinite(progress.best_dice) else "none so far"
+        facts["skipped steps"] = progress.skipped
     if run.logs.times is not None:
         start, end = (datetime.fromtimestamp(time) for time in run.logs.times)
         facts["first step logged"], facts["last step logged"] = f"{start:%Y-%m-%d %H:%M}", f"{end:%Y-%m-%d %H:%M}"
@@ -94,9 +93,9 @@ def describe_recipe(run: Run) -> dict[str, str | None]:
     processes, precision = run.last.get("processes", 1), run.last.get("precision")
     devices = f" on each of {processes} devices" if processes > 1 else ""
     return {
-        "crop, voxels": " x ".join(map(str, args["roi_size"])),
+        "crop, voxels": format_value(args["roi_size"]),
         "batch": f"{args['batch_size']} x {args['crop_sample']} crops{devices}",
-        "optimiser": f"{args['optim']}, learning rate {args['lr']:g}, {args.get('lr_schedule', '')}".rstrip(", "),
+        "optimiser": f"{args['optim']}, learning rate {args['lr']}, {args.get('lr_schedule', '')}".rstrip(", "),
         "iterations planned": str(args["max_iter"]),
         "precision": precision and precision.removeprefix("torch.").replace("None", "float32"),
         "seed": str(args["seed"]),

@@ -90,7 +90,7 @@ def test_a_report_has_everything(write, trained, predicted):
         *("network REP3D", "dataset boxes (MRI)", "classes background, left, right", "training cases 3"),
         *(
             "validation cases 2",
-            "crop, voxels 32 x 32 x 16",
+            "crop, voxels 32 32 16",
             "iterations done 60",
             "skipped steps 0",
             "precision float32",
@@ -306,6 +306,7 @@ def test_the_extremes_do_not_overlap(tmp_path):
             lambda folder: (folder / "last_checkpoint.pth").write_bytes(b"x"),
             "last_checkpoint.pth is no plain",
         ),
+        (lambda folder: torch.save({"model": {}}, folder / "last_checkpoint.pth"), "holds no training state"),
         (lambda folder: (folder / "args.json").write_text("{"), "args.json: cannot be read"),
         (lambda folder: (folder / "args.json").write_text("[]"), "args.json: holds a list"),
         (lambda folder: (folder / "dice.csv").write_text("a,b\n1,2\n"), "dice.csv: holds no Dice of cases"),
@@ -328,5 +329,6 @@ def test_folders_that_are_none_are_one_line(trained, predicted, tmp_path, capsys
     assert f"in {tmp_path}, expected a folder of main_train.py" in refused(capsys, tmp_path, *page)
     assert f"PREDICTIONS: {missing} not found" in refused(capsys, trained, missing, *page)
     assert "expected a folder of test_seg.py" in refused(capsys, trained, tmp_path, *page)
+    assert "--root: found it without PREDICTIONS" in refused(capsys, trained, "--root", missing, *page)
     assert f"--root: {missing} not found" in refused(capsys, trained, predicted, "--root", missing, *page)
     assert list(tmp_path.iterdir()) == []
