@@ -245,7 +245,7 @@ def train(
             table.write(output)
         tqdm.write(f"iteration {state.iteration}: mean Dice {table.mean():.4f}, best {progress.best_dice:.4f}")
         log.scalars({f"dice/{name}": dice for name, dice in table.means().items()}, state.iteration)
-        log.scalars({"best/dice": progress.best_dice}, state.iteration)
+        log.scalars({"best/dice": progress.best_dice}, state.iteration)  # services show the last value as the result
         log.scalars({f"mask/{name}": value for name, value in mask_scalars(state.network).items()}, state.iteration)
         for name, figure in figures.items():
             log.figure(name, figure, state.iteration)
