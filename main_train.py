@@ -5,8 +5,8 @@
     torchrun --nproc_per_node 4 main_train.py --root /data/amos --output runs/amos --dataset amos --network REP3D
 
 The recipe is the paper's: DiceCE loss, AdamW, two random crops per case, sliding-window validation. The output folder
-receives best_metric_model.pth, last_checkpoint.pth, previous_checkpoint.pth, args.json, tensorboard/, and the Dice of
-each validation case in dice.csv and dice.json.
+receives best_metric_model.pth, last_checkpoint.pth, previous_checkpoint.pth, args.json, versions.json, tensorboard/,
+and the Dice of each validation case in dice.csv and dice.json.
 
 SIGTERM, Ctrl-C and the end of --max_hours stop the run after the current step: everything is saved, the command that
 resumes the run is printed, and the exit status is 75.
@@ -105,6 +105,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     memory = "recompute activations: less memory, more time, the same result"
     execution.add_argument("--checkpointing", action="store_true", help=memory)
     execution.add_argument("--resume", action="store_true", help="continue the run in --output")
+    services = ("wandb", "mlflow")
+    also = "wandb, mlflow: log there, too (their packages are optional); TensorBoard's files are always written"
+    execution.add_argument("--log", nargs="+", metavar="NAME", choices=services, help=also)
     limit = "save and stop after this time, with exit status 75"
     execution.add_argument("--max_hours", type=hours, metavar="HOURS", help=limit)
     args = parser.parse_args(argv)
@@ -144,11 +147,13 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.runtime.devices import amp_name
     from engine.runtime.errors import InputError
     from engine.runtime.files import LAST, PREVIOUS, make_output_folder
+    from engine.training.services import check_services
     from engine.training.state import TrainingState
     from engine.training.validation import put_chosen_first
     from engine.weights.checkpoints import NetworkConfig, load_checkpoint
     from engine.weights.load_weights import load_weights
 
+    check_services(args.log)
     description = find_description(args.dataset, args.fix_affine)
     split = find_split(args.split, args.fold)
     output = Path(args.output)
@@ -201,10 +206,12 @@ def train(
     from engine.evaluation.masks import mask_scalars
     from engine.prediction.sliding_window import SlidingWindow
     from engine.runtime.distributed import AnyProcess, barrier, process_rank, shard
-    from engine.runtime.files import BEST, write_text
-    from engine.training.log import NoLog, StepMonitor, TensorBoardLog
+    from engine.runtime.files import BEST, VERSIONS, write_text
+    from engine.runtime.versions import software_versions
+    from engine.training.log import NoLog, StepMonitor
     from engine.training.loss import make_loss
     from engine.training.optimizer import LearningRateSchedule
+    from engine.training.services import open_logs
     from engine.training.step import train_step
     from engine.training.validation import validate
     from load_datasets_transforms import training_pipelines
@@ -213,6 +220,7 @@ def train(
     first = process_rank() == 0  # the process that writes and prints
     if first:
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
+        write_text(output / VERSIONS, json.dumps(software_versions(), indent=2) + "\n")
     if not args.resume:
         with stop.deferred():
             state.save(output)  # so that --resume works from the first moment on
@@ -238,7 +246,7 @@ def train(
         pin_memory=device.type == "cuda",
     )
     any_process = AnyProcess(device)
-    log = TensorBoardLog(output / "tensorboard", progress.first_logged) if first else NoLog()
+    log = open_logs(args.log, output, vars(args), progress.first_logged) if first else NoLog()
 
     def save() -> None:
         log.flush()  # first, so that no step is missing in the log of a run that resumes from this checkpoint
@@ -257,6 +265,7 @@ def train(
         numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
         tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
         log.scalars({f"dice/{name}": dice for name, dice in compared.means().items()}, state.iteration)
+        log.scalars({"best/dice": progress.best_dice}, state.iteration)  # services show the last value as the result
         log.scalars({"time/validation_share": progress.validation_share}, state.iteration)
         if len(table.cases) > len(chosen):
             tqdm.write(f"all {len(table.cases)} validation cases: mean Dice {table.mean():.4f}")

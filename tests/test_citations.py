@@ -28,6 +28,7 @@ GENERATED = {
     *("best_metric_model.pth", "last_checkpoint.pth", "previous_checkpoint.pth", "damaged_checkpoint.pth", "model.pth"),
     *(
         "args.json",
+        "versions.json",
         "settings.json",
         "dice.csv",
         "dice.json",
@@ -45,7 +46,7 @@ GENERATED = {
     ),
     *("entry.json", "digests.json", "log.jsonl"),
     *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
-    *("loss.csv", "loss.png"),
+    *("loss.csv", "loss.png", "scores.csv", "wandb.json", "mlflow.json"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")

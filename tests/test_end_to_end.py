@@ -44,6 +44,7 @@ def test_training_writes_checkpoints_arguments_and_logs(trained):
         "last_checkpoint.pth",
         "previous_checkpoint.pth",
         "tensorboard",
+        "versions.json",
     }
     assert json.loads((trained / "args.json").read_text())["kernel_size"] == 5
     best = torch.load(trained / "best_metric_model.pth", weights_only=True)

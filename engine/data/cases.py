@@ -119,7 +119,7 @@ def find_test_cases(
     else:
         image_folder = Path(root, "imagesTs")
         image_folder = image_folder if image_folder.is_dir() else validation_folder(Path(root), "images")
-    label_folder = _matching_label_folder(image_folder) if labels is None else Path(labels)
+    label_folder = matching_label_folder(image_folder) if labels is None else Path(labels)
     found = find_cases(image_folder, label_folder, len(description.channels), description.endings, every_label=False)
     return _settle({TEST: found})[0]
 
@@ -130,7 +130,7 @@ def validation_folder(root: Path, kind: str) -> Path:
     return short if short.is_dir() and not (root / f"{kind}Val").is_dir() else root / f"{kind}Val"
 
 
-def _matching_label_folder(images: Path) -> Path | None:
+def matching_label_folder(images: Path) -> Path | None:
     """Return the folder of labels next to that of the images, or else next to the folder that it links to."""
     folder = Path(os.path.abspath(images.parent if os.path.isfile(images) else images))
     for path in (folder, Path(os.path.realpath(folder))):

@@ -73,7 +73,9 @@ def three_planes(
     names = [Line2D([], [], color=colours[value], label=classes[value]) for value in present if value]
     lines = [Line2D([], [], color="gray", linestyle="solid", label="prediction")]
     lines += [] if label is None else [Line2D([], [], color="gray", linestyle="dashed", label="label")]
-    figure.legend(handles=[*names, *lines], loc="outside lower center", ncols=9, frameon=False)
+    legend = figure.legend(handles=[*names, *lines], loc="outside lower center", ncols=9, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a class may have dollar signs in its name, which mean no formula
     figure.suptitle(title, parse_math=False)
     return figure
 

@@ -17,6 +17,7 @@ from engine.runtime.errors import DiskError, InputError
 # Checkpoints in the folder of a training run.
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
 DAMAGED = "damaged_checkpoint.pth"
+VERSIONS = "versions.json"
 DIGEST_BYTES = 8
 PARTIAL = ".part"
 

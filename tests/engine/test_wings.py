@@ -13,6 +13,7 @@ LOWER = {
     "evaluation": {"data", "runtime"},
     "prediction": {"weights", "evaluation", "data", "runtime"},
     "training": {"prediction", "weights", "evaluation", "data", "runtime"},
+    "report": {"training", "prediction", "weights", "evaluation", "data", "runtime"},
 }
 ROOT = {path.stem for path in REPOSITORY.glob("*.py")} | {"tools", "benchmarks", "experiments", "tests"}
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import DESCRIPTION, write_nifti
 
 from engine.data.datasets import DatasetDescription
-from engine.evaluation.pictures import mask_slices, preview, save_png, three_planes
+from engine.evaluation.pictures import encode_png, mask_slices, preview, save_png, three_planes
 
 
 def test_pictures_of_full_empty_and_flat_volumes(tmp_path):
@@ -23,6 +23,12 @@ def test_pictures_of_full_empty_and_flat_volumes(tmp_path):
     write_nifti(tmp_path / "flat.nii.gz", np.zeros((9, 8, 1), np.int16))
     description = DatasetDescription.from_json(DESCRIPTION, "test")
     assert preview(str(tmp_path / "flat.nii.gz"), np.ones((9, 8, 1), np.uint8), None, description, "flat").axes
+
+
+def test_dollar_signs_in_names_are_no_formulas():
+    labels = np.ones((4, 4, 4), np.uint8)
+    figure = three_planes(labels.astype(float), labels, None, ("background", "$\\frac$"), (1, 1, 1), "$\\frac$")
+    assert encode_png(figure).startswith(b"\x89PNG")
 
 
 def test_a_picture_does_not_depend_on_the_axis_order_of_the_file(tmp_path):

@@ -1,0 +1,1 @@
+"""Report of a training run as one HTML page."""

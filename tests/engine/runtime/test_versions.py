@@ -1,0 +1,41 @@
+"""Versions of the software of a run."""
+
+import shutil
+import subprocess
+
+import torch
+
+from engine.runtime import versions
+
+
+def test_packages_have_the_versions_that_are_imported():
+    found = versions.software_versions()
+    assert found["torch"] == torch.__version__
+    assert list(found) == ["python", *versions.PACKAGES, "rep3d commit"]
+
+
+def git(folder, *words):
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
+
+
+def test_the_commit_is_that_of_the_clone_with_its_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    assert versions.find_commit() == "unknown"
+    git(tmp_path, "init")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-m", "first")
+    commit = versions.find_commit()
+    assert len(commit) == 12
+    (tmp_path / "file").write_text("two")
+    assert versions.find_commit() == f"{commit} (changed)"
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(versions, "ROOT", tmp_path / "copy")  # a copy of the program within another repository
+    assert versions.find_commit() == "unknown"
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert shutil.which("git") is None
+    assert versions.find_commit() == "unknown"
