@@ -1,0 +1,281 @@
+"""The files of a downloaded archive: a folder, a .zip or a .tar, whose members are read without unpacking the rest."""
+
+import io
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from uuid import uuid4
+
+from engine.data.nifti import is_gzip
+from engine.runtime.errors import InputError
+from engine.runtime.files import write_whole
+
+ZIPS, TARS = (".zip",), (".tar", ".tar.gz", ".tgz")
+IN_A_FOLDER = (".zip", ".tar")  # archives that are opened where they lie beside other files
+DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)  # raised by reading a damaged archive
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+GZIP = b"\x1f\x8b"  # first bytes of a compressed file
+ENCRYPTED = 1  # bit of a zip member's flags
+EXPECTED = "expected a folder, or an archive that ends with .zip, .tar, .tar.gz or .tgz"
+
+
+class Member(ABC):
+    """File of a source. As text it is what messages call it."""
+
+    path: Path | None = None  # of a file of its own on the disk, to which a link can point
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """Open the file for reading; several threads may do so at the same time."""
+
+
+@dataclass(frozen=True)
+class PlainFile(Member):
+    """File in a folder."""
+
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """Open the file."""
+        return open(self.path, "rb")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class ZipMember(Member):
+    """Member of a zip file, whose checksum is verified by reading it to its end."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    def open(self) -> BinaryIO:
+        """Open the member."""
+        return self.archive.open(self.info)  # type: ignore[return-value]
+
+    def __str__(self) -> str:
+        return f"{self.archive.filename}: {self.info.filename}"
+
+
+@dataclass(frozen=True)
+class TarMember(Member):
+    """Member of a tar file that is not compressed: a range of its bytes."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def open(self) -> BinaryIO:
+        """Open the member."""
+        with open(self.archive, "rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.size))
+
+    def __str__(self) -> str:
+        return f"{self.archive}: {self.name}"
+
+
+@dataclass
+class PackedMember(Member):
+    """Member of a compressed tar file, which can only be read from its beginning: ``unpack`` comes first.
+
+    Args:
+        archive: the tar file.
+        name: name of the member.
+        size: its bytes.
+        unpacked: copy of it, once there is one.
+    """
+
+    archive: Path
+    name: str
+    size: int
+    unpacked: Path | None = None
+
+    def open(self) -> BinaryIO:
+        """Open the copy."""
+        assert self.unpacked is not None
+        return open(self.unpacked, "rb")
+
+    def __str__(self) -> str:
+        return f"{self.archive}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Downloaded archive.
+
+    Args:
+        path: the folder or file.
+        members: files by name, "/" between its parts; without hidden files, such as the ._ files of macOS.
+    """
+
+    path: Path
+    members: dict[str, Member] = field(repr=False)
+
+    def below(self, folder: str) -> "Source":
+        """Return the part of the source in one of its folders, with names that begin there."""
+        inside = {name.removeprefix(folder): member for name, member in self.members.items() if name.startswith(folder)}
+        return Source(self.path, inside)
+
+    def read(self, name: str) -> bytes:
+        """Read a small file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        member = self.members[name]
+        try:
+            if isinstance(member, PackedMember) and member.unpacked is None:
+                with tarfile.open(member.archive) as archive:
+                    return archive.extractfile(member.name).read()  # type: ignore[union-attr]
+            with member.open() as file:
+                return file.read()
+        except DAMAGE as error:
+            raise InputError(f"{member}: cannot be read ({error}), expected a whole file") from error
+
+
+def open_source(path: Path) -> Source:
+    """List the files of a downloaded archive.
+
+    Archives (.zip, .tar) in a folder count as folders, unless they are unpacked beside.
+
+    Raises:
+        InputError: the archive is missing, of another format, cut off or encrypted, or has names that lead out of it.
+    """
+    if path.is_dir():
+        return Source(path, dict(_list_folder(path)))
+    if not path.exists():
+        raise InputError(f"--source: {path} not found, {EXPECTED}")
+    if not path.name.lower().endswith((*ZIPS, *TARS)):
+        raise InputError(f"--source: found {path}, {EXPECTED}")
+    return Source(path, dict(_list_archive(path)))
+
+
+def _list_folder(root: Path) -> Iterator[tuple[str, Member]]:
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if _is_wanted(name))
+        for name in sorted(filter(_is_wanted, names)):
+            path = Path(folder, name)
+            inside = path.relative_to(root).as_posix()
+            if not name.lower().endswith(IN_A_FOLDER):
+                yield inside, PlainFile(path)
+            elif (bare := os.path.splitext(name)[0]) not in subfolders:
+                yield from (
+                    (f"{inside[: len(inside) - len(name)]}{bare}/{member}", m) for member, m in _list_archive(path)
+                )
+
+
+def _list_archive(path: Path) -> Iterator[tuple[str, Member]]:
+    try:
+        listed = _list_zip(path) if path.name.lower().endswith(ZIPS) else _list_tar(path)
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected a whole archive; download it again") from error
+    for name, member in listed:
+        inside = PurePosixPath(name.replace("\\", "/"))
+        if inside.is_absolute() or ".." in inside.parts:
+            raise InputError(f"{path}: found the member {name!r}, expected names that stay inside the archive")
+        if all(map(_is_wanted, inside.parts)):
+            yield str(inside), member
+
+
+def _list_zip(path: Path) -> list[tuple[str, Member]]:
+    archive = zipfile.ZipFile(path)  # stays open: its members are read later
+    infos = [info for info in archive.infolist() if not info.is_dir()]
+    for info in infos:
+        if info.flag_bits & ENCRYPTED:
+            raise InputError(
+                f"{path}: found the encrypted member {info.filename}, expected an archive without password"
+            )
+        if info.compress_type not in METHODS:
+            raise InputError(f"{path}: {info.filename} is compressed by method {info.compress_type}, expected deflate")
+    return [(info.filename, ZipMember(archive, info)) for info in infos]
+
+
+def _list_tar(path: Path) -> list[tuple[str, Member]]:
+    packed = is_gzip(str(path))
+    with tarfile.open(path, "r:gz" if packed else "r:") as archive:
+        found = [info for info in archive if info.isreg()]
+    if packed:
+        return [(info.name, PackedMember(path, info.name, info.size)) for info in found]
+    return [(info.name, TarMember(path, info.name, info.offset_data, info.size)) for info in found]
+
+
+def _is_wanted(part: str) -> bool:
+    """Check a part of a name: hidden files, and macOS's second tree of them, are no data."""
+    return not part.startswith(".") and part != "__MACOSX"
+
+
+def unpack(members: Iterable[Member], folder: Path) -> None:
+    """Copy those members that are in compressed tar files to a folder, reading each archive once.
+
+    Args:
+        members: members that are to be read.
+        folder: folder for the copies, created if needed; those of an interrupted call are kept.
+    Raises:
+        InputError: the archive is damaged.
+    """
+    wanted: dict[Path, dict[str, PackedMember]] = {}
+    for member in members:
+        if isinstance(member, PackedMember):
+            wanted.setdefault(member.archive, {})[member.name] = member
+    for path, packed in wanted.items():
+        folder.mkdir(exist_ok=True)
+        for number, name in enumerate(sorted(packed)):
+            packed[name].unpacked = folder / f"{number:06d}"
+        _unpack_archive(path, packed)
+
+
+def _unpack_archive(path: Path, packed: dict[str, PackedMember]) -> None:
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for info in archive:
+                member = packed.get(info.name) if info.isreg() else None
+                content = archive.extractfile(info) if member is not None else None
+                if member is not None and content is not None and not _is_there(member):
+                    write_whole(member.unpacked, lambda file, content=content: shutil.copyfileobj(content, file))
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected a whole archive; download it again") from error
+
+
+def _is_there(member: PackedMember) -> bool:
+    assert member.unpacked is not None
+    return member.unpacked.is_file() and member.unpacked.stat().st_size == member.size
+
+
+@contextmanager
+def as_file(member: Member, folder: Path) -> Iterator[str]:
+    """Yield the path of a member as a file: its own, or that of a temporary copy.
+
+    Args:
+        member: the member.
+        folder: folder for the copy.
+    """
+    if member.path is not None:
+        yield str(member.path)
+        return
+    with member.open() as file:
+        start = file.read(2)
+        copy = folder / f"{uuid4().hex}.nii{'.gz' if start == GZIP else ''}"
+        try:
+            with open(copy, "wb") as target:
+                target.write(start)
+                shutil.copyfileobj(file, target)
+            yield str(copy)
+        finally:
+            copy.unlink(missing_ok=True)
