@@ -3,9 +3,9 @@
     python -m tools.prepare_dataset --source amos22.zip --kind amos --output /data/amos_ct
     python -m tools.prepare_dataset --source Task07_Pancreas.tar --output /data/pancreas
 
-Writes imagesTr, labelsTr, for AMOS imagesVal and labelsVal, and dataset.json, the description of the dataset. Files in a
-folder are linked where they need no change. The archive is compared with what is known of it: missing cases are named,
-with exit status 2. The source is never changed. The same command again continues after an interruption.
+Writes imagesTr, labelsTr, for AMOS imagesVal and labelsVal, and dataset.json, the description of the dataset. Files in
+a folder are linked where they need no change. The archive is compared with what is known of it: missing cases are
+named, with exit status 2. The source is never changed. The same command again continues after an interruption.
 """
 
 import argparse

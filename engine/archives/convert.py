@@ -46,20 +46,22 @@ class Target(NamedTuple):
     labels: LabelValues
 
 
-def output_files(case: ArchiveCase) -> dict[str, Member | None]:
-    """Return the files of a case below the dataset folder, and which file of the archive each is a copy of, if any.
+def output_files(case: ArchiveCase) -> list[str]:
+    """Return the files of a case below the dataset folder: images, then the label map, if any."""
+    return [*_output_images(case), *([_output_label(case)] if case.labels else [])]
 
-    A single channel has no ending; label maps keep the ending of their file.
-    """
+
+def _output_images(case: ArchiveCase) -> dict[str, Member]:
+    """Return what each image of the dataset folder is a copy of; a single channel has no ending."""
     several = len(case.images) > 1
-    files: dict[str, Member | None] = {
+    return {
         f"images{case.part}/{case.id}{ending if several else ''}{_extension(member)}": member
         for ending, member in case.images.items()
     }
-    if case.labels:
-        label = case.labels.get("")
-        files[f"labels{case.part}/{case.id}{'.nii.gz' if label is None else _extension(label)}"] = label
-    return files
+
+
+def _output_label(case: ArchiveCase) -> str:
+    return f"labels{case.part}/{case.id}{_extension(case.labels['']) if '' in case.labels else '.nii.gz'}"
 
 
 def needed_files(case: ArchiveCase, kind: Kind) -> list[Member]:
@@ -85,18 +87,11 @@ def convert_case(case: ArchiveCase, kind: Kind, target: Target) -> Counter[str]:
     """
     for member in needed_files(case, kind):
         check_whole(member)
-    *images, label = output_files(case).items() if case.labels else (*output_files(case).items(), ("", None))
-    label_path = target.root / label[0] if case.labels else None
-    written = []
+    written = [target.root / name for name in output_files(case)]
     try:
-        for name, member in images:
-            assert member is not None
-            written.append(target.root / name)
-            place(member, written[-1], target.link)
-        if label_path is None:
-            return Counter()
-        written.append(label_path)
-        return _write_label(case, kind, target, str(written[0]), label_path)
+        for path, member in zip(written, _output_images(case).values(), strict=False):
+            place(member, path, target.link)
+        return _write_label(case, kind, target, str(written[0]), written[-1]) if case.labels else Counter()
     except InputError:
         for path in written:
             path.unlink(missing_ok=True)

@@ -263,9 +263,8 @@ def _complete_totalsegmentator(kind: Kind, images: Files, labels: Files, wanted:
         raise InputError(f"--classes: found {', '.join(unknown)}, expected some of {', '.join(there)}")
     if len(set(wanted or ())) < len(wanted or ()):
         raise InputError(f"--classes: found {', '.join(wanted or ())}, expected different names")
-    modality = (
-        "MRI" if any(str(file).endswith("mri.nii.gz") for image in images.values() for file in image.values()) else "CT"
-    )
+    files = (str(file) for image in images.values() for file in image.values())
+    modality = "MRI" if any(file.endswith("mri.nii.gz") for file in files) else "CT"
     classes = {name: value for value, name in enumerate(["background", *(wanted or there)])}
     order = f"classes in the order of their values: {', '.join(classes)}; a later one overwrites an earlier one"
     title = f"{kind.title}, {modality}"

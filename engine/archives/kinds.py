@@ -23,9 +23,9 @@ class Doubt(NamedTuple):
 class Kind:
     """What there is to know of one public archive, or of one format of datasets.
 
-    Patterns match names of files in the archive, as regular expressions, with these groups: "id"; "part" (Tr, Va, Val or
-    Ts; Tr without it); "channel", the ending of one of several images of a case; "mask", the class of one of its masks.
-    Of several patterns, a later one is for cases that the earlier ones do not find.
+    Patterns match names of files in the archive, as regular expressions, with these groups: "id"; "part" (Tr, Va, Val
+    or Ts; Tr without it); "channel", the ending of one of several images of a case; "mask", the class of one of its
+    masks. Of several patterns, a later one is for cases that the earlier ones do not find.
 
     Args:
         title: name of the dataset.

@@ -1,5 +1,6 @@
 """The files of a downloaded archive: a folder, a .zip or a .tar, whose members are read without unpacking the rest."""
 
+import functools
 import io
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from engine.data.nifti import is_gzip
@@ -175,10 +176,9 @@ def _list_folder(root: Path) -> Iterator[tuple[str, Member]]:
             inside = path.relative_to(root).as_posix()
             if not name.lower().endswith(IN_A_FOLDER):
                 yield inside, PlainFile(path)
-            elif (bare := os.path.splitext(name)[0]) not in subfolders:
-                yield from (
-                    (f"{inside[: len(inside) - len(name)]}{bare}/{member}", m) for member, m in _list_archive(path)
-                )
+            elif path.stem not in subfolders:
+                folder_name = os.path.splitext(inside)[0]
+                yield from ((f"{folder_name}/{below}", member) for below, member in _list_archive(path))
 
 
 def _list_archive(path: Path) -> Iterator[tuple[str, Member]]:
@@ -226,7 +226,7 @@ def unpack(members: Iterable[Member], folder: Path) -> None:
 
     Args:
         members: members that are to be read.
-        folder: folder for the copies, created if needed; those of an interrupted call are kept.
+        folder: folder for the copies; those of an interrupted call are kept.
     Raises:
         InputError: the archive is damaged.
     """
@@ -235,7 +235,6 @@ def unpack(members: Iterable[Member], folder: Path) -> None:
         if isinstance(member, PackedMember):
             wanted.setdefault(member.archive, {})[member.name] = member
     for path, packed in wanted.items():
-        folder.mkdir(exist_ok=True)
         for number, name in enumerate(sorted(packed)):
             packed[name].unpacked = folder / f"{number:06d}"
         _unpack_archive(path, packed)
@@ -245,10 +244,12 @@ def _unpack_archive(path: Path, packed: dict[str, PackedMember]) -> None:
     try:
         with tarfile.open(path, "r|gz") as archive:
             for info in archive:
-                member = packed.get(info.name) if info.isreg() else None
-                content = archive.extractfile(info) if member is not None else None
-                if member is not None and content is not None and not _is_there(member):
-                    write_whole(member.unpacked, lambda file, content=content: shutil.copyfileobj(content, file))
+                member = packed.get(info.name)
+                if member is None or not info.isreg() or _is_there(member):
+                    continue
+                assert member.unpacked is not None
+                content: Any = archive.extractfile(info)
+                write_whole(member.unpacked, functools.partial(shutil.copyfileobj, content))
     except DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({error}), expected a whole archive; download it again") from error
 

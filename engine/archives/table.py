@@ -123,8 +123,8 @@ KINDS = {
         numbers=range(500),
         expected={"Tr": 200, "Val": 100},
         notes=(
-            "the paper's 200 CTs are most probably those of imagesTr; its split is not public. The committed split has the "
-            "test cases of its predecessor, 3D UX-Net",
+            "the paper's 200 CTs are most probably those of imagesTr; its split is not public, and the committed one has "
+            "the test cases of its predecessor, 3D UX-Net",
         ),
         split="splits/amos_ct_3duxnet.json",
     ),
@@ -138,8 +138,8 @@ KINDS = {
         dropped=(14, 15),
         options=("scanner",),
         notes=(
-            "the paper has 33 MRIs, most probably the 33 of imagesTr from Prisma scanners (--scanner Prisma); its split is "
-            "not public",
+            "the paper has 33 MRIs, most probably the 33 of imagesTr from Prisma scanners (--scanner Prisma); its split "
+            "is not public",
             "the paper's repository scales intensities from 0 to 1000 to 0..1, AMOS's own paper by the z-score",
         ),
     ),
@@ -165,8 +165,8 @@ KINDS = {
         ids=_ids("case_{:05d}", range(300)),
         options=("cases", "labels"),
         notes=(
-            "the paper's 210 CTs under this name are most probably cases 00000 to 00209 (--cases 210); its split is not "
-            "public",
+            "the paper's 210 CTs under this name are most probably cases 00000 to 00209 (--cases 210); its split is "
+            "not public",
             *KITS.notes,
         ),
         split="splits/kits21.json",
@@ -216,7 +216,7 @@ KINDS = {
         ),
         notes=(
             "values differ from AMOS's from 10 on: 10 is a vein here, 11 the pancreas",
-            "published splits of the 30 labelled cases differ: 24 and 6 (SwinUNETR), 18 and 12 with 8 organs (nnFormer)",
+            "published splits of the 30 labelled cases differ: 24 and 6 (SwinUNETR), 18 and 12, 8 organs (nnFormer)",
         ),
     ),
     "flare22": Kind(
@@ -231,8 +231,8 @@ KINDS = {
         ids=_ids("FLARE22_Tr_{:04d}", range(1, 51)),
         modality="CT",
         classes=_names(
-            "liver, right kidney, spleen, pancreas, aorta, inferior vena cava, right adrenal gland, left adrenal gland, "
-            "gallbladder, esophagus, stomach, duodenum, left kidney"
+            "liver, right kidney, spleen, pancreas, aorta, inferior vena cava, right adrenal gland, "
+            "left adrenal gland, gallbladder, esophagus, stomach, duodenum, left kidney"
         ),
         notes=("the labelled cases are among those of MSD Pancreas: do not train on one and test on the other",),
     ),
