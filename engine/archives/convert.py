@@ -149,7 +149,7 @@ def place(member: Member, path: Path, link: str) -> None:
             os.link(os.path.realpath(member.path), aside)
         os.replace(aside, path)
     except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             expected = f"expected a disk of --output that has {link} links to it, or --link copy"
             raise InputError(f"--link: {member}: cannot be linked ({error.strerror}), {expected}") from error
         raise

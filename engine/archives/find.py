@@ -181,10 +181,12 @@ def _require_files(source: Source, kind: Kind, images: Files, labels: Files) -> 
     """Raise an InputError if there are no images, or no labels."""
     found = f"--source: found {describe(source)}, with {count_of(len(images), 'image')} of {kind.title} and "
     found += f"{len(labels)} of its label maps"
+    others = [name for name in fitting_kinds(source) if KINDS[name].layout != kind.layout]
+    hint = f"; its files are those of {' or '.join(others)}" if others else ""
     if not images:
-        raise InputError(f"{found}; {kind.missing or f'expected {kind.layout}'}")
+        raise InputError(f"{found}; {kind.missing or f'expected {kind.layout}'}{hint}")
     if not labels:
-        raise InputError(f"{found}; expected {kind.layout}")
+        raise InputError(f"{found}; expected {kind.layout}{hint}")
 
 
 def _known_ids(kind: Kind, schema: Schema | None) -> dict[str, frozenset[str]]:
@@ -240,7 +242,7 @@ def _find_missing(
         expected = kind.expected.get(part, len(ids) or None)
         lacking = {case: reason for (of, case), reason in incomplete.items() if of == part and case in (ids or {case})}
         absent = ids - {case.id for case in cases if case.part == part} - lacking.keys()
-        if expected in (None, counts[part]) and not lacking and not (absent and counts[part] != expected):
+        if expected in (None, counts[part]) and not lacking:
             continue
         named = sorted([*absent, *(f"{case} ({reason})" for case, reason in lacking.items())])
         found = f"{source.path}: found {count_of(counts[part], f'complete {TITLES[part]} case')}"

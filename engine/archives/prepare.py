@@ -69,7 +69,7 @@ def _convert_all(
     failures = []
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         results = pool.map(convert, cases)
-        for case, result in zip(cases, tqdm(results, "preparing cases", len(cases)), strict=True):
+        for case, result in zip(cases, tqdm(results, "preparing cases", len(cases), disable=not cases), strict=True):
             if isinstance(result, InputError):
                 failures.append(str(result))
             else:

@@ -123,8 +123,8 @@ KINDS = {
         numbers=range(500),
         expected={"Tr": 200, "Val": 100},
         notes=(
-            "the paper's 200 CTs are most probably those of imagesTr; its split is not public, and the committed one has "
-            "the test cases of its predecessor, 3D UX-Net",
+            "the paper's 200 CTs are most probably those of imagesTr; its split is not public, and the committed one "
+            "has the test cases of its predecessor, 3D UX-Net",
         ),
         split="splits/amos_ct_3duxnet.json",
     ),
@@ -138,8 +138,8 @@ KINDS = {
         dropped=(14, 15),
         options=("scanner",),
         notes=(
-            "the paper has 33 MRIs, most probably the 33 of imagesTr from Prisma scanners (--scanner Prisma); its split "
-            "is not public",
+            "the paper's 33 MRIs are most probably those of imagesTr from Prisma scanners (--scanner Prisma); its "
+            "split is not public",
             "the paper's repository scales intensities from 0 to 1000 to 0..1, AMOS's own paper by the z-score",
         ),
     ),

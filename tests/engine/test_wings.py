@@ -9,10 +9,11 @@ from conftest import REPOSITORY
 LOWER = {
     "runtime": set(),
     "data": {"runtime"},
+    "archives": {"data", "runtime"},
     "weights": {"data", "runtime"},
     "evaluation": {"data", "runtime"},
-    "prediction": {"weights", "evaluation", "data", "runtime"},
-    "training": {"prediction", "weights", "evaluation", "data", "runtime"},
+    "prediction": {"weights", "evaluation", "archives", "data", "runtime"},
+    "training": {"prediction", "weights", "evaluation", "archives", "data", "runtime"},
 }
 ROOT = {path.stem for path in REPOSITORY.glob("*.py")} | {"tools", "benchmarks", "experiments", "tests"}
 
