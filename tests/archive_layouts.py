@@ -10,6 +10,9 @@ import zipfile
 import nibabel as nib
 import numpy as np
 
+from engine.runtime.errors import run
+from tools import prepare_dataset
+
 SHAPE = (6, 5, 4)
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "  # begins the ._ file that macOS adds to each file
 AMOS_CT = {"Tr": [f"amos_{number:04d}" for number in range(1, 201)], "Va": [f"amos_{n:04d}" for n in range(301, 401)]}
@@ -72,15 +75,16 @@ def kits(labels, cases, imaging="case", folder="data"):
 KITS21 = ("aggregated_MAJ_seg.nii.gz", "aggregated_AND_seg.nii.gz", "aggregated_OR_seg.nii.gz")
 
 
-def msd(task, numbers, tests=(), digits=3, channels=1):
+def msd(task, numbers, tests=(), digits=3, channels=1, side=None):
     """MSD: with the misspelt "relase" of Tasks 04 and 07."""
     top, modality, names = MSD_NAMES[task]
     ids = [f"{task}_{number:0{digits}d}" for number in numbers]
-    shape = (*SHAPE, channels) if channels > 1 else SHAPE
+    grid = SHAPE if side is None else (side,) * 3
+    shape = (*grid, channels) if channels > 1 else grid
     files = {}
     for case in ids:
         files[f"{top}/imagesTr/{case}.nii.gz"] = image(shape=shape)
-        files[f"{top}/labelsTr/{case}.nii.gz"] = label()
+        files[f"{top}/labelsTr/{case}.nii.gz"] = label(shape=grid)
     test_ids = [f"{task}_{number:0{digits}d}" for number in tests]
     files |= {f"{top}/imagesTs/{case}.nii.gz": image(shape=shape) for case in test_ids}
     described = {
@@ -167,3 +171,19 @@ def write_tar(path, files):
 def snapshot(folder):
     """Return the content of every file, to see that none changes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def prepare(capsys, source, output, *flags):
+    """Run the tool in this process; returns (exit status, stdout, stderr)."""
+    capsys.readouterr()
+    words = ["--source", source, "--output", output, *flags]
+    try:
+        status = run(prepare_dataset.main, prepare_dataset.parse_args([str(word) for word in words]))
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err

@@ -71,15 +71,17 @@ def complete_msd(kind: Kind, schema: Schema) -> Kind:
     described, _, _ = translate(schema.values, Path(schema.path))
     kind = replace(
         kind,
-        title=f"{kind.title}, {described['name']}",
         classes=described["labels"],
-        channels=dict.fromkeys(map(str, described["channels"]), ""),
+        channels=dict.fromkeys(_different([str(name) for name in described["channels"]]), ""),
         expected={"Tr": len(listed)},
     )
     task = MSD_TASKS.get(prefix)
     if task is None or (task.paper and len(described["labels"]) != len(DATASETS[task.paper].classes)):
-        return kind
-    kind = replace(kind, expected={"Tr": task.training}, paper=task.paper, split=task.split, notes=task.notes)
+        licence = schema.values.get("licence") or schema.values.get("license") or "none"
+        return replace(kind, title=f"MSD's format, {described['name']}", page=schema.path, licence=str(licence))
+    title = f"{kind.title}, {described['name']}"
+    kind = replace(kind, title=title, paper=task.paper, split=task.split, notes=task.notes)
+    kind = replace(kind, expected={"Tr": task.training})
     return replace(kind, classes=None, channels={}) if task.paper else kind
 
 

@@ -6,31 +6,16 @@ import archive_layouts as layouts
 import nibabel as nib
 import numpy as np
 import pytest
+from archive_layouts import names
 from conftest import assert_one_line
 
 from engine.data.datasets import DATASETS, DatasetDescription
-from engine.runtime.errors import run
-from tools import prepare_dataset
 
 
 @pytest.fixture
 def prepare(tmp_path, capsys):
     """Run the tool; returns (exit status, stdout, stderr)."""
-
-    def run_tool(source, *flags, output=None):
-        words = ["--source", source, "--output", output or tmp_path / "out", *flags]
-        try:
-            status = run(prepare_dataset.main, prepare_dataset.parse_args([str(word) for word in words]))
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run_tool
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return lambda source, *flags, output=tmp_path / "out": layouts.prepare(capsys, source, output, *flags)
 
 
 def volumes(ids):
@@ -105,9 +90,8 @@ def test_missing_cases_are_named_before_anything_is_written(prepare, tmp_path):
     del files["amos22/labelsTr/amos_0005.nii.gz"]
     source = layouts.write_folder(tmp_path / "in", files)
     result = prepare(source, "--kind", "amos")
-    assert_one_line(
-        result, source, "found 198 complete training cases, expected 200", "amos_0003, amos_0005 (no label)"
-    )
+    assert_one_line(result, source, "found 198 complete training cases, expected 200")
+    assert_one_line(result, "missing: amos_0003, amos_0005 (no label)")
     assert not (tmp_path / "out").exists()
     status, out, _ = prepare(source, "--kind", "amos", "--allow_missing")
     assert status == 0
