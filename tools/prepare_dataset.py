@@ -114,14 +114,8 @@ def report(root: Path, content: Content, finished: Counter[str], changes: Counte
         finished: number of cases by part.
         changes: number of each change to the cases.
     """
-    kind, described = content.kind, str(root / DESCRIPTION)
+    kind = content.kind
     counts = ", ".join(f"{count_of(finished[part], f'{TITLES[part]} case')}" for part in TITLES if finished[part])
-    check = ["python", "-m", "tools.check_data", "--root", str(root), "--dataset", described]
-    if not kind.paper:
-        check += ["--write_description", str(root / "plan.json")]
-    split = kind.split or (str(root / SPLIT) if content.split else "")
-    train = ["python", "main_train.py", "--root", str(root), "--dataset", described if kind.paper else check[-1]]
-    train += ["--split", split, "--fold", "0", "--output", f"runs/{root.name}"]
     return [
         f"{counts} in {root}",
         *(f"{words}: {number}" for words, number in changes.items()),
@@ -129,8 +123,28 @@ def report(root: Path, content: Content, finished: Counter[str], changes: Counte
         f"licence: {kind.licence}",
         f"from: {kind.page}",
         "next:",
-        *(f"    {shlex.join(words)}" for words in ([check, train] if split else [check])),
+        *(f"    python {shlex.join(words)}" for words in next_commands(root, content)),
     ]
+
+
+def next_commands(root: Path, content: Content) -> list[list[str]]:
+    """List the commands that lead to a trained network: plan, split and check, as far as they are needed."""
+    data = ["--root", str(root), "--dataset"]
+    description, split = str(root / DESCRIPTION), content.kind.split
+    commands = []
+    if not content.kind.paper:
+        plan = str(root / "plan.json")
+        commands.append(["-m", "tools.check_data", *data, description, "--write_description", plan])
+        description = plan
+    if not split:
+        split = str(root / SPLIT)
+        if not content.split:
+            folds = ["--folds", "5", "--seed", "0", "--output", split]
+            commands.append(["-m", "tools.make_split", *data, description, *folds])
+    fold = ["--split", split, "--fold", "0"]
+    commands.append(["-m", "tools.check_data", *data, description, *fold])
+    commands.append(["main_train.py", *data, description, *fold, "--output", f"runs/{root.name}"])
+    return commands
 
 
 if __name__ == "__main__":

@@ -220,11 +220,12 @@ def _pair(kind: Kind, images: Files, labels: Files) -> tuple[list[ArchiveCase], 
 
 def _leave_out(cases: list[ArchiveCase], listed: dict[str, frozenset[str]]) -> tuple[list[ArchiveCase], list[str]]:
     """Leave out the cases that the archive's own description does not list; return the others and a line."""
-    others = [case for case in cases if case.part in listed and case.id not in listed[case.part]]
-    if not others:
-        return cases, []
+    kept: list[ArchiveCase] = []
+    others: list[ArchiveCase] = []
+    for case in cases:
+        (kept if case.part not in listed or case.id in listed[case.part] else others).append(case)
     names = list_some([case.id for case in others])
-    return [case for case in cases if case not in others], [f"left out {names}, which its dataset.json does not list"]
+    return kept, [f"left out {names}, which its dataset.json does not list"] if others else []
 
 
 def _find_missing(

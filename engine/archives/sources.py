@@ -1,6 +1,7 @@
 """The files of a downloaded archive: a folder, a .zip or a .tar, whose members are read without unpacking the rest."""
 
 import functools
+import gzip
 import io
 import os
 import shutil
@@ -23,6 +24,7 @@ ZIPS, TARS = (".zip",), (".tar", ".tar.gz", ".tgz")
 IN_A_FOLDER = (".zip", ".tar")  # archives that are opened where they lie beside other files
 DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)  # raised by reading a damaged archive
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+TEXTS, LARGEST_TEXT = (".json", ".csv"), 2**24  # endings, and bytes
 GZIP = b"\x1f\x8b"  # first bytes of a compressed file
 ENCRYPTED = 1  # bit of a zip member's flags
 EXPECTED = "expected a folder, or an archive that ends with .zip, .tar, .tar.gz or .tgz"
@@ -94,16 +96,20 @@ class PackedMember(Member):
         archive: the tar file.
         name: name of the member.
         size: its bytes.
-        unpacked: copy of it, once there is one.
+        text: content of a description or a table, which is kept when the archive is listed.
+        unpacked: copy of the member, once there is one.
     """
 
     archive: Path
     name: str
     size: int
+    text: bytes | None = None
     unpacked: Path | None = None
 
     def open(self) -> BinaryIO:
-        """Open the copy."""
+        """Open the copy, or the text."""
+        if self.text is not None:
+            return io.BytesIO(self.text)
         assert self.unpacked is not None
         return open(self.unpacked, "rb")
 
@@ -136,9 +142,6 @@ class Source:
         """
         member = self.members[name]
         try:
-            if isinstance(member, PackedMember) and member.unpacked is None:
-                with tarfile.open(member.archive) as archive:
-                    return archive.extractfile(member.name).read()  # type: ignore[union-attr]
             with member.open() as file:
                 return file.read()
         except DAMAGE as error:
@@ -206,15 +209,31 @@ def _list_zip(path: Path) -> list[tuple[str, Member]]:
 
 
 def _list_tar(path: Path) -> list[tuple[str, Member]]:
-    packed = is_gzip(str(path))
-    with tarfile.open(path, "r:gz" if packed else "r:") as archive:
+    if is_gzip(str(path)):
+        return list(_list_packed(path))
+    with tarfile.open(path, "r:") as archive:
         found = [info for info in archive if info.isreg()]
-        # tarfile takes a header that is cut off for the end; the checksum of gzip shows that without help.
-        if not packed and not _ends_properly(path, archive.offset):
+        if not _ends_properly(path, archive.offset):  # tarfile takes a header that is cut off for the end
             raise tarfile.ReadError("unexpected end of data")
-    if packed:
-        return [(info.name, PackedMember(path, info.name, info.size)) for info in found]
     return [(info.name, TarMember(path, info.name, info.offset_data, info.size)) for info in found]
+
+
+def _list_packed(path: Path) -> Iterator[tuple[str, Member]]:
+    for info, content in _read_packed(path):
+        is_text = info.name.endswith(TEXTS) and info.size <= LARGEST_TEXT
+        yield info.name, PackedMember(path, info.name, info.size, content.read() if is_text else None)
+
+
+def _read_packed(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
+    """Yield the members of a compressed tar file with their content, which is read before the next, or not at all."""
+    with gzip.open(path) as file:
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            for info in archive:
+                if info.isreg():
+                    content: Any = archive.extractfile(info)
+                    yield info, content
+        while file.read(2**20):  # to the checksum at the end
+            pass
 
 
 def _ends_properly(path: Path, end: int) -> bool:
@@ -250,13 +269,10 @@ def unpack(members: Iterable[Member], folder: Path) -> None:
 
 def _unpack_archive(path: Path, packed: dict[str, PackedMember]) -> None:
     try:
-        with tarfile.open(path, "r|gz") as archive:
-            for info in archive:
-                member = packed.get(info.name)
-                if member is None or not info.isreg() or _is_there(member):
-                    continue
+        for info, content in _read_packed(path):
+            member = packed.get(info.name)
+            if member is not None and not _is_there(member):
                 assert member.unpacked is not None
-                content: Any = archive.extractfile(info)
                 write_whole(member.unpacked, functools.partial(shutil.copyfileobj, content))
     except DAMAGE as error:
         raise InputError(f"{path}: cannot be read ({error}), expected a whole archive; download it again") from error

@@ -137,6 +137,7 @@ KINDS = {
         expected={"Tr": 40, "Val": 20},
         dropped=(14, 15),
         options=("scanner",),
+        split="splits/amos_mri.json",
         notes=(
             "the paper's 33 MRIs are most probably those of imagesTr from Prisma scanners (--scanner Prisma); its "
             "split is not public",
@@ -155,6 +156,7 @@ KINDS = {
             "cysts have no label of their own, unlike in KiTS21, whose name the paper gives for 210 CTs",
             *KITS.notes,
         ),
+        split="splits/kits19_210.json",
     ),
     "kits21": replace(
         KITS,

@@ -59,6 +59,10 @@ def choose_variant(name: str, options: Options, names: Iterable[str]) -> Kind:
         kind = replace(kind, labels=(KITS21_LABELS.format(options.labels),), layout=layout)
     if options.cases is not None:
         kind = replace(kind, ids=frozenset(sorted(kind.ids)[: options.cases]), numbers=range(options.cases))
+    if options.cases == len(KINDS["kits19"].ids):
+        kind = replace(kind, split=KINDS["kits19"].split)
+    if options.scanner is not None:
+        kind = replace(kind, split="")  # the committed one is of all scanners
     return replace(kind, **BRATS_YEARS[_find_year(options, names)]) if name == "brats" else kind
 
 

@@ -12,8 +12,8 @@ LOWER = {
     "archives": {"data", "runtime"},
     "weights": {"data", "runtime"},
     "evaluation": {"data", "runtime"},
-    "prediction": {"weights", "evaluation", "archives", "data", "runtime"},
-    "training": {"prediction", "weights", "evaluation", "archives", "data", "runtime"},
+    "prediction": {"weights", "evaluation", "data", "runtime"},
+    "training": {"prediction", "weights", "evaluation", "data", "runtime"},
 }
 ROOT = {path.stem for path in REPOSITORY.glob("*.py")} | {"tools", "benchmarks", "experiments", "tests"}
 

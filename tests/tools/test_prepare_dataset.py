@@ -47,8 +47,12 @@ def test_amos_ct_from_its_zip(prepare, tmp_path):
         voxels(root / "labelsTr" / "amos_0007.nii.gz"), voxels(root / "labelsTr" / "amos_0008.nii.gz")
     )
     assert DatasetDescription.read(root / "dataset.json") == DATASETS["amos"]
-    assert f"tools.check_data --root {root} --dataset {root}/dataset.json\n" in out
-    assert "--split splits/amos_ct_3duxnet.json --fold 0" in out
+    data, split = f"--root {root} --dataset {root}/dataset.json", "--split splits/amos_ct_3duxnet.json --fold 0"
+    commands = [
+        f"    python -m tools.check_data {data} {split}",
+        f"    python main_train.py {data} {split} --output runs/out",
+    ]
+    assert out.splitlines()[-3:] == ["next:", *commands]
 
 
 def test_amos_mri_loses_two_values_and_says_how_many(prepare, tmp_path):
@@ -121,6 +125,7 @@ def test_kits21(prepare, tmp_path, imaging):
     assert "(--kind kits21, found by its files)" in out
     assert names(root / "imagesTr") == names(root / "labelsTr") == [f"case_{case:05d}.nii.gz" for case in range(210)]
     assert np.unique(voxels(root / "labelsTr" / "case_00007.nii.gz")).tolist() == [0, 3]
+    assert "--split splits/kits19_210.json" in out
     assert "case_00160: is 512 x 796 voxels in plane; kept" in out
     described = DatasetDescription.read(root / "dataset.json")
     assert (described.classes, described.windows) == (DATASETS["kits"].classes, DATASETS["kits"].windows)
@@ -186,7 +191,9 @@ def test_msd_without_published_spacing_asks_for_a_plan(prepare, tmp_path):
         "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
         "channels": ["MRI"],
     }
-    assert f"--write_description {root}/plan.json" in out
+    assert f"tools.check_data --root {root} --dataset {root}/dataset.json --write_description {root}/plan.json" in out
+    assert f"tools.make_split --root {root} --dataset {root}/plan.json --folds 5" in out
+    assert f"main_train.py --root {root} --dataset {root}/plan.json --split {root}/split.json --fold 0" in out
     assert names(root / "imagesTs") == ["hippocampus_400.nii.gz", "hippocampus_401.nii.gz"]
 
 
