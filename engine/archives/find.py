@@ -2,13 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from engine.archives.kinds import Kind
 from engine.archives.meta import read_split, select_scanner
-from engine.archives.schemas import Schema, complete_msd, complete_nnunet, name_explicit_files, pick_schema
+from engine.archives.schemas import complete_msd, complete_nnunet, name_explicit_files, pick_schema
 from engine.archives.sources import Member, Source
 from engine.archives.table import KINDS
 from engine.archives.variants import Options, choose_variant
@@ -108,40 +108,56 @@ def find_content(source: Source, name: str, options: Options, with_test: bool) -
     Raises:
         InputError: the archive has another layout, several files for one case, or a flag does not fit.
     """
-    kind = choose_variant(name, options, source.members)
-    schema = pick_schema(source, kind) if kind.schema else None
-    if kind.schema and schema is None:
-        raise InputError(f"--source: found {describe(source)}, expected the layout of {kind.title}: {kind.layout}")
-    inside = schema.source if schema else source
-    if schema and name == "msd":
-        kind = complete_msd(kind, schema)
-    if schema and name == "nnunet":
-        kind = complete_nnunet(kind, schema)
-        if isinstance(schema.values.get("dataset"), dict):
-            inside, kind = name_explicit_files(schema), replace(kind, ids=frozenset(schema.values["dataset"]))
+    kind, inside, known = _settle_kind(source, name, options)
     images, labels = _collect(inside, kind, kind.images), _collect(inside, kind, kind.labels)
     _require_files(source, kind, images, labels)
+    split: dict[str, list[str]] = {}
     if name == "totalsegmentator":
         kind = _complete_totalsegmentator(kind, images, labels, options.classes)
-    split, known = read_split(source) if name == "totalsegmentator" else ({}, _known_ids(kind, schema))
+        split = read_split(source)
+        known = {"Tr": frozenset(case for cases in split.values() for case in cases)}
     cases, incomplete = _pair(kind, images, labels)
-    cases, notes = _leave_out(cases, known if schema else {})
+    cases, notes = _leave_out(cases, known if kind.schema else {})
     missing = _find_missing(source, kind, cases, incomplete, known)
     if options.scanner is not None:
         selected = select_scanner(source, [case.id for case in cases], options.scanner)
         notes.append(f"--scanner {options.scanner}: {len(selected)} of {len(cases)} cases")
         cases = [case for case in cases if case.id in selected]
-    if with_test:
-        tests = _collect(inside, kind, kind.tests)
-        cases += [ArchiveCase(case, "Ts", files, {}) for (_, case), files in sorted(tests.items())]
-    else:
-        cases = [case for case in cases if case.part != "Ts"]
+    tests = _collect(inside, kind, kind.tests)
+    cases += [ArchiveCase(case, "Ts", files, {}) for (_, case), files in sorted(tests.items())]
+    cases = [case for case in cases if with_test or case.part != "Ts"]
     ids = {case.id for case in cases}
-    for doubt in kind.doubts:
-        if present := [case for case in doubt.ids if case in ids]:
-            notes.append(f"{list_some(present)}: {doubt.text}; kept")
     split = {part: [case for case in members if case in ids] for part, members in split.items()}
-    return Content(kind, cases, missing, [*notes, *kind.notes], split)
+    return Content(kind, cases, missing, [*notes, *_list_doubts(kind, ids), *kind.notes], split)
+
+
+def _settle_kind(source: Source, name: str, options: Options) -> tuple[Kind, Source, dict[str, frozenset[str]]]:
+    """Complete a kind by the flags and by the archive's dataset.json.
+
+    Returns: the kind, the files that its patterns apply to, and the ids of labelled cases by part, if they are known.
+    """
+    kind = choose_variant(name, options, source.members)
+    if not kind.schema:
+        return kind, source, {"Tr": kind.ids} if kind.ids else {}
+    schema = pick_schema(source, kind)
+    if schema is None:
+        raise InputError(f"--source: found {describe(source)}, expected the layout of {kind.title}: {kind.layout}")
+    if name == "msd":
+        kind = complete_msd(kind, schema)
+    if name == "nnunet":
+        kind = complete_nnunet(kind, schema)
+    if name == "nnunet" and isinstance(schema.values.get("dataset"), dict):
+        ids = frozenset(schema.values["dataset"])
+        return replace(kind, ids=ids), name_explicit_files(schema), {"Tr": ids}
+    listed = {"Tr": schema.listed("training"), "Val": schema.listed("validation")}
+    known = {part: frozenset(case for case in ids if _is_of_kind(kind, case)) for part, ids in listed.items()}
+    return kind, schema.source, {part: ids for part, ids in known.items() if ids}
+
+
+def _list_doubts(kind: Kind, ids: Container[str]) -> list[str]:
+    """Return a line for each doubt about some of the cases."""
+    present = [(doubt, [case for case in doubt.ids if case in ids]) for doubt in kind.doubts]
+    return [f"{list_some(cases)}: {doubt.text}; kept" for doubt, cases in present if cases]
 
 
 def _collect(source: Source, kind: Kind, patterns: Sequence[str]) -> Files:
@@ -187,15 +203,6 @@ def _require_files(source: Source, kind: Kind, images: Files, labels: Files) -> 
         raise InputError(f"{found}; {kind.missing or f'expected {kind.layout}'}{hint}")
     if not labels:
         raise InputError(f"{found}; expected {kind.layout}{hint}")
-
-
-def _known_ids(kind: Kind, schema: Schema | None) -> dict[str, frozenset[str]]:
-    """Return the ids of labelled cases by part, as far as they are known beforehand."""
-    if schema is None or kind.ids:
-        return {"Tr": kind.ids} if kind.ids else {}
-    listed = {"Tr": schema.listed("training"), "Val": schema.listed("validation")}
-    known = {part: frozenset(case for case in ids if _is_of_kind(kind, case)) for part, ids in listed.items()}
-    return {part: ids for part, ids in known.items() if ids}
 
 
 def _pair(kind: Kind, images: Files, labels: Files) -> tuple[list[ArchiveCase], dict[Key, str]]:

@@ -12,15 +12,15 @@ META_SPLITS = ("train", "val", "test")
 SCANNERS = "labeled_data_meta_0000_0599.csv"  # of AMOS, in or beside the archive
 
 
-def read_split(source: Source) -> tuple[dict[str, list[str]], dict[str, frozenset[str]]]:
-    """Read TotalSegmentator's meta.csv: ids by train, val and test, and all of them; nothing without such a file.
+def read_split(source: Source) -> dict[str, list[str]]:
+    """Read the ids by train, val and test from TotalSegmentator's meta.csv; none without such a file.
 
     Raises:
         InputError: the file has other columns or values.
     """
     paths = [name for name in source.members if name.rpartition("/")[2] == META]
     if not paths:
-        return {}, {}
+        return {}
     rows = csv.DictReader(io.StringIO(source.read(paths[0]).decode(errors="replace")), delimiter=";")
     split: dict[str, list[str]] = {part: [] for part in META_SPLITS}
     for row in rows:
@@ -28,7 +28,7 @@ def read_split(source: Source) -> tuple[dict[str, list[str]], dict[str, frozense
             expected = 'columns image_id and split, with train, val or test, separated by ";"'
             raise InputError(f"{source.members[paths[0]]}: found the row {dict(row)}, expected {expected}")
         split[row["split"]].append(row["image_id"])
-    return split, {"Tr": frozenset(case for cases in split.values() for case in cases)}
+    return split
 
 
 def select_scanner(source: Source, cases: Sequence[str], scanner: str) -> set[str]:
