@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = OneLineParser("prepare_dataset", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--source", type=Path, metavar="ARCHIVE", required=True, help="folder, .zip, .tar, .tar.gz, .tgz"
+        "--source", type=Path, metavar="ARCHIVE", required=True, help="downloaded folder, .zip, .tar, .tar.gz or .tgz"
     )
     parser.add_argument("--output", type=Path, metavar="ROOT", required=True, help="dataset folder to write")
     parser.add_argument("--kind", choices=KINDS, help="kind of the archive (default: found by its files)")
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     labels = label_values(description, str(args.source))
     print(f"{content.kind.title} (--kind {kind}{'' if args.kind else ', found by its files'}) in {args.source}")
     if not args.allow_missing:
-        raise_problems([f"{line}; --allow_missing goes on" for line in content.missing])
+        raise_problems([f"{line}; --allow_missing goes on all the same" for line in content.missing])
     record = Record(args.output, purpose(args, kind, options))
     record.read()
     changes, failures = prepare(content, record, labels, args.link or LINKS[0], args.num_workers)

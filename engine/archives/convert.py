@@ -5,7 +5,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from engine.data.header_checks import AFFINE_TOLERANCE, Grid, corner_distance, f
 from engine.data.labels import to_classes, to_file_values
 from engine.data.nifti import encode_labels, open_volume, read_voxels
 from engine.runtime.errors import InputError
-from engine.runtime.files import name_aside, write_whole
+from engine.runtime.files import PARTIAL, write_whole
 
 LINKS = ("symbolic", "hard", "copy")
 # Changes that are counted, by the words in which they are reported.
@@ -141,7 +141,8 @@ def place(member: Member, path: Path, link: str) -> None:
         with member.open() as file:
             write_whole(path, lambda target: shutil.copyfileobj(file, target))
         return
-    aside = name_aside(path)
+    aside = path.with_name(f".{path.name}{PARTIAL}")
+    aside.unlink(missing_ok=True)
     try:
         if link == "symbolic":
             aside.symlink_to(member.path.absolute())
@@ -154,8 +155,7 @@ def place(member: Member, path: Path, link: str) -> None:
             raise InputError(f"--link: {member}: cannot be linked ({error.strerror}), {expected}") from error
         raise
     finally:
-        with suppress(OSError):
-            aside.unlink()  # os.replace leaves both names if they are hard links to one file
+        aside.unlink(missing_ok=True)  # os.replace leaves both names if they are hard links to one file
 
 
 def _affine_distance(label: str, image: str, name: str) -> float:

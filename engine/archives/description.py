@@ -16,9 +16,9 @@ def describe_dataset(kind: Kind) -> dict[str, Any]:
     paper = DATASETS[kind.paper].to_json() if kind.paper else {}
     numbered = all(not ending or ending == f"_{place:04d}" for place, ending in enumerate(kind.channels.values()))
     own = {
-        "name": kind.title if kind.classes is not None else None,
+        "name": (kind.name or kind.title) if kind.classes is not None else "",
         "modality": kind.modality,
-        "labels": dict(kind.classes) if kind.classes is not None else None,
+        "labels": dict(kind.classes or {}),
         "regions": dict(kind.regions),
         "channels": list(kind.channels) if numbered else dict(kind.channels),
     }

@@ -28,7 +28,7 @@ class Kind:
     masks. Of several patterns, a later one is for cases that the earlier ones do not find.
 
     Args:
-        title: name of the dataset.
+        title: name of the dataset, for messages.
         page: where it comes from.
         licence: its licence, or where to read it.
         layout: the layout of its files, in words, for messages.
@@ -55,6 +55,7 @@ class Kind:
         notes: what differs from the paper, or has to be said for another reason, one line each.
         doubts: what is known of single cases; none of them is left out.
         split: the committed file of splits, or "".
+        name: name in the description of the dataset; the title without it.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Kind:
     notes: tuple[str, ...] = ()
     doubts: tuple[Doubt, ...] = ()
     split: str = ""
+    name: str = ""
 
 
 class MsdTask(NamedTuple):

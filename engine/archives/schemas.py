@@ -69,10 +69,13 @@ def complete_msd(kind: Kind, schema: Schema) -> Kind:
     listed = schema.listed("training")
     prefix = re.sub(r"_?\d+$", "", min(listed, default=""))
     described, _, _ = translate(schema.values, Path(schema.path))
+    names = _different([str(name) for name in described["channels"]])
     kind = replace(
         kind,
+        name=str(described["name"]),
+        modality=_find_modality(names),
         classes=described["labels"],
-        channels=dict.fromkeys(_different([str(name) for name in described["channels"]]), ""),
+        channels=dict.fromkeys(names, ""),
         expected={"Tr": len(listed)},
     )
     task = MSD_TASKS.get(prefix)
@@ -107,6 +110,8 @@ def complete_nnunet(kind: Kind, schema: Schema) -> Kind:
     return replace(
         kind,
         title=f"{kind.title} {described['name']}",
+        name=str(described["name"]),
+        modality=_find_modality(names),
         classes=classes,
         regions=regions,
         channels={name: f"_{place:04d}" for place, name in enumerate(names)},
@@ -169,6 +174,11 @@ def _is_label(value: Any) -> bool:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _find_modality(channels: list[str]) -> str:
+    """Return the modality, if the name of the only channel tells it."""
+    return channels[0] if channels in (["CT"], ["MRI"]) else ""
 
 
 def _different(names: list[str]) -> list[str]:

@@ -186,7 +186,8 @@ def test_msd_without_published_spacing_asks_for_a_plan(prepare, tmp_path):
     assert status == 0
     root = tmp_path / "out"
     assert description(root) == {
-        "name": "Medical Segmentation Decathlon, Hippocampus",
+        "name": "Hippocampus",
+        "modality": "MRI",
         "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
         "channels": ["MRI"],
     }
@@ -224,7 +225,7 @@ def test_nnunet_with_overlapping_regions_and_several_channels(prepare, tmp_path)
     root = tmp_path / "out"
     assert names(root / "imagesTr") == ["a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz"]
     assert description(root) == {
-        "name": "nnU-Net v2 dataset Dataset001_Boxes",
+        "name": "Dataset001_Boxes",
         "labels": {"background": 0, "label 1": 1, "label 2": 2, "enhancing": 3, "ignore": 4},
         "regions": {"whole tumor": ["label 1", "label 2", "enhancing"], "tumor core": ["label 2", "enhancing"]},
         "channels": ["T1", "FLAIR"],
