@@ -1,5 +1,6 @@
 """Archives that are damaged, of another layout, or prepared before: a line each, status 2, nothing half-written."""
 
+import errno
 import gzip
 import zipfile
 
@@ -195,6 +196,16 @@ def test_a_link_to_a_member_of_an_archive(prepare, tmp_path):
     )
 
 
+def test_a_disk_without_links_stops_at_once(prepare, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a", "b", "c"]))
+    assert_one_line(prepare(source, "--link", "hard"), "--link: ", "Invalid cross-device link", "or --link copy")
+    assert names(tmp_path / "out" / "imagesTr") == []
+
+
 @pytest.mark.parametrize("inside", ["in", "in/out", "."])
 def test_an_output_that_overlaps_with_the_source(prepare, hippocampus, tmp_path, inside):
     before = layouts.snapshot(hippocampus)
@@ -221,6 +232,7 @@ def test_another_archive_or_other_flags_into_the_same_folder(prepare, tmp_path):
     before = layouts.snapshot(tmp_path / "out")
     assert_one_line(prepare(second), f"prepared with --source {first}, expected {second}, or another folder")
     assert_one_line(prepare(first, "--link", "copy"), "prepared with --link symbolic, expected copy")
+    assert_one_line(prepare(first, "--with_test"), "prepared with --with_test off, expected on, or another folder")
     assert layouts.snapshot(tmp_path / "out") == before
 
 
@@ -251,11 +263,13 @@ def test_an_interrupted_command_goes_on(prepare, tmp_path, monkeypatch, ending):
     record = root / ".prepared.jsonl"
     record.write_text(record.read_text()[:-5])  # a kill may leave half a line
     (root / "imagesTr" / "amos_0510.nii.gz").unlink()
+    (root / "imagesTr" / "amos_0509.nii.gz").unlink()
+    (root / "imagesTr" / "amos_0509.nii.gz").write_bytes(b"half")
     seen = count_conversions(monkeypatch)
     status, out, _ = prepare(source, *flags)
     assert status == 0
-    assert "amos_0510" in seen
-    assert 4 < len(seen) < 9
+    assert {"amos_0509", "amos_0510"} <= set(seen)
+    assert 5 < len(seen) < 9
     assert "label maps with values that became background: 1\nvoxels that became background: 60\n" in out
     assert names(root) == [".prepared.jsonl", "dataset.json", "imagesTr", "labelsTr"]
     other = tmp_path / "other"

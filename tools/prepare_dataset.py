@@ -59,8 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Prepare the dataset folder, and print what was done and what comes next."""
-    source = open_source(args.source)
     check_flags(args)
+    source = open_source(args.source)
     kind = args.kind or find_kind(source)
     options = Options(args.cases, args.labels, args.scanner, tuple(args.classes) if args.classes else None, args.year)
     content = find_content(source, kind, options, args.with_test)
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse --link for an archive, and an output that overlaps with the source."""
-    if args.link and not args.source.is_dir():
+    if args.link and args.source.is_file():
         raise InputError(f"--link: found {args.link} with the archive {args.source}, expected it only with a folder")
     source, output = os.path.realpath(args.source), os.path.realpath(args.output)
     if os.path.commonpath([source, output]) in (source, output):

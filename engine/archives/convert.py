@@ -20,7 +20,7 @@ from engine.data.datasets import LabelValues
 from engine.data.header_checks import AFFINE_TOLERANCE, Grid, corner_distance, format_size
 from engine.data.labels import to_classes, to_file_values
 from engine.data.nifti import encode_labels, open_volume, read_voxels
-from engine.runtime.errors import InputError
+from engine.runtime.errors import DiskError, InputError
 from engine.runtime.files import PARTIAL, write_whole
 
 LINKS = ("symbolic", "hard", "copy")
@@ -121,7 +121,7 @@ def _write_label(case: ArchiveCase, kind: Kind, target: Target, image: str, path
             if not distance and not changes:
                 place(case.labels[""], path, target.link)
                 return Counter()
-            changes[ALIGNED] = int(distance > 0)
+            changes[ALIGNED] = int(distance != 0)
     encoded = encode_labels(merged, image)
     write_whole(path, lambda file: file.write(encoded))
     return +changes
@@ -135,7 +135,7 @@ def place(member: Member, path: Path, link: str) -> None:
         path: where it goes; replaced if it exists.
         link: one of ``LINKS``.
     Raises:
-        InputError: a hard link to another disk.
+        DiskError: the disk has no such links.
     """
     if member.path is None or link == "copy":
         with member.open() as file:
@@ -152,7 +152,7 @@ def place(member: Member, path: Path, link: str) -> None:
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             expected = f"expected a disk of --output that has {link} links to it, or --link copy"
-            raise InputError(f"--link: {member}: cannot be linked ({error.strerror}), {expected}") from error
+            raise DiskError(f"--link: {member}: cannot be linked ({error.strerror}), {expected}") from error
         raise
     finally:
         aside.unlink(missing_ok=True)  # os.replace leaves both names if they are hard links to one file

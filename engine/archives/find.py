@@ -118,6 +118,7 @@ def find_content(source: Source, name: str, options: Options, with_test: bool) -
         known = {"Tr": frozenset(case for cases in split.values() for case in cases)}
     cases, incomplete = _pair(kind, images, labels)
     cases, notes = _leave_out(cases, known if kind.schema else {})
+    incomplete = {key: lack for key, lack in incomplete.items() if with_test or key[0] != "Ts"}
     missing = _find_missing(source, kind, cases, incomplete, known)
     if options.scanner is not None:
         selected = select_scanner(source, [case.id for case in cases], options.scanner)
@@ -195,14 +196,14 @@ def _is_of_kind(kind: Kind, case: str) -> bool:
 
 def _require_files(source: Source, kind: Kind, images: Files, labels: Files) -> None:
     """Raise an InputError if there are no images, or no labels."""
+    if images and labels:
+        return
     found = f"--source: found {describe(source)}, with {count_of(len(images), 'image')} of {kind.title} and "
     found += f"{len(labels)} of its label maps"
     others = [name for name in fitting_kinds(source) if KINDS[name].layout != kind.layout]
     hint = f"; its files are those of {' or '.join(others)}" if others else ""
-    if not images:
-        raise InputError(f"{found}; {kind.missing or f'expected {kind.layout}'}{hint}")
-    if not labels:
-        raise InputError(f"{found}; expected {kind.layout}{hint}")
+    expected = kind.missing if kind.missing and not images else f"expected {kind.layout}"
+    raise InputError(f"{found}; {expected}{hint}")
 
 
 def _pair(kind: Kind, images: Files, labels: Files) -> tuple[list[ArchiveCase], dict[Key, str]]:
@@ -242,7 +243,7 @@ def _find_missing(
     incomplete: dict[Key, str],
     known: dict[str, frozenset[str]],
 ) -> list[str]:
-    """Describe in one line per part the labelled cases that are missing, or that are too many."""
+    """Describe in one line per part the cases that are missing, or that are too many."""
     lines = []
     counts = Counter(case.part for case in cases)
     for part in ("Tr", "Val", "Ts"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.runtime.arguments import format_value
 from engine.runtime.errors import InputError
 from engine.runtime.files import write_text
 
@@ -45,8 +46,8 @@ class Record:
         purpose, *cases = [json.loads(line) for line in text.splitlines() if _is_json(line)] or [{}]
         for flag, value in self.purpose.items():
             if purpose.get(flag) != value:
-                found = f"found {self.root}, prepared with {flag} {purpose.get(flag)}"
-                raise InputError(f"--output: {found}, expected {value}, or another folder")
+                found = f"found {self.root}, prepared with {flag} {format_value(purpose.get(flag))}"
+                raise InputError(f"--output: {found}, expected {format_value(value)}, or another folder")
         self.finished = {entry["case"]: entry for entry in cases if self._is_whole(entry["files"])}
 
     def _is_whole(self, files: Mapping[str, int]) -> bool:

@@ -42,13 +42,17 @@ class Schema(NamedTuple):
         )
 
 
-def find_schemas(source: Source, kind: Kind) -> list[Schema]:
-    """Find each dataset.json with the field that a kind requires.
+def pick_schema(source: Source, kind: Kind) -> Schema | None:
+    """Return the one dataset.json with the field that a kind requires, or None if there is none.
 
     Raises:
-        InputError: one that is not JSON.
+        InputError: there are several, or one is not JSON.
     """
-    return [schema for schema in _read_schemas(source) if isinstance(schema.values.get(kind.schema), dict)]
+    found = [schema for schema in _read_schemas(source) if isinstance(schema.values.get(kind.schema), dict)]
+    if len(found) > 1:
+        paths = list_some([schema.path for schema in found])
+        raise InputError(f"--source: found {len(found)} datasets ({paths}), expected one; name its folder")
+    return found[0] if found else None
 
 
 def _read_schemas(source: Source) -> Iterable[Schema]:
@@ -81,10 +85,9 @@ def complete_msd(kind: Kind, schema: Schema) -> Kind:
     task = MSD_TASKS.get(prefix)
     if task is None or (task.paper and len(described["labels"]) != len(DATASETS[task.paper].classes)):
         licence = schema.values.get("licence") or schema.values.get("license") or "none"
-        return replace(kind, title=f"MSD's format, {described['name']}", page=schema.path, licence=str(licence))
-    title = f"{kind.title}, {described['name']}"
-    kind = replace(kind, title=title, paper=task.paper, split=task.split, notes=task.notes)
-    kind = replace(kind, expected={"Tr": task.training})
+        return replace(kind, title=f"MSD's format, {kind.name}", page=schema.path, licence=str(licence))
+    kind = replace(kind, title=f"{kind.title}, {kind.name}", expected={"Tr": task.training}, notes=task.notes)
+    kind = replace(kind, paper=task.paper, split=task.split)
     return replace(kind, classes=None, channels={}) if task.paper else kind
 
 
@@ -184,16 +187,3 @@ def _find_modality(channels: list[str]) -> str:
 def _different(names: list[str]) -> list[str]:
     """Number names that occur more than once."""
     return [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names)]
-
-
-def pick_schema(source: Source, kind: Kind) -> Schema | None:
-    """Return the one dataset.json of a kind's form, or None if there is none.
-
-    Raises:
-        InputError: there are several.
-    """
-    found = find_schemas(source, kind)
-    if len(found) > 1:
-        paths = list_some([schema.path for schema in found])
-        raise_problems([f"--source: found {len(found)} datasets ({paths}), expected one; name its folder"])
-    return found[0] if found else None

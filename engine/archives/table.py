@@ -63,15 +63,18 @@ KITS = Kind(
     missing=KITS_IMAGING,
     notes=("the paper's mean is over kidney, tumor and cyst, the challenge's over its regions: not for one table",),
     doubts=(
-        Doubt(("case_00160",), "is 512 x 796 voxels in plane"),
-        Doubt(
-            tuple(f"case_{number:05d}" for number in (15, 22, 25, 61, 117)),
-            "had a second contrast phase in the first release of 2019",
-        ),
-        Doubt(
-            tuple(f"case_{number:05d}" for number in (15, 23, 37, 68, 125, 133)),
-            "had wrong labels in the first release of 2019; nnU-Net left them out",
-        ),
+        Doubt(("case_00160",), "512 x 796 voxels in plane"),
+        Doubt(("case_00021",), "38 slices only"),
+    ),
+)
+FIRST_RELEASE = (  # of KiTS19, corrected later
+    Doubt(
+        tuple(f"case_{number:05d}" for number in (15, 22, 25, 61, 117)),
+        "in the release of March 2019 these had a second contrast phase",
+    ),
+    Doubt(
+        tuple(f"case_{number:05d}" for number in (15, 23, 37, 68, 125, 133)),
+        "in early releases some of these had wrong labels, and nnU-Net excluded or replaced them",
     ),
 )
 KITS_FOLDER = r"(?:.*/)?case_\d{5}"
@@ -156,6 +159,7 @@ KINDS = {
             "cysts have no label of their own, unlike in KiTS21, whose name the paper gives for 210 CTs",
             *KITS.notes,
         ),
+        doubts=(*KITS.doubts, *FIRST_RELEASE),
         split="splits/kits19_210.json",
     ),
     "kits21": replace(
@@ -179,7 +183,6 @@ KINDS = {
         marks=(rf"{KITS_FOLDER}/segmentation\.nii\.gz",),
         never=(r"(?:.*/)?kits\.json", rf"{KITS_FOLDER}/aggregated_.*"),
         ids=_ids("case_{:05d}", range(300), range(400, 589)),
-        doubts=(),
     ),
     "msd": Kind(
         title="Medical Segmentation Decathlon",

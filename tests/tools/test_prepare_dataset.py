@@ -126,7 +126,7 @@ def test_kits21(prepare, tmp_path, imaging):
     assert names(root / "imagesTr") == names(root / "labelsTr") == [f"case_{case:05d}.nii.gz" for case in range(210)]
     assert np.unique(voxels(root / "labelsTr" / "case_00007.nii.gz")).tolist() == [0, 3]
     assert "--split splits/kits19_210.json" in out
-    assert "case_00160: is 512 x 796 voxels in plane; kept" in out
+    assert "case_00160: 512 x 796 voxels in plane; kept" in out
     described = DatasetDescription.read(root / "dataset.json")
     assert (described.classes, described.windows) == (DATASETS["kits"].classes, DATASETS["kits"].windows)
     assert dict(described.regions) == {"kidney and masses": (1, 2, 3), "masses": (2, 3)}
@@ -230,6 +230,18 @@ def test_nnunet_with_overlapping_regions_and_several_channels(prepare, tmp_path)
         "regions": {"whole tumor": ["label 1", "label 2", "enhancing"], "tumor core": ["label 2", "enhancing"]},
         "channels": ["T1", "FLAIR"],
     }
+
+
+def test_test_images_without_a_channel_matter_only_if_they_are_wanted(prepare, tmp_path):
+    files = layouts.nnunet(["a"], ("T1", "FLAIR"))
+    files |= {f"Dataset001_Boxes/imagesTs/{name}_0000.nii.gz": layouts.image() for name in ("x", "y")}
+    files["Dataset001_Boxes/imagesTs/y_0001.nii.gz"] = layouts.image()
+    source = layouts.write_folder(tmp_path / "in", files)
+    assert prepare(source)[0] == 0
+    other = tmp_path / "other"
+    assert_one_line(prepare(source, "--with_test", output=other), "1 complete test case; missing: x (no _0001)")
+    assert prepare(source, "--with_test", "--allow_missing", output=other)[0] == 0
+    assert names(other / "imagesTs") == ["y_0000.nii.gz", "y_0001.nii.gz"]
 
 
 def test_nnunet_with_explicit_paths(prepare, tmp_path):
