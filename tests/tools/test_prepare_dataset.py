@@ -9,6 +9,9 @@ import pytest
 from archive_layouts import names
 from conftest import assert_one_line
 
+from engine.archives.description import PLACEHOLDERS
+from engine.data.case_checks import examine_case
+from engine.data.cases import image_files, pair_cases
 from engine.data.datasets import DATASETS, DatasetDescription
 
 
@@ -356,3 +359,26 @@ def test_a_case_without_one_of_its_channels_is_missing(prepare, tmp_path):
     files = layouts.brats(["BraTS2021_00000", "BraTS2021_00002"])
     del files["BraTS2021_00002/BraTS2021_00002_t2.nii.gz"]
     assert_one_line(prepare(layouts.write_folder(tmp_path / "in", files)), "missing: BraTS2021_00002 (no _t2)")
+
+
+@pytest.mark.parametrize(
+    ("files", "images"),
+    [
+        (layouts.brats(["BraTS2021_00000", "BraTS2021_00002"]), 4),
+        (layouts.nnunet(["a", "b"], ("T1", "FLAIR")), 2),
+        (layouts.nnunet(["amos_0001", "amos_0002"]), 1),
+        (layouts.msd("prostate", [0, 1], digits=2, channels=2), 1),
+        (layouts.kits(layouts.KITS21, [0, 1]), 1),
+        (layouts.totalsegmentator(["s0000", "s0001"], {"liver": (0, 1)}), 1),
+    ],
+)
+def test_training_finds_what_was_prepared(prepare, tmp_path, files, images):
+    status, _, err = prepare(layouts.write_folder(tmp_path / "in", files), "--allow_missing")
+    assert status == 0, err
+    root = tmp_path / "out"
+    described = DatasetDescription.from_json(PLACEHOLDERS | description(root), "dataset.json")
+    cases = pair_cases(root / "imagesTr", root / "labelsTr", len(described.channels), described.endings)
+    assert len(cases) == 2
+    assert [len(image_files(case)) for case in cases] == [images, images]
+    reports = [examine_case(case, "training", described, full=True) for case in cases]
+    assert [problem for report in reports for problem in report.problems] == []
