@@ -52,12 +52,16 @@ def proportional_bytes(process: int) -> int:
 
 
 class PeakMemory:
-    """Peak memory of this process and its descendants during a block; a context manager.
+    """Peak memory of a process and its descendants during a block; a context manager.
 
     Shared pages count once: otherwise those of CUDA's libraries would count in each loading process.
+
+    Args:
+        process: id of the process; this one by default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process: int | None = None) -> None:
+        self.process = os.getpid() if process is None else process
         self.bytes = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -66,7 +70,7 @@ class PeakMemory:
         done = False
         while not done:
             done = self._done.wait(SAMPLE_BY_THREAD)
-            self.bytes = max(self.bytes, proportional_bytes(os.getpid()))
+            self.bytes = max(self.bytes, proportional_bytes(self.process))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import many_cases
 from benchmarks.gpu.report import table
 from benchmarks.gpu.schedule import STEPS
 from benchmarks.gpu.steps import convolution, training_step
@@ -41,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prediction": {"shape": [512, 512, 200], "roi_size": [96, 96, 96]},
     "prediction_REP3D": {"shape": [512, 512, 200], "roi_size": [96, 96, 96], "network": "REP3D"},
     "kernel_size": {"feat_size": [48, 96, 192, 384]},
+    "many_cases": {"cases": [250, 500, 1000]},
 }
 # Commands of results whose file name is not the module's name.
 COMMANDS = {
@@ -236,9 +238,22 @@ def convolution_table() -> list[str]:
     return lines
 
 
+def many_cases_table() -> list[str]:
+    """Format the seconds and memory of every command on many small volumes."""
+    found = read_results("many_cases")
+    if found is None:
+        return [f"Many cases: {NOT_MEASURED}"]
+    header = many_cases.columns(found["cases"])
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+        *(f"| {' | '.join(row)} |" for row in many_cases.rows(found)),
+    ]
+
+
 def machines(cards: dict[str, Card]) -> list[str]:
     """List the machine on which each benchmark was run."""
-    benchmarks = ["large_kernel_conv", *(claim.cpu[0] for claim in CLAIMS if claim.cpu), "kernel_size"]
+    benchmarks = ["large_kernel_conv", *(claim.cpu[0] for claim in CLAIMS if claim.cpu), "kernel_size", "many_cases"]
     lines = []
     for benchmark in dict.fromkeys(benchmarks):
         if (found := read_results(benchmark)) is not None:
@@ -251,7 +266,20 @@ def machines(cards: dict[str, Card]) -> list[str]:
 
 def speed_section(cards: dict[str, Card]) -> str:
     """Format the Markdown between the markers of docs/speed.md."""
-    return "\n".join([*claims_table(cards), "", *convolution_table(), "", "Measured by", "", *machines(cards), ""])
+    return "\n".join(
+        [
+            *claims_table(cards),
+            "",
+            *convolution_table(),
+            "",
+            *many_cases_table(),
+            "",
+            "Measured by",
+            "",
+            *machines(cards),
+            "",
+        ]
+    )
 
 
 def cards_section(cards: dict[str, Card]) -> str:

@@ -42,6 +42,7 @@ from engine.runtime.errors import DISK_IS_FULL, InputError
 from engine.runtime.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
 
 DIGESTS = "digests.json"
+ENTRY = f"(.+)-[0-9a-f]{{{2 * DIGEST_BYTES}}}"  # <case id>-<content key>
 ABANDONED_AFTER_S = 24 * 3600  # no process needs a day to write one entry
 # Errors that damaged entries raise.
 DAMAGED_ENTRY = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -132,16 +133,18 @@ def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_work
         own = set(shard(range(len(cases))))
         _fill(dataset, [number for number in missing if number in own], num_workers)
     barrier()
-    if lacking := sum(not _is_whole(entry) for entry in entries):
+    if lacking := sum(not _is_whole(entries[number]) for number in missing):
         found = f"{folder} without {lacking} of {len(cases)} cases after all processes had written theirs"
         raise InputError(f"--cache_dir: found {found}, expected a folder that all machines share")
+    if missing and process_rank() == 0:
+        _remove_older_entries(dataset)
     return dataset
 
 
 def _announce(dataset: CachedCases, missing: Sequence[int]) -> None:
     """Print which entries will be written and the space they need; InputError if the folder is not writable."""
     home = dataset.entries[0].parent
-    needed, free = _largest_bytes_of(dataset, missing), shutil.disk_usage(home).free
+    needed, free = bytes_needed(dataset, missing), shutil.disk_usage(home).free
     print(
         f"--cache_dir: {len(missing)} of {len(dataset)} cases to preprocess into {home}, "
         f"at most {_gigabytes(needed)}, {_gigabytes(free)} free"
@@ -193,30 +196,32 @@ def first_random(transform: Compose) -> int | None:
     )
 
 
-def largest_bytes(case: Case, transform: Compose) -> int:
+def largest_bytes(shape: Sequence[int], channels: int, transform: Compose) -> int:
     """Compute the bytes of an entry if no voxel is cropped away: float32 images, a uint8 label, int64 counts per row.
 
     Args:
-        case: case; only the headers of its images are read.
-        transform: pipeline that resamples only with ``Spacingd`` and pads only with ``PadToSized``, if at all.
+        shape: (D, H, W) of the resampled volume.
+        channels: channels of its image.
+        transform: pipeline that pads only with ``PadToSized``, if at all.
     """
-    headers = [open_volume(path) for path in image_files(case)]
-    grid = Grid(headers[0].shape[:3], headers[0].affine).turn_to_ras()
-    shape = grid.shape
     for step in transform.transforms:
-        if isinstance(step, Spacingd):
-            shape = grid.resampled_shape(step.spacing_transform.pixdim)
-        elif isinstance(step, PadToSized):
+        if isinstance(step, PadToSized):
             shape = tuple(map(max, shape, step.size))
     depth, height, width = shape
-    channels = sum(math.prod(header.shape[3:]) for header in headers)
     return depth * height * (width * (4 * channels + 1) + 2 * 8)
 
 
-def _largest_bytes_of(dataset: CachedCases, numbers: Sequence[int]) -> int:
-    """Sum the largest possible bytes of several cases' entries."""
+def bytes_needed(dataset: CachedCases, numbers: Sequence[int]) -> int:
+    """Sum the largest possible bytes of several cases' entries; only the headers of their images are read."""
     assert isinstance(dataset.transform, Compose)
-    return sum(largest_bytes(dataset.data[number], dataset.transform) for number in numbers)
+    spacings = [step.spacing_transform.pixdim for step in dataset.transform.transforms if isinstance(step, Spacingd)]
+    total = 0
+    for number in numbers:
+        headers = [open_volume(path) for path in image_files(dataset.data[number])]
+        grid = Grid(headers[0].shape[:3], headers[0].affine).turn_to_ras()
+        shape = grid.resampled_shape(spacings[0]) if spacings else grid.shape
+        total += largest_bytes(shape, sum(math.prod(header.shape[3:]) for header in headers), dataset.transform)
+    return total
 
 
 def _gigabytes(count: int) -> str:
@@ -238,10 +243,31 @@ class _EntryWriter(TorchDataset[OSError | None]):
         assert item.keys() - tensors.keys() <= case.keys()  # an entry loses nothing
         arrays = {name: value.as_subclass(Tensor).contiguous().numpy() for name, value in tensors.items()}
         try:
-            write_entry(self.dataset.entries[index], arrays, [os.path.abspath(path) for path in case_files(case)])
+            write_entry(self.dataset.entries[index], arrays, _sources(case))
         except OSError as error:
             return error
         return None
+
+
+def _remove_older_entries(dataset: CachedCases) -> None:
+    """Remove entries with other content of the same cases and files."""
+    current = {entry.name: case for entry, case in zip(dataset.entries, dataset.data, strict=True)}
+    cases = {_case_part(name): case for name, case in current.items()}
+    for path in dataset.entries[0].parent.iterdir():
+        case = cases.get(_case_part(path.name))
+        # Judged by the name alone, it could be a case of another dataset, and in use.
+        if case is not None and path.name not in current and _read_sources(path) == _sources(case):
+            with suppress(OSError):
+                _discard(path)
+
+
+def _case_part(name: str) -> str:
+    """Return what precedes the content key in the name of an entry; empty for other names."""
+    return match[1] if (match := re.fullmatch(ENTRY, name)) else ""
+
+
+def _sources(case: Case) -> list[str]:
+    return [os.path.abspath(path) for path in case_files(case)]
 
 
 def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> None:
@@ -267,12 +293,12 @@ def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> Non
     raise InputError(
         f"--cache_dir: found {home} on a full disk ({errors[0].strerror}) with {len(dataset) - len(left)} of "
         f"{len(dataset)} cases written, which are kept; expected space for the others, at most "
-        f"{_gigabytes(_largest_bytes_of(dataset, left))}"
+        f"{_gigabytes(bytes_needed(dataset, left))}"
     )
 
 
 def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[str]) -> None:
-    """Write an entry atomically, and remove older entries of the same case and files.
+    """Write an entry atomically.
 
     Args:
         path: folder of the entry; if another process has already written a complete one, that one stays.
@@ -295,12 +321,6 @@ def write_entry(path: Path, arrays: dict[str, NDArray[Any]], sources: Sequence[s
             _discard(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    versions = re.compile(re.escape(path.name[: -2 * DIGEST_BYTES]) + f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
-    for other in path.parent.iterdir():
-        # Judged by the name alone, it could be a case of another dataset, and in use.
-        if other != path and versions.fullmatch(other.name) and _read_sources(other) == list(sources):
-            with suppress(OSError):
-                _discard(other)
 
 
 def read_entry(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine.data.cases import Case
 from engine.data.datasets import DatasetDescription, LabelValues
+from engine.data.foreground import Foreground, sample_foreground
 from engine.data.header_checks import (
     FileHeader,
     Grid,
@@ -20,7 +21,7 @@ from engine.data.header_checks import (
     read_headers,
     review_headers,
 )
-from engine.data.intensity_checks import check_intensities, fill_nan, measure_channels
+from engine.data.intensity_checks import Extent, check_intensities, fill_nan, measure_channels
 from engine.data.labels import to_classes
 from engine.data.nifti import read_voxels, turn_to_ras
 from engine.runtime.errors import InputError, raise_problems
@@ -50,6 +51,7 @@ class CaseReport:
         resampled_voxels_by_class: the same after resampling; None also if that is no coarser than the file.
         share_low, share_high: as in ``Measures``.
         digest: digest of the images' voxels, independent of data type and compression.
+        foreground: labelled voxels, on request.
     """
 
     id: str
@@ -66,6 +68,7 @@ class CaseReport:
     share_low: float | None = None
     share_high: float | None = None
     digest: str | None = None
+    foreground: Foreground | None = None
 
     @property
     def name(self) -> str:
@@ -77,12 +80,29 @@ class CaseReport:
         """Shape of the volume that crops are drawn from, as far as it is known."""
         return self.cropped_shape or self.resampled_shape
 
+    def estimate_crop(self, box: Sequence[slice], spacing: Sequence[float]) -> list[int]:
+        """Estimate the shape after the foreground crop of a case with a known grid.
+
+        Args:
+            box: bounding box of the foreground, voxels of the file.
+            spacing: voxel size that the case is resampled to, mm.
+        """
+        assert self.spacing is not None
+        assert self.resampled_shape is not None
+        scale = np.divide(self.spacing, spacing)
+        # Interpolation ends the foreground between its last voxel and the next one: half way, on average.
+        first = np.ceil(([part.start - 0.5 for part in box]) * scale).clip(min=0)
+        last = np.minimum(np.floor([part.stop - 0.5 for part in box] * scale), np.subtract(self.resampled_shape, 1))
+        return [int(side) for side in (last - first + 1).clip(min=1)]
+
     def warn(self, kind: str, line: str) -> None:
         """Add a warning."""
         self.warnings.setdefault(kind, []).append(f"{self.name}: {line}")
 
 
-def examine_case(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
+def examine_case(
+    case: Case, split: str, description: DatasetDescription, full: bool, foreground: bool = False
+) -> CaseReport:
     """Examine a case: its properties, problems and warnings.
 
     Args:
@@ -90,6 +110,7 @@ def examine_case(case: Case, split: str, description: DatasetDescription, full: 
         split: name of the case's split.
         description: expected channels, classes, spacing and window.
         full: whether to read the voxels as well, not only the headers.
+        foreground: whether to keep intensities of the voxels that are read, for a plan.
     """
     headers = read_headers(case, description)
     report = CaseReport(case["id"], split, [header.path for header in headers])
@@ -102,12 +123,18 @@ def examine_case(case: Case, split: str, description: DatasetDescription, full: 
             report.resampled_shape = list(turned.resampled_shape(description.spacing))
     if full:
         comparable = not report.problems
+        classes = None
         if "label" in case:
             *headers, label = headers
             if description.fix_affine:
                 label = label._replace(grid=grid)
-            _examine_label(report, label, description)
-        _examine_images(report, headers, grid if comparable else None, description)
+            found = _examine_label(report, label, description)
+            classes = found if foreground else None  # otherwise its memory is free while the images are read
+        channels = _examine_images(report, headers, description)
+        if channels and comparable and grid is not None:
+            extent = _measure(report, [turn_to_ras(channel, grid.affine) for channel in channels], description)
+            if foreground:
+                report.foreground = sample_foreground(channels, classes, extent)
     return report
 
 
@@ -148,21 +175,23 @@ def _read_classes(header: FileHeader, labels: LabelValues) -> tuple[NDArray[np.u
     return None if found else classes, [f"{header.path}: {problem}" for problem in found]
 
 
-def _examine_label(report: CaseReport, header: FileHeader, description: DatasetDescription) -> None:
+def _examine_label(report: CaseReport, header: FileHeader, description: DatasetDescription) -> NDArray[np.uint8] | None:
+    """Examine the label map, and return its class indices if they are valid."""
     classes, found = _read_classes(header, description.labels)
     report.problems += found
     if classes is None:
-        return
+        return None
     report.voxels_by_class = counts = count_classes(classes, description.classes)
     if not any(list(counts.values())[1:]):
         report.warn("unlabelled", f"found no labelled voxel in {header.path}")
     if header.grid is None or not np.any(np.greater(description.spacing, header.grid.turn_to_ras().spacing)):
-        return
+        return classes
     resampled = resample_label(classes, header.grid, description.spacing)
     report.resampled_voxels_by_class = left = count_classes(resampled, description.classes)
     vanished = [f"{name} ({count_of(count, 'voxel')})" for name, count in counts.items() if count and not left[name]]
     if vanished:
         report.warn("vanished", f"found {', '.join(vanished)}, of which resampling leaves nothing")
+    return classes
 
 
 def count_classes(classes: NDArray[np.uint8], names: Sequence[str]) -> dict[str, int]:
@@ -188,8 +217,9 @@ def resample_label(classes: NDArray[np.uint8], grid: Grid, spacing: Sequence[flo
 
 
 def _examine_images(
-    report: CaseReport, headers: Sequence[FileHeader], grid: Grid | None, description: DatasetDescription
-) -> None:
+    report: CaseReport, headers: Sequence[FileHeader], description: DatasetDescription
+) -> list[NDArray[Any]]:
+    """Examine the images, and return their channels (X, Y, Z), NaN filled, or none if any has a problem."""
     volumes = []
     for header in headers:
         voxels, found = _read(header)
@@ -200,13 +230,12 @@ def _examine_images(
         if voxels is not None and not found:
             volumes.append(voxels)
     if len(volumes) < len(headers):
-        return
+        return []
     report.digest = _digest(volumes)
-    if grid is not None:
-        channels = [channel for volume in volumes for channel in _split_channels(volume)]
-        if missing := sum(fill_nan(channel) for channel in channels):
-            report.warn("nan", f"found {count_of(missing, 'NaN voxel')}, taken for the minimum")
-        _measure(report, [turn_to_ras(channel, grid.affine) for channel in channels], description)
+    channels = [channel for volume in volumes for channel in _split_channels(volume)]
+    if missing := sum(fill_nan(channel) for channel in channels):
+        report.warn("nan", f"found {count_of(missing, 'NaN voxel')}, taken for the minimum")
+    return channels
 
 
 def _split_channels(volume: NDArray[Any]) -> list[NDArray[Any]]:
@@ -224,18 +253,12 @@ def _digest(volumes: Sequence[NDArray[Any]]) -> str:
     return whole.hexdigest()
 
 
-def _measure(report: CaseReport, channels: Sequence[NDArray[Any]], description: DatasetDescription) -> None:
+def _measure(report: CaseReport, channels: Sequence[NDArray[Any]], description: DatasetDescription) -> Extent:
     """Measure the channels (X, Y, Z), in RAS axis order, of a case with a known grid."""
     measures = measure_channels(channels, description)
     report.share_low, report.share_high = measures.share_low, measures.share_high
     for kind, lines in measures.warnings.items():
         for line in lines:
             report.warn(kind, line)
-    assert report.spacing is not None
-    assert report.resampled_shape is not None
-    scale = np.divide(report.spacing, description.spacing)
-    # Interpolation ends the foreground between its last voxel and the next one: half way, on average.
-    first = np.ceil(([part.start - 0.5 for part in measures.box]) * scale).clip(min=0)
-    ends = np.floor([part.stop - 0.5 for part in measures.box] * scale)
-    last = np.minimum(ends, np.subtract(report.resampled_shape, 1))
-    report.cropped_shape = [int(side) for side in (last - first + 1).clip(min=1)]
+    report.cropped_shape = report.estimate_crop(measures.box, description.spacing)
+    return measures.extent

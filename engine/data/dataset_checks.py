@@ -51,7 +51,9 @@ def check_cases(splits: Splits, description: DatasetDescription, workers: int, f
     raise_problems(report.problems)
 
 
-def examine_cases(splits: Splits, description: DatasetDescription, workers: int, sample: int | None) -> DatasetReport:
+def examine_cases(
+    splits: Splits, description: DatasetDescription, workers: int, sample: int | None, foreground: bool = False
+) -> DatasetReport:
     """Examine every case, and compare the cases with each other.
 
     Args:
@@ -59,9 +61,10 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
         description: expected channels, classes, spacing and window.
         workers: cases that a process examines at the same time; 0 counts as 1.
         sample: number of cases of each split whose voxels are read as well, not only their headers; None for all.
+        foreground: as for ``examine_case``.
     """
     tasks = [
-        (case, split, description, sample is None or place < sample)
+        (case, split, description, sample is None or place < sample, foreground)
         for split, members in splits.items()
         for place, case in enumerate(members)
     ]
@@ -81,9 +84,9 @@ def examine_cases(splits: Splits, description: DatasetDescription, workers: int,
     return DatasetReport(cases, problems + leaks, warnings)
 
 
-def _examine(case: Case, split: str, description: DatasetDescription, full: bool) -> CaseReport:
+def _examine(case: Case, split: str, description: DatasetDescription, full: bool, foreground: bool) -> CaseReport:
     try:
-        return examine_case(case, split, description, full)
+        return examine_case(case, split, description, full, foreground)
     except MemoryError:  # other cases may be smaller
         report = CaseReport(case["id"], split, image_files(case))
         report.problems.append(f"{report.name}: does not fit in memory, expected a smaller case or lower --num_workers")

@@ -46,7 +46,7 @@ class DatasetDescription:
 
     Args:
         name: name of the dataset.
-        modality: "CT", "MRI", ... or "" if it is not given; information for readers only.
+        modality: "CT", "MRI", ... or "" if it is not given; information for readers and plans only.
         classes: class names, the background first.
         spacing: voxel size that volumes are resampled to, mm, along the right-left, anterior-posterior and
             inferior-superior axes.
@@ -132,14 +132,18 @@ class DatasetDescription:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a JSON file; InputError if it cannot be read or does not describe a dataset."""
-        try:
-            # In UTF-8, -16 or -32, with or without a byte-order mark.
-            values = json.loads(path.read_bytes(), object_pairs_hook=_refuse_repetitions)
-        except OSError as error:
-            raise InputError(f"--dataset: {path} cannot be read ({error.strerror}), expected a JSON file") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"--dataset: {path} is not JSON ({error}), expected a dataset description") from error
-        return cls.from_json(values, str(path))
+        return cls.from_json(read_values(path), str(path))
+
+
+def read_values(path: Path) -> Any:
+    """Read the JSON file of ``--dataset``; InputError if it cannot be read."""
+    try:
+        # In UTF-8, -16 or -32, with or without a byte-order mark.
+        return json.loads(path.read_bytes(), object_pairs_hook=_refuse_repetitions)
+    except OSError as error:
+        raise InputError(f"--dataset: {path} cannot be read ({error.strerror}), expected a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--dataset: {path} is not JSON ({error}), expected a dataset description") from error
 
 
 def _refuse_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

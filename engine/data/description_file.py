@@ -111,7 +111,7 @@ class Description(Fields):
     schema_file: str = Field("", alias="$schema", description="this schema, for editors")
     name: Annotated[Name, Expected("some text")] = Field(description="printed in messages and stored in the checkpoint")
     modality: Annotated[Name, Expected("some text")] = Field(
-        "", description="CT, MRI, ...; nothing depends on it", json_schema_extra=_without_default
+        "", description="CT, MRI, ...; only a plan of check_data depends on it", json_schema_extra=_without_default
     )
     labels: Annotated[
         dict[Name, Value | Annotated[list[Value], Field(min_length=1)]],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.data.cases import Case, image_files
 from engine.data.datasets import LARGEST, DatasetDescription
-from engine.data.nifti import is_gzip, open_volume, unit_of
+from engine.data.nifti import open_volume, unit_of
 from engine.runtime.errors import InputError
 from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
 from engine.runtime.wording import count_of
@@ -217,7 +217,9 @@ def _check_file_size(image: nib.Nifti1Image, path: str) -> list[str]:
     voxels: Any = image.dataobj
     declared = math.prod(image.shape) * image.get_data_dtype().itemsize + int(voxels.offset)
     size = os.path.getsize(path)
-    most, reason = (size * DEFLATE_RATIO, " unpacked at most") if is_gzip(path) else (size, "")
+    misnamed = not isinstance(voxels.file_like, str)  # then it is in memory already (engine.data.nifti)
+    compressed = path.lower().endswith(".gz") != misnamed
+    most, reason = (size * DEFLATE_RATIO, " unpacked at most") if compressed else (size, "")
     if declared <= most:
         return []
     return [f"found {size} bytes, {most}{reason}, expected the {declared} that its header declares"]

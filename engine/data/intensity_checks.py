@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,53 @@ SAMPLED_SIDE = 32  # voxels along an axis
 LEAST_CONTRAST = 0.05  # range of an image as a share of its window's
 
 
+class Extent(NamedTuple):
+    """Extent of an image's intensities: enough to find the bounding box of its foreground for any windows.
+
+    Args:
+        minima: minimum of each channel.
+        maxima: for each channel and each axis the maximum of every plane across the axis.
+    """
+
+    minima: list[float]
+    maxima: list[list[NDArray[Any]]]
+
+    @classmethod
+    def of(cls, channels: Sequence[NDArray[Any]]) -> Self:
+        """Measure the channels (X, Y, Z) of an image."""
+        maxima = [[channel.max(axis=others) for others in ((1, 2), (0, 2), (0, 1))] for channel in channels]
+        return cls([float(channel.min()) for channel in channels], maxima)
+
+    def box(self, windows: Sequence[Window | None]) -> tuple[slice, ...]:
+        """Find the smallest box of all foreground voxels, the whole volume if there are none.
+
+        Args:
+            windows: window of each channel, whose foreground is above the window's low end and its own minimum.
+        """
+        lows = [
+            low if window is None else max(low, window[0]) for low, window in zip(self.minima, windows, strict=True)
+        ]
+        planes = [
+            np.flatnonzero(np.any([maxima > low for maxima, low in zip(axis, lows, strict=True)], axis=0))
+            for axis in zip(*self.maxima, strict=True)
+        ]
+        if not all(found.size for found in planes):
+            return tuple(slice(0, len(maxima)) for maxima in self.maxima[0])
+        return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in planes)
+
+
 class Measures(NamedTuple):
     """Measures of an image.
 
     Args:
+        extent: extent of the intensities.
         box: bounding box of the foreground, voxels.
         share_low, share_high: shares of the voxels in the box at or below the low end of their channel's window and at
             or above its high end; None if no channel has a window.
         warnings: lines by kind.
     """
 
+    extent: Extent
     box: tuple[slice, ...]
     share_low: float | None
     share_high: float | None
@@ -68,10 +105,9 @@ def fill_nan(channel: NDArray[Any]) -> int:
 
 
 def measure_channels(channels: Sequence[NDArray[Any]], description: DatasetDescription) -> Measures:
-    """Measure the channels (X, Y, Z) of an image; the box has their axis order."""
-    lows = [-np.inf if window is None else window[0] for window in description.windows]
-    above = [channel > max(low, channel.min()) for channel, low in zip(channels, lows, strict=True)]
-    box = _bounding_box(np.any(above, axis=0))
+    """Measure the channels (X, Y, Z) of an image; extent and box have their axis order."""
+    extent = Extent.of(channels)
+    box = extent.box(description.windows)
     warnings: Warnings = {}
     for name, channel, window in zip(description.channels, channels, description.windows, strict=True):
         for kind, line in _doubt(channel, box, window):
@@ -82,7 +118,7 @@ def measure_channels(channels: Sequence[NDArray[Any]], description: DatasetDescr
         if window is not None
     ]
     if not windowed:
-        return Measures(box, None, None, warnings)
+        return Measures(extent, box, None, None, warnings)
     total = sum(inside.size for inside, _ in windowed)
     share_low = sum(np.count_nonzero(inside <= low) for inside, (low, _) in windowed) / total
     share_high = sum(np.count_nonzero(inside >= high) for inside, (_, high) in windowed) / total
@@ -92,7 +128,7 @@ def measure_channels(channels: Sequence[NDArray[Any]], description: DatasetDescr
             f"found {share_low:.0%} of the foreground box's voxels at or below the intensity window and "
             f"{share_high:.0%} at or above it ({_windows(description)}), expected most of them inside"
         ]
-    return Measures(box, float(share_low), float(share_high), warnings)
+    return Measures(extent, box, float(share_low), float(share_high), warnings)
 
 
 def _doubt(channel: NDArray[Any], box: tuple[slice, ...], window: Window | None) -> Iterator[tuple[str, str]]:
@@ -130,11 +166,3 @@ def _describe_contrast(inside: NDArray[Any], window: Window) -> str:
 def _windows(description: DatasetDescription) -> str:
     ends = [f"{window[0]:g} to {window[1]:g}" for window in description.windows if window is not None]
     return ", ".join(end for end, _ in itertools.groupby(ends))
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Find the smallest box that contains all True voxels; the whole volume if there are none."""
-    if not mask.any():
-        return tuple(slice(0, side) for side in mask.shape)
-    places = (np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in places)

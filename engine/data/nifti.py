@@ -5,7 +5,6 @@ What a file says about the position of its voxels is read by one rule, here (doc
 
 import gzip
 import logging
-import os
 import zlib
 from typing import Any
 
@@ -19,6 +18,7 @@ from engine.runtime.errors import InputError
 
 UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 UNITS = {1: "metres", 3: "microns"}  # by their code in xyzt_units; as for ITK, all others count as mm
+GZIP = b"\x1f\x8b"  # first bytes of a compressed file
 MM = {"mm": 1.0, "metres": 1000.0, "microns": 0.001}
 
 # nibabel logs what it repairs and what it refuses; here a refusal is an InputError, which names the file.
@@ -53,12 +53,6 @@ class _Nifti2Image(nib.Nifti2Image):
 KINDS = (_Nifti1Image, _Nifti2Image)
 
 
-def is_gzip(path: str) -> bool:
-    """Check whether a file is compressed, whatever its name says."""
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
 def open_volume(path: str) -> nib.Nifti1Image:
     """Open a NIfTI-1 or NIfTI-2 file; its voxels are read on access.
 
@@ -80,36 +74,36 @@ def open_checked(path: str) -> nib.Nifti1Image:
     Raises:
         InputError: the file cannot be read, has another format, or is damaged. Only .gz files have a checksum.
     """
-    image = open_volume(path)
     try:
-        if not is_gzip(path):
-            return image
-        with np.errstate(all="ignore"), gzip.open(path) as file:
-            return _simplify(type(image).from_bytes(file.read()))
+        with np.errstate(all="ignore"):
+            return _simplify(_open_file(path, whole=True))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
-def _open_file(path: str) -> nib.Nifti1Image:
-    if os.path.getsize(path) == 0:
-        raise ImageFileError("it is empty")
-    if is_gzip(path) != path.lower().endswith(".gz"):  # nibabel trusts the name
-        return _open_misnamed(path)
-    for kind in KINDS:
-        if kind.path_maybe_image(path)[0]:
-            # Not from_filename, which looks for a.nii.gz if the name is a.Nii.gz.
-            return kind.from_file_map(kind.make_file_map({"image": path}))
-    raise ImageFileError("not a NIfTI file")
+def _open_file(path: str, whole: bool = False) -> nib.Nifti1Image:
+    """Open a file, compressed or not, whatever its name says; it is opened once, which counts on network disks.
 
-
-def _open_misnamed(path: str) -> nib.Nifti1Image:
-    """Open a compressed file without .gz, or one with .gz that is not compressed; it is read into memory."""
-    with gzip.open(path) if is_gzip(path) else open(path, "rb") as file:
-        content = file.read()
-    for kind in KINDS:
-        if kind.header_class.may_contain_header(content[: kind.header_class.sizeof_hdr]):
-            return kind.from_bytes(content)
-    raise ImageFileError("not a NIfTI file")
+    Args:
+        path: path of the file.
+        whole: whether the voxels of a compressed file are read at once, and not on access.
+    """
+    with open(path, "rb") as raw:
+        compressed = raw.read(len(GZIP)) == GZIP
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if compressed else raw
+        start = file.read(max(kind.header_class.sizeof_hdr for kind in KINDS))
+        file.seek(0)
+        kind = next((kind for kind in KINDS if kind.header_class.may_contain_header(start)), None)
+        if kind is None:
+            raise ImageFileError("not a NIfTI file" if start else "it is empty")
+        # On access nibabel trusts the name.
+        if (whole and compressed) or compressed != path.lower().endswith(".gz"):
+            return kind.from_bytes(file.read())
+        header = kind.header_class.from_fileobj(file)
+    image = kind(kind.ImageArrayProxy(path, header.copy()), None, header)
+    image._affine = header.get_best_affine()  # as nibabel does: given to the constructor, NaN would change the header
+    return image
 
 
 def _simplify(image: nib.Nifti1Image) -> nib.Nifti1Image:

@@ -18,7 +18,7 @@ from monai.data import CacheDataset, list_data_collate
 from torch.utils.data import DataLoader
 
 import engine.data.cache
-from engine.data.cache import largest_bytes, open_cache, read_entry, write_entry
+from engine.data.cache import bytes_needed, open_cache, read_entry, write_entry
 from engine.data.cases import find_training_cases, make_case
 from engine.data.crops import BACKGROUND, FOREGROUND
 from engine.data.datasets import DatasetDescription
@@ -186,11 +186,11 @@ def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
         nib.save(volume.as_reoriented(turn), path)
     case = make_case("case", *map(str, paths.values()))
     training, _ = pipelines(DatasetDescription.from_json(DESCRIPTION | {"spacing": [1.1, 1.5, 3]}, "test"))
-    (entry,) = open_cache([case], training, tmp_path / "cache", num_workers=0).entries
-    arrays = read_entry(entry)
+    dataset = open_cache([case], training, tmp_path / "cache", num_workers=0)
+    arrays = read_entry(dataset.entries[0])
     assert arrays["image"].shape[3] == 20  # padded
     assert arrays[FOREGROUND].shape == arrays[BACKGROUND].shape == (np.prod(arrays["image"].shape[1:3]),)
-    assert largest_bytes(case, training) == sum(array.nbytes for array in arrays.values())
+    assert bytes_needed(dataset, [0]) == sum(array.nbytes for array in arrays.values())
 
 
 def peak_growth(run):

@@ -120,9 +120,9 @@ CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LabelValues, LoadVolumed
 TRANSFORMS = {
     "AboveMinimum": (1, "f75341c5ee50914e"),
     "CountCandidatesd": (2, "3daf9c85de203337"),
-    "HeaderReader": (2, "648d5d8aa8fa25fe"),
+    "HeaderReader": (2, "9d99cee3adaa22a9"),
     "LabelValues": (1, "a176e2b6c887119d"),
-    "LoadVolumed": (2, "c262d352f21bf183"),
+    "LoadVolumed": (2, "8957f62bd08da9a3"),
     "PadToSized": (1, "1da83426ecaa79ce"),
     "ScaleChannelsd": (1, "1dee4b9d10415a08"),
 }

@@ -7,7 +7,7 @@ import pytest
 from conftest import DESCRIPTION
 
 from engine.data.datasets import DatasetDescription
-from engine.data.intensity_checks import check_intensities, fill_nan, measure_channels
+from engine.data.intensity_checks import Extent, check_intensities, fill_nan, measure_channels
 
 MRI = DatasetDescription.from_json(DESCRIPTION, "test")
 CT = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [-125, 275]}}, "test")
@@ -77,3 +77,13 @@ def test_windows_of_single_channels_are_measured_in_these_channels():
     low[1:3] = 100  # with the bright half of the other channel: a box of three of the four planes
     measures = measure_channels([low, high], two)
     assert (measures.share_low, measures.share_high) == (0, pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("windows", [(None, None), ((0.5, 2), None), ((0.9, 2), (0.95, 1)), ((7, 8), (7, 8))])
+def test_the_extent_gives_the_box_of_the_foreground_for_any_windows(windows):
+    rng = np.random.default_rng(0)
+    channels = [rng.random((6, 7, 8)) * np.array([0, 0, 1, 1, 1, 0])[:, None, None] for _ in range(2)]
+    lows = [channel.min() if window is None else window[0] for channel, window in zip(channels, windows, strict=True)]
+    foreground = np.any([channel > low for channel, low in zip(channels, lows, strict=True)], axis=0)
+    places = np.nonzero(foreground) if foreground.any() else np.nonzero(np.ones_like(foreground))
+    assert Extent.of(channels).box(windows) == tuple(slice(found.min(), found.max() + 1) for found in places)
