@@ -129,21 +129,20 @@ def report(root: Path, content: Content, finished: Counter[str], changes: Counte
 
 def next_commands(root: Path, content: Content) -> list[list[str]]:
     """List the commands that lead to a trained network: plan, split and check, as far as they are needed."""
-    data = ["--root", str(root), "--dataset"]
-    description, split = str(root / DESCRIPTION), content.kind.split
-    commands = []
-    if not content.kind.paper:
-        plan = str(root / "plan.json")
-        commands.append(["-m", "tools.check_data", *data, description, "--write_description", plan])
-        description = plan
-    if not split:
-        split = str(root / SPLIT)
-        if not content.split:
-            folds = ["--folds", "5", "--seed", "0", "--output", split]
-            commands.append(["-m", "tools.make_split", *data, description, *folds])
+    kind, folder = content.kind, ["--root", str(root)]
+    dataset = ["--dataset", str(root / DESCRIPTION)]
+    flags = dataset  # of the training
+    split = kind.split or str(root / SPLIT)
     fold = ["--split", split, "--fold", "0"]
-    commands.append(["-m", "tools.check_data", *data, description, *fold])
-    commands.append(["main_train.py", *data, description, *fold, "--output", f"runs/{root.name}"])
+    commands = []
+    if not kind.paper:
+        plan = root / "plan.json"
+        commands.append(["-m", "tools.check_data", *folder, *dataset, "--write_description", str(plan)])
+        dataset, flags = ["--dataset", str(plan)], [f"@{plan.with_suffix('.args')}"]
+    if not kind.split and not content.split:
+        commands.append(["-m", "tools.make_split", *folder, *dataset, "--folds", "5", "--seed", "0", "--output", split])
+    commands.append(["-m", "tools.check_data", *folder, *dataset, *fold])
+    commands.append(["main_train.py", *flags, *folder, *fold, "--output", f"runs/{root.name}"])
     return commands
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from engine.data.nifti import is_gzip
+from engine.data.nifti import GZIP
 from engine.runtime.errors import InputError
 from engine.runtime.files import write_whole
 
@@ -25,7 +25,6 @@ IN_A_FOLDER = (".zip", ".tar")  # archives that are opened where they lie beside
 DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)  # raised by reading a damaged archive
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 TEXTS, LARGEST_TEXT = (".json", ".csv"), 2**24  # endings, and bytes
-GZIP = b"\x1f\x8b"  # first bytes of a compressed file
 ENCRYPTED = 1  # bit of a zip member's flags
 EXPECTED = "expected a folder, or an archive that ends with .zip, .tar, .tar.gz or .tgz"
 
@@ -38,6 +37,11 @@ class Member(ABC):
     @abstractmethod
     def open(self) -> BinaryIO:
         """Open the file for reading; several threads may do so at the same time."""
+
+    def is_compressed(self) -> bool:
+        """Check whether the file is compressed by gzip, whatever its name says."""
+        with self.open() as file:
+            return file.read(len(GZIP)) == GZIP
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ def _list_zip(path: Path) -> list[tuple[str, Member]]:
 
 
 def _list_tar(path: Path) -> list[tuple[str, Member]]:
-    if is_gzip(str(path)):
+    if PlainFile(path).is_compressed():
         return list(_list_packed(path))
     with tarfile.open(path, "r:") as archive:
         found = [info for info in archive if info.isreg()]
@@ -294,13 +298,10 @@ def as_file(member: Member, folder: Path) -> Iterator[str]:
     if member.path is not None:
         yield str(member.path)
         return
-    with member.open() as file:
-        start = file.read(2)
-        copy = folder / f"{uuid4().hex}.nii{'.gz' if start == GZIP else ''}"
-        try:
-            with open(copy, "wb") as target:
-                target.write(start)
-                shutil.copyfileobj(file, target)
-            yield str(copy)
-        finally:
-            copy.unlink(missing_ok=True)
+    copy = folder / f"{uuid4().hex}.nii{'.gz' if member.is_compressed() else ''}"
+    try:
+        with member.open() as file, open(copy, "wb") as target:
+            shutil.copyfileobj(file, target)
+        yield str(copy)
+    finally:
+        copy.unlink(missing_ok=True)

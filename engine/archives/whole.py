@@ -2,10 +2,9 @@
 
 import gzip
 import math
-import zipfile
 from typing import BinaryIO
 
-from engine.archives.sources import DAMAGE, GZIP, Member
+from engine.archives.sources import DAMAGE, Member
 from engine.data.nifti import KINDS, UNREADABLE
 from engine.runtime.errors import InputError
 
@@ -20,8 +19,7 @@ def check_whole(member: Member) -> None:
         InputError: the file is damaged, cut off, or of another format.
     """
     try:
-        with member.open() as file:
-            packed = file.read(len(GZIP)) == GZIP
+        packed = member.is_compressed()
         with member.open() as file:
             if packed:
                 with gzip.open(file) as unpacked:
@@ -29,11 +27,10 @@ def check_whole(member: Member) -> None:
                 _read_on(file)
             else:
                 _check_size(file)
-    except (*UNREADABLE, *DAMAGE, zipfile.BadZipFile) as error:
+    except (*UNREADABLE, *DAMAGE) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{member}: cannot be read ({reason}), expected a whole NIfTI file; delete it and fetch it again"
-        ) from error
+        again = "delete it and fetch it again" if member.path is not None else "fetch the archive again"
+        raise InputError(f"{member}: cannot be read ({reason}), expected a whole NIfTI file; {again}") from error
 
 
 def _check_size(file: BinaryIO) -> None:

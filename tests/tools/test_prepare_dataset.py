@@ -196,7 +196,7 @@ def test_msd_without_published_spacing_asks_for_a_plan(prepare, tmp_path):
     }
     assert f"tools.check_data --root {root} --dataset {root}/dataset.json --write_description {root}/plan.json" in out
     assert f"tools.make_split --root {root} --dataset {root}/plan.json --folds 5" in out
-    assert f"main_train.py --root {root} --dataset {root}/plan.json --split {root}/split.json --fold 0" in out
+    assert f"main_train.py @{root}/plan.args --root {root} --split {root}/split.json --fold 0" in out
     assert names(root / "imagesTs") == ["hippocampus_400.nii.gz", "hippocampus_401.nii.gz"]
 
 
