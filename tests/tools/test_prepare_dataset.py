@@ -50,12 +50,11 @@ def test_amos_ct_from_its_zip(prepare, tmp_path):
         voxels(root / "labelsTr" / "amos_0007.nii.gz"), voxels(root / "labelsTr" / "amos_0008.nii.gz")
     )
     assert DatasetDescription.read(root / "dataset.json") == DATASETS["amos"]
-    data, split = f"--root {root} --dataset {root}/dataset.json", "--split splits/amos_ct_3duxnet.json --fold 0"
-    commands = [
-        f"    python -m tools.check_data {data} {split}",
-        f"    python main_train.py {data} {split} --output runs/out",
-    ]
-    assert out.splitlines()[-3:] == ["next:", *commands]
+    folder, dataset = f"--root {root}", f"--dataset {root}/dataset.json"
+    split = "--split splits/amos_ct_3duxnet.json --fold 0"
+    check = f"    python -m tools.check_data {folder} {dataset} {split}"
+    train = f"    python main_train.py {dataset} {folder} {split} --output runs/out"
+    assert out.splitlines()[-3:] == ["next:", check, train]
 
 
 def test_amos_mri_loses_two_values_and_says_how_many(prepare, tmp_path):
