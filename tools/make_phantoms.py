@@ -1,16 +1,23 @@
 """Write a small dataset of procedural abdominal CT phantoms, for demos and tests.
 
     python -m tools.make_phantoms --root data/phantoms --train 6 --val 2
+    python -m tools.make_phantoms --archive data/Task99_Phantoms.tar --train 6 --val 2
 
 Layout: <root>/imagesTr, labelsTr, imagesVal, labelsVal with phantom_001.nii.gz and so on. An image (int16, Hounsfield
 units) and its label map (uint8, AMOS numbering) have the same file name. Spacing, origin, orientation and axis order
-differ between cases, and some AMOS classes never occur, as in real collections.
+differ between cases, and some AMOS classes never occur, as in real collections. --archive writes the training cases
+as the Medical Segmentation Decathlon packs its tasks, with the validation cases as test images without labels.
 """
 
 import argparse
+import gzip
+import io
+import json
+import os
 import sys
+import tarfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -18,13 +25,17 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from engine.data.datasets import AMOS_ORGANS
 from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.files import write_whole
 
 Triple = tuple[float, float, float]
 
 FIELD_OF_VIEW_MM = (340.0, 270.0, 180.0)
 ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "AIL")
 SCALE_LIMITS = (0.25, 10.0)
+TASK = "Task99_Phantoms"  # top folder of the archive
+APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        "  # begins the ._ files of macOS
 AIR_HU, GAS_HU, FAT_HU, SKIN_HU, MUSCLE_HU, RIB_HU = -1000.0, -900.0, -100.0, 20.0, 50.0, 400.0
 
 
@@ -198,6 +209,16 @@ def make_phantom(seed: int, case: int, scale: float = 1.0) -> tuple[nib.Nifti1Im
     return to_nifti(scan(hu, rng), affine, axcodes), to_nifti(labels, affine, axcodes)
 
 
+def check_values(train: int, val: int, seed: int, scale: float) -> None:
+    """Raise an InputError if the size, seed or scale of a dataset is out of range."""
+    for flag, count, least in (("--train", train, 1), ("--val", val, 1), ("--seed", seed, 0)):
+        if count < least:
+            raise InputError(f"{flag}: found {count}, expected an integer of at least {least}")
+    low, high = SCALE_LIMITS
+    if not low <= scale <= high:
+        raise InputError(f"--scale: found {scale}, expected a number from {low} to {high}")
+
+
 def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float) -> None:
     """Write `train` + `val` phantoms under `root`; validation cases continue the numbering of the training cases.
 
@@ -205,12 +226,7 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
         InputError: a value is out of range, or a folder contains files that this dataset would not overwrite.
         OSError: `root` cannot be written.
     """
-    for flag, count, least in (("--train", train, 1), ("--val", val, 1), ("--seed", seed, 0)):
-        if count < least:
-            raise InputError(f"{flag}: found {count}, expected an integer of at least {least}")
-    low, high = SCALE_LIMITS
-    if not low <= scale <= high:
-        raise InputError(f"--scale: found {scale}, expected a number from {low} to {high}")
+    check_values(train, val, seed, scale)
     splits = {"Tr": range(1, train + 1), "Val": range(train + 1, train + val + 1)}
     names = {split: [f"phantom_{case:03d}.nii.gz" for case in cases] for split, cases in splits.items()}
     folders = {split: (Path(root) / f"images{split}", Path(root) / f"labels{split}") for split in splits}
@@ -227,10 +243,64 @@ def make_dataset(root: Path | str, train: int, val: int, seed: int, scale: float
                 nib.save(volume, folder / name)
 
 
+def make_archive(path: Path | str, train: int, test: int, seed: int, scale: float) -> None:
+    """Write phantoms as a .tar in the layout of the Medical Segmentation Decathlon, macOS's ._ files included.
+
+    Raises:
+        InputError: a value is out of range, or the file exists.
+        OSError: `path` cannot be written.
+    """
+    check_values(train, test, seed, scale)
+    if os.path.exists(path):
+        raise InputError(f"--archive: found {path}, expected a file that does not exist yet")
+    ids = [f"phantom_{case:03d}" for case in range(1, train + test + 1)]
+    pairs = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in ids[:train]]
+    description = {
+        "name": "Phantoms",
+        "description": "procedural phantoms of abdominal CT",
+        "licence": "MIT",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {str(value): name for value, name in enumerate(AMOS_ORGANS)},
+        "numTraining": train,
+        "numTest": test,
+        "training": pairs,
+        "test": [f"./imagesTs/{name}.nii.gz" for name in ids[train:]],
+    }
+
+    def write(file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            add_to_archive(archive, "dataset.json", json.dumps(description, indent=2).encode())
+            for case, name in enumerate(ids, start=1):
+                image, labels = make_phantom(seed, case, scale)
+                add_to_archive(archive, f"images{'Tr' if case <= train else 'Ts'}/{name}.nii.gz", pack(image))
+                if case <= train:
+                    add_to_archive(archive, f"labelsTr/{name}.nii.gz", pack(labels))
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(Path(path), write)
+
+
+def pack(image: nib.Nifti1Image) -> bytes:
+    """Encode a volume as a .nii.gz file, the same bytes each time."""
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
+def add_to_archive(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to the archive, and before it the ._ file that macOS adds."""
+    folder, _, file = f"{TASK}/{name}".rpartition("/")
+    for path, packed in ((f"{folder}/._{file}", APPLE_DOUBLE), (f"{folder}/{file}", content)):
+        info = tarfile.TarInfo(path)
+        info.size = len(packed)
+        archive.addfile(info, io.BytesIO(packed))
+
+
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = OneLineParser("make_phantoms", description=__doc__)
-    parser.add_argument("--root", type=Path, metavar="DIR", required=True, help="folder to write the dataset into")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--root", type=Path, metavar="DIR", help="folder to write the dataset into")
+    where.add_argument("--archive", type=Path, metavar="FILE.tar", help="file to write instead, in the layout of MSD")
     parser.add_argument("--train", type=int, default=6, metavar="N", help="number of training cases")
     parser.add_argument("--val", type=int, default=2, metavar="N", help="number of validation cases")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the dataset")
@@ -240,13 +310,13 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Write the dataset; a folder that cannot be written is reported as one line."""
+    flag, path, rest = ("--archive", args.archive, "test") if args.archive else ("--root", args.root, "validation")
+    make = make_archive if args.archive else make_dataset
     try:
-        make_dataset(args.root, args.train, args.val, args.seed, args.scale)
+        make(path, args.train, args.val, args.seed, args.scale)
     except OSError as error:
-        raise InputError(
-            f"--root: found {args.root} ({error.strerror}), expected a folder that can be written"
-        ) from error
-    print(f"Wrote {args.train} training and {args.val} validation cases to {args.root}")
+        raise InputError(f"{flag}: found {path} ({error.strerror}), expected a folder that can be written") from error
+    print(f"Wrote {args.train} training and {args.val} {rest} cases to {path}")
 
 
 if __name__ == "__main__":

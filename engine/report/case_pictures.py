@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.data.case_checks import read_checked_label
-from engine.data.cases import Case, find_cases, find_splits, image_files, matching_label_folder
+from engine.data.cases import Case, find_all_cases, find_cases, image_files, matching_label_folder
 from engine.data.datasets import DatasetDescription
 from engine.data.folders import SOURCES
 from engine.data.nifti import open_volume
 from engine.evaluation.pictures import preview
-from engine.prediction.finished import read_prediction
+from engine.prediction.findings import read_prediction
 from engine.report.figures import VOLUMES, drawing, encode_webp
 from engine.report.run_folder import Predictions
 from engine.report.scores import DiceScores
@@ -52,7 +52,7 @@ def find_images(
         Path(source["paths"][0]).parent for source in sources if isinstance(source, dict) and source.get("paths")
     }
     if root is not None or not folders:
-        found = list(find_splits(root or Path(former_root), description, test=True).values())
+        found = [find_all_cases(root or Path(former_root), description)]
     else:
         layout = len(description.channels), description.endings
         pairs = [(folder, matching_label_folder(folder)) for folder in sorted(folders)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.data.datasets import DatasetDescription
 from engine.data.folders import SETTINGS, read_settings
-from engine.prediction.finished import digest_weights
+from engine.prediction.settings import digest_weights
 from engine.report.curves import Logs, read_logs
 from engine.report.scores import DICE_CSV, SCORES_CSV, DiceScores, MeasuredScores, read_dice, read_scores
 from engine.runtime.errors import InputError
@@ -141,5 +141,5 @@ def read_object(path: Path) -> dict[str, Any]:
 def name_weights(run: Run, predictions: Predictions) -> list[str]:
     """Name the weights of the run that predictions were made with; "" in place of weights that the run has not."""
     used = predictions.settings.get("trained_weights", [])
-    digests = {digest_weights(str(path)): path.name for path in sorted(run.folder.glob("*.pth"))}
+    digests = {digest_weights([str(path)])[0]: path.name for path in sorted(run.folder.glob("*.pth"))}
     return [digests.get(digest, "") for digest in ([used] if isinstance(used, str) else used)]

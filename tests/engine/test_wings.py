@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 LOWER = {
     "runtime": set(),
     "data": {"runtime"},
+    "archives": {"data", "runtime"},
     "weights": {"data", "runtime"},
     "evaluation": {"data", "runtime"},
     "prediction": {"weights", "evaluation", "data", "runtime"},

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import nibabel as nib
@@ -173,3 +174,24 @@ def test_foreign_files_are_kept(tmp_path):
     stray.write_bytes(b"a real scan")
     assert_one_line_error(run_tool("--root", tmp_path), "--root", stray.name, "expected")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [stray]
+
+
+def test_an_archive_has_the_same_phantoms_and_the_files_of_macos(tmp_path):
+    path = tmp_path / "data" / "Task99_Phantoms.tar"
+    done = run_tool("--archive", path, "--train", 2, "--val", 1, "--scale", SCALE)
+    assert (done.returncode, done.stdout) == (0, f"Wrote 2 training and 1 test cases to {path}\n")
+    with tarfile.open(path) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+        archive.extractall(tmp_path, filter="data")
+    volumes = ["imagesTr/phantom_001", "imagesTr/phantom_002", "imagesTs/phantom_003"]
+    volumes += ["labelsTr/phantom_001", "labelsTr/phantom_002"]
+    expected = {"dataset.json", *(f"{volume}.nii.gz" for volume in volumes)}
+    assert {name for name in names if "._" not in name} == expected
+    assert {name.replace("._", "") for name in names if "._" in name} == expected
+    image, labels = make_phantom(0, 2, SCALE)
+    for folder, volume in (("imagesTr", image), ("labelsTr", labels)):
+        found = nib.load(tmp_path / "Task99_Phantoms" / folder / "phantom_002.nii.gz")
+        np.testing.assert_array_equal(voxels(found), voxels(volume))
+    before = path.read_bytes()
+    assert_one_line_error(run_tool("--archive", path, "--scale", SCALE), f"--archive: found {path}, expected")
+    assert path.read_bytes() == before

@@ -1,0 +1,53 @@
+"""Check of a member of an archive: a whole NIfTI file, to its last byte."""
+
+import gzip
+import math
+from typing import BinaryIO
+
+from engine.archives.sources import DAMAGE, Member
+from engine.data.nifti import KINDS, UNREADABLE
+from engine.runtime.errors import InputError
+
+CHUNK = 2**20  # bytes
+LONGEST_HEADER = 540  # bytes, of NIfTI-2
+
+
+def check_whole(member: Member) -> None:
+    """Read a NIfTI file to its end, which verifies its checksums, and compare its size with its header.
+
+    Raises:
+        InputError: the file is damaged, cut off, or of another format.
+    """
+    try:
+        packed = member.is_compressed()
+        with member.open() as file:
+            if packed:
+                with gzip.open(file) as unpacked:
+                    _check_size(unpacked)  # type: ignore[arg-type]
+                _read_on(file)
+            else:
+                _check_size(file)
+    except (*UNREADABLE, *DAMAGE) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        again = "delete it and fetch it again" if member.path is not None else "fetch the archive again"
+        raise InputError(f"{member}: cannot be read ({reason}), expected a whole NIfTI file; {again}") from error
+
+
+def _check_size(file: BinaryIO) -> None:
+    """Raise a ValueError if a file ends before the voxels that its header declares."""
+    start = file.read(LONGEST_HEADER)
+    for kind in KINDS:
+        if kind.header_class.may_contain_header(start):
+            header = kind.header_class(start[: kind.header_class.sizeof_hdr])
+            break
+    else:
+        raise ValueError("it is empty" if not start else "not a NIfTI file")
+    declared = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize + header.get_data_offset()
+    found = len(start) + _read_on(file)
+    if found < declared:
+        raise ValueError(f"it has {found} of the {declared:.0f} bytes that its header declares")
+
+
+def _read_on(file: BinaryIO) -> int:
+    """Read a file to its end; return the number of bytes."""
+    return sum(map(len, iter(lambda: file.read(CHUNK), b"")))
