@@ -32,9 +32,14 @@ class Service(Protocol):
 
     A constructor takes the run's folder, its flags, and the id that the service has given to a run to be continued, or
     None. It may raise any exception.
+
+    Attributes:
+        run_id: id of the run.
+        durable: whether numbers are safe when ``send`` returns, even if this process is killed then.
     """
 
     run_id: str
+    durable: bool
 
     def send(self, rows: Rows) -> None:
         """Log numbers, in the order of their steps."""
@@ -52,6 +57,8 @@ class WandbService:
     Each message has the iteration as a number of its own, which is the x-axis of all others: the service's own steps
     only ever grow, while a resumed run may log an earlier iteration.
     """
+
+    durable = False  # another process writes and sends them, and may lose the last seconds
 
     def __init__(self, output: Path, flags: dict[str, Any], run_id: str | None) -> None:
         self._wandb = importlib.import_module("wandb")
@@ -81,6 +88,8 @@ class WandbService:
 
 class MlflowService:
     """MLflow; characters that it refuses in names are replaced by underscores."""
+
+    durable = True
 
     def __init__(self, output: Path, flags: dict[str, Any], run_id: str | None) -> None:
         self._entities = importlib.import_module("mlflow.entities")
@@ -127,8 +136,9 @@ class ServiceLog:
     """Log that hands numbers to a service every few seconds, and notes in the run's folder what it has received.
 
     A resumed run repeats the steps after its last checkpoint. A service cannot discard what it has, so the steps that
-    it has received are not sent again. If it fails, the training goes on without it, and a line says so; the next
-    resumed run sends what comes after its checkpoint.
+    it has received for certain are not sent again: those of every message to a durable service, and otherwise those
+    before the last checkpoint or a regular end. If it fails, the training goes on without it, and a line says so; the
+    next resumed run sends what comes after its checkpoint.
 
     Args:
         name: key of ``SERVICES``.
@@ -145,9 +155,8 @@ class ServiceLog:
         try:
             self._service: Service | None = SERVICES[name](output, flags, known.get("run"))
         except Exception as error:  # of many kinds
-            raise InputError(
-                f"--log {name}: cannot log there ({_first_line(error)}), expected a service that answers"
-            ) from error
+            expected = "expected a service that answers; the run is saved, go on with --resume"
+            raise InputError(f"--log {name}: cannot log there ({_first_line(error)}), {expected}") from error
         self._run_id = self._service.run_id
         self._rows: Rows = []
         self._sent = time.monotonic()
@@ -157,14 +166,26 @@ class ServiceLog:
         if unsent := {name: value for name, value in values.items() if not self._has(name, step)}:
             self._rows.append((step, unsent))
         if time.monotonic() - self._sent > SECONDS:
-            self.flush()
+            self._send()
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
-        self.flush()
+        self._send()
         if not self._has(name, step):
             self._attempt(lambda service: service.send_figure(name, figure, step), step, [name])
 
     def flush(self) -> None:
+        self._send()
+        self._note()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._send()
+        self._attempt(lambda service: service.finish(error[0]), self._step, [])
+        self._note()
+
+    def _send(self) -> None:
         rows, self._rows = self._rows, []
         self._sent = time.monotonic()
         if rows:
@@ -172,18 +193,11 @@ class ServiceLog:
             names = [name for step, values in rows if step == last for name in values]
             self._attempt(lambda service: service.send(rows), last, names)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.flush()
-        self._attempt(lambda service: service.finish(error[0]), self._step, [])
-
     def _has(self, name: str, step: int) -> bool:
         return step < self._step or (step == self._step and name in self._names)
 
     def _attempt(self, send: Callable[[Service], object], step: int, names: Sequence[str]) -> None:
-        """Send something, and note that everything up to this step, and these names of it, has been received."""
+        """Send something; then everything up to this step, and these names of it, has been received."""
         if self._service is None:
             return
         try:
@@ -196,7 +210,8 @@ class ServiceLog:
             return
         self._names = {*names, *(self._names if step == self._step else ())}
         self._step = step
-        self._note()
+        if self._service.durable:
+            self._note()
 
     def _note(self) -> None:
         note = {"run": self._run_id, "step": self._step, "names": sorted(self._names)}

@@ -25,13 +25,14 @@ class Received:
 
     def __init__(self):
         self.numbers, self.pictures, self.ends, self.started = [], [], [], []
-        self.failing = False
+        self.failing, self.durable = False, True
 
     def start(self, output, flags, run_id):
         if self.failing:
             raise ConnectionError("nobody answers\nand more lines")
         self.started.append(run_id)
-        return SimpleNamespace(run_id="run1", send=self.send, send_figure=self.send_figure, finish=self.ends.append)
+        functions = {"send": self.send, "send_figure": self.send_figure, "finish": self.ends.append}
+        return SimpleNamespace(run_id="run1", durable=self.durable, **functions)
 
     def send(self, rows):
         if self.failing:
@@ -93,6 +94,19 @@ def test_a_resumed_run_sends_only_what_the_service_lacks(fake, tmp_path):
     assert fake.started == [None, "run1"]
 
 
+def test_what_a_killed_run_has_not_sent_for_certain_is_sent_again(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "SECONDS", -1)
+    fake.durable = False
+    log = open_service(tmp_path)
+    log_steps(log, (1, 2))
+    log.flush()  # a checkpoint
+    log_steps(log, (3, 4))  # then it is killed
+    with open_service(tmp_path, resume=True) as log:
+        log_steps(log, (3, 4))  # then it stops, so everything is safe
+    log_steps(open_service(tmp_path, resume=True), (3, 4, 5))
+    assert [step for step, *_ in fake.numbers] == [1, 2, 3, 4, 3, 4, 5]
+
+
 def test_a_new_run_does_not_go_on_where_another_has_ended(fake, tmp_path):
     for _ in range(2):
         with open_service(tmp_path) as log:
@@ -118,7 +132,7 @@ def test_a_failing_service_does_not_end_the_run(fake, tmp_path, capsys):
 
 def test_a_service_that_cannot_be_reached_is_one_line(fake, tmp_path):
     fake.failing = True
-    with pytest.raises(InputError, match=r"^--log wandb: cannot log there \(nobody answers\), expected") as found:
+    with pytest.raises(InputError, match=r"^--log wandb: cannot log there \(nobody answers\), .* --resume") as found:
         open_service(tmp_path)
     assert "\n" not in str(found.value)
 
