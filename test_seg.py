@@ -21,13 +21,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.data.datasets import DATASETS
-from engine.data.splits import PARTS
 from engine.runtime.arguments import (
     AXES,
     NETWORK_FLAGS,
     add_device_arguments,
     add_fix_affine_argument,
     add_network_arguments,
+    add_part_argument,
     add_split_arguments,
     add_window_arguments,
     network_overrides,
@@ -54,8 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--root", metavar="DIR", help="dataset folder with imagesTs or imagesVal")
     add_split_arguments(data)
-    part = "part of --split to predict (default: test if there is one, or else validation)"
-    data.add_argument("--part", choices=PARTS, help=part)
+    add_part_argument(data)
     data.add_argument("--images", metavar="PATH", help="folder or file to predict, instead of --root")
     data.add_argument("--labels", metavar="DIR", help="folder of the labels (default: labels* next to images*)")
     add_fix_affine_argument(data)

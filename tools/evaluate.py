@@ -3,6 +3,8 @@
     python -m tools.evaluate --predictions predictions/rep3d --labels /data/amos/labelsTs --dataset amos
     python -m tools.evaluate --predictions predictions/rep3d predictions/nnunet --labels /data/amos/labelsTs \\
         --dataset amos --output comparison
+    python -m tools.evaluate --predictions predictions/fold_0 --labels /data/pancreas/labelsTr --dataset pancreas \\
+        --split splits/msd_pancreas.json --fold 0
 
 Predictions are label maps <case>.nii.gz or <case>_seg.nii.gz on the grid of the label <case>.nii.gz, with the label
 values of --dataset. Prints Dice, IoU, HD95, normalised surface Dice, sensitivity, precision and volume errors by class
@@ -20,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.data.datasets import DATASETS, find_description
+from engine.data.split_file import find_split
 from engine.evaluation.pairs import Failure, Scored, check_pairs, find_pairs, name_folders, score_pairs
 from engine.evaluation.score_files import check_files, write_files
 from engine.evaluation.score_report import Evaluation, as_text
-from engine.runtime.arguments import number, positive
+from engine.runtime.arguments import add_part_argument, add_split_arguments, number, positive
 from engine.runtime.errors import CasesFailed, InputError, OneLineParser, run
 from engine.runtime.files import make_output_folder
 from engine.runtime.warning_lines import merge_warnings, print_warnings
@@ -35,6 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     predictions = "folders of label maps; two or more are compared"
     parser.add_argument("--predictions", nargs="+", metavar="DIR", required=True, help=predictions)
     parser.add_argument("--labels", metavar="DIR", required=True, help="folder of the labels")
+    add_split_arguments(parser)
+    add_part_argument(parser)
     parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
     files = "folder for scores.csv, scores.json and comparison.png (default: print only)"
     parser.add_argument("--output", metavar="DIR", help=files)
@@ -62,7 +67,11 @@ def main(args: argparse.Namespace) -> None:
     output = None if args.output is None else Path(args.output)
     if output is not None:
         check_files(output)
-    pairs, missing, warnings = find_pairs(Path(args.labels), folders, args.allow_missing)
+    split = find_split(args.split, args.fold)
+    if split is None and args.part is not None:
+        raise InputError(f"--part: found {args.part} without --split, expected both or neither")
+    wanted = None if split is None else split.ids(split.part_to_predict(args.part))
+    pairs, missing, warnings = find_pairs(Path(args.labels), folders, args.allow_missing, wanted)
     print_warnings(merge_warnings([warnings, check_pairs(pairs, description, args.num_workers)]))
     if output is not None:
         make_output_folder(output)

@@ -295,7 +295,7 @@ def add_to_archive(archive: tarfile.TarFile, name: str, content: bytes) -> None:
         archive.addfile(info, io.BytesIO(packed))
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = OneLineParser("make_phantoms", description=__doc__)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -305,7 +305,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=2, metavar="N", help="number of validation cases")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the dataset")
     parser.add_argument("--scale", type=float, default=1.0, metavar="FACTOR", help="factor on the voxel spacing")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

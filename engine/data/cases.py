@@ -108,8 +108,7 @@ def find_test_cases(
     if split is not None:
         if root is None or images is not None or labels is not None:
             raise InputError("--split: found it without --root, or with --images or --labels, expected --root alone")
-        part = part or (TEST if TEST in split.parts else VALIDATION)
-        return _settle(find_parts(Path(root), description, split, [part]))[0]
+        return _settle(find_parts(Path(root), description, split, [split.part_to_predict(part)]))[0]
     if part is not None:
         raise InputError(f"--part: found {part} without --split, expected both or neither")
     if images is not None:

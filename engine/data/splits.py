@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from engine.runtime.arguments import PARTS
 from engine.runtime.errors import InputError
 
-TRAINING, VALIDATION, TEST = PARTS = ("training", "validation", "test")
+TRAINING, VALIDATION, TEST = PARTS
 SHOWN = 12  # characters of a hash in messages
 
 Ids = tuple[str, ...]
@@ -50,6 +51,10 @@ class Split:
         if part not in self.parts:
             raise InputError(f"--part: found test, expected training or validation, the parts of the split {self.name}")
         return self.parts[part]
+
+    def part_to_predict(self, part: str | None) -> str:
+        """Return the part to predict and score: the given one, or else the test part, if there is one."""
+        return part or (TEST if TEST in self.parts else VALIDATION)
 
     def __str__(self) -> str:
         """Describe the split in a line: name, fold, hash, and number of cases in each part."""

@@ -1,7 +1,7 @@
 """Predictions and labels: paired by id, checked, and scored case by case."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from engine.data.loading import case_loader
 from engine.evaluation.scores import score_structures
 from engine.runtime.errors import InputError, is_out_of_memory, raise_problems
 from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
-from engine.runtime.wording import list_some
+from engine.runtime.wording import count_of, list_some
 
 SUFFIX = PREDICTION_ENDING.removesuffix(".nii.gz")
 Result = TypeVar("Result")
@@ -87,7 +87,7 @@ def _printable(text: str) -> str:
 
 
 def find_pairs(
-    labels: Path, folders: Mapping[str, Path], allow_missing: bool
+    labels: Path, folders: Mapping[str, Path], allow_missing: bool, wanted: Collection[str] | None = None
 ) -> tuple[list[Pair], dict[str, list[str]], Warnings]:
     """Pair the predictions of each folder with the labels by id; <case>_seg.nii.gz has the id <case> as well.
 
@@ -95,11 +95,12 @@ def find_pairs(
         labels: folder of labels, one file per case.
         folders: folders of predictions by name.
         allow_missing: whether labels may have no prediction.
+        wanted: ids of the cases to score; None for all labels.
     Returns: cases that have a prediction, sorted by id; the ids that each folder lacks; warnings.
     Raises:
         InputError: one line per problem of the folders, id with two predictions, and folder that lacks predictions.
     """
-    labelled = list_volumes(labels)
+    labelled = _choose(list_volumes(labels), labels, wanted)
     matches = {name: _match(folder, labels, labelled.paths, allow_missing) for name, folder in folders.items()}
     raise_problems([*labelled.problems, *(problem for match in matches.values() for problem in match.problems)])
     pairs = [
@@ -109,6 +110,18 @@ def find_pairs(
     missing = {name: sorted(labelled.paths.keys() - match.paths.keys()) for name, match in matches.items()}
     warnings = collect_warnings([labelled.warnings, *(match.warnings for match in matches.values())])
     return [pair for pair in pairs if pair.predictions], missing, warnings
+
+
+def _choose(labelled: Volumes, folder: Path, wanted: Collection[str] | None) -> Volumes:
+    """Keep the labels of the wanted cases."""
+    if wanted is None or not labelled.paths:
+        return labelled
+    problems = [*labelled.problems]
+    if unlabelled := sorted(set(wanted) - labelled.paths.keys()):
+        found = f"found no label of {list_some(unlabelled)}"
+        problems.append(f"{folder}: {found}, expected the labels of {count_of(len(wanted), 'case')} of --split")
+    chosen = {case: path for case, path in labelled.paths.items() if case in wanted}
+    return labelled._replace(paths=chosen, problems=problems)
 
 
 def _match(folder: Path, label_folder: Path, labels: Mapping[str, str], allow_missing: bool) -> Volumes:
@@ -129,7 +142,7 @@ def _match(folder: Path, label_folder: Path, labels: Mapping[str, str], allow_mi
             paths[case] = path
     warnings = {f"{kind} in {folder}": line for kind, line in found.warnings.items()}  # a line for each folder
     if others:
-        left_out = f"left out {list_some(others)}, predictions without a label in {label_folder}"
+        left_out = f"left out {list_some(others)}, which belong to no label to score in {label_folder}"
         warnings[f"no label in {folder}"] = f"{folder}: {left_out}"
     if missing := sorted(labels.keys() - paths.keys()):
         lacking = f"{folder}: found {len(missing)} of {len(labels)} labels in {label_folder} without a prediction"

@@ -12,6 +12,7 @@ from engine.runtime.errors import InputError
 HOURS_OF_A_YEAR = 8760
 NETWORK_FLAGS = ("feat_size", "kernel_size")  # arguments of the network's constructor that have flags of their own
 AXES = ("RL", "AP", "IS")  # of volumes after preprocessing, in their order
+PARTS = ("training", "validation", "test")  # of a split
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 
 
@@ -146,9 +147,15 @@ def add_window_arguments(group: argparse._ArgumentGroup, overlap: float) -> None
 
 def add_split_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """Add the flags that choose cases by a split file, the same in every command."""
-    file = "JSON file that says which cases of --root are in which part, in place of the folders"
+    file = "JSON file that says by their ids which cases are in which part, in place of the folders"
     group.add_argument("--split", metavar="FILE", help=file)
     group.add_argument("--fold", type=number(int, 0), metavar="K", help="fold of --split, from 0")
+
+
+def add_part_argument(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add the flag that chooses one part of a split."""
+    part = "part of --split (default: test if there is one, or else validation)"
+    group.add_argument("--part", choices=PARTS, help=part)
 
 
 def add_fix_affine_argument(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:

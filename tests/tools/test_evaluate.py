@@ -442,3 +442,21 @@ def test_one_folder_given_twice(score):
     status, _, (line,) = score(predictions=("good", "good"))
     assert status == 2
     assert line.endswith("good twice, expected different folders")
+
+
+def test_a_split_says_which_cases_are_scored(folders, score):
+    split = {"folds": [{"training": ["case_0"], "validation": ["case_1"]}], "test": ["case_2"]}
+    (folders / "split.json").write_text(json.dumps(split))
+    for flags, case in (([], "case_2"), (["--part", "validation"], "case_1")):
+        status, _, errors = score("--split", folders / "split.json", *flags, "--output", folders / f"of_{case}")
+        assert (status, errors) == (0, [])
+        assert {row["case"] for row in read_table(folders / f"of_{case}" / "scores.csv")} == {case}
+    (folders / "good" / "case_0_seg.nii.gz").unlink()  # not needed for the test part
+    assert score("--split", folders / "split.json")[0] == 0
+    (folders / "labels" / "case_2.nii.gz").unlink()
+    status, _, (line,) = score("--split", folders / "split.json")
+    assert status == 2
+    assert line == f"{folders / 'labels'}: found no label of case_2, expected the labels of 1 case of --split"
+    status, _, (line,) = score("--part", "test")
+    assert status == 2
+    assert line.startswith("--part: found test without --split")

@@ -68,7 +68,7 @@ def test_predictions_without_a_label_are_left_out(tmp_path):
     pairs, _, warnings = find_pairs(labels, {"x": folder}, allow_missing=False)
     assert list(ids(pairs)) == ["a"]
     (lines,) = warnings.values()
-    assert lines == [f"{folder}: left out b_seg.nii.gz, predictions without a label in {labels}"]
+    assert lines == [f"{folder}: left out b_seg.nii.gz, which belong to no label to score in {labels}"]
 
 
 def test_folders_are_named_by_what_distinguishes_them():
