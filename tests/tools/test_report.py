@@ -17,7 +17,7 @@ from engine.data.cases import make_case
 from engine.data.datasets import DATASETS
 from engine.data.labels import to_file_values
 from engine.evaluation.metrics import DiceTable
-from engine.prediction.finished import digest_weights
+from engine.prediction.settings import digest_weights
 from engine.report.case_pictures import choose_extremes, draw_case
 from engine.report.run_folder import Predictions
 from engine.report.scores import read_dice
@@ -202,7 +202,7 @@ def test_predictions_of_other_weights_are_warned_of(write, copy, predicted, tmp_
     )
     settings = json.loads((predicted / "settings.json").read_text())
     other = Path(shutil.copytree(predicted, tmp_path / "other"))
-    settings["trained_weights"] = [digest_weights(str(copy / "last_checkpoint.pth"))]
+    settings["trained_weights"] = digest_weights([str(copy / "last_checkpoint.pth")])
     (other / "settings.json").write_text(json.dumps(settings))
     expected = "The predictions were made with last_checkpoint.pth, not with best_metric_model.pth."
     assert expected in write(copy, other).text

@@ -75,6 +75,7 @@ def test_volumes_are_whole_whether_compressed_or_not(tmp_path):
         (layouts.image()[:-4], "end-of-stream"),
         (gzip.compress(gzip.decompress(layouts.image())[:-1]), "it has 591 of the 592 bytes that its header declares"),
     ],
+    ids=["empty", "text", "cut off", "a byte short"],
 )
 def test_volumes_that_are_not_whole(tmp_path, content, reason):
     with pytest.raises(InputError, match=reason):
