@@ -98,8 +98,8 @@ def warn_of_scores(run: Run, predictions: Predictions | None) -> Iterator[str]:
     dice = choose_dice(run, predictions)
     if dice is None:
         return
-    for name, values in zip(dice.structures, dice.dice.T, strict=True):
-        if np.isnan(values).all():
-            yield f"{name} is in no label and no prediction, so it has no Dice."
-        elif np.nanmax(values) == 0:
-            yield f"{name} was never found: its Dice is 0 in every case."
+    highest = {name: np.nanmax(values, initial=-1) for name, values in zip(dice.structures, dice.dice.T, strict=True)}
+    if missed := [name for name, value in highest.items() if value == 0]:
+        yield f"Never found, with a Dice of 0 in every case: {', '.join(missed)}."
+    if absent := [name for name, value in highest.items() if value < 0]:
+        yield f"In no label and no prediction, so without a Dice: {', '.join(absent)}."

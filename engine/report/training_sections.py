@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import PARTS, SHOWN
 from engine.evaluation.masks import compute_masks, mask_scalars
 from engine.evaluation.pictures import mask_slices
 from engine.report.charts import (
@@ -25,6 +26,7 @@ from engine.report.run_folder import LOGS, Run
 from engine.runtime.arguments import format_value
 from engine.runtime.files import BEST, LAST
 from engine.runtime.versions import software_versions
+from engine.weights.checkpoints import split_of
 
 VALIDATION = "time/validation_share"  # in the log
 NO_CURVES = f"There are no curves: the run has no {LOGS} folder with at least one step."
@@ -39,11 +41,7 @@ def show_training(run: Run) -> Section:
         facts["its arguments"] = format_value(config.overrides) if config.overrides else "defaults"
         facts["parameters"] = f"{sum(value.numel() for value in run.best.network.parameters()) / 1e6:.2f} million"
         facts |= describe_dataset(run.best.description)
-    if run.last:
-        facts["training cases"] = len(run.last.get("cases", []))
-    if run.dice is not None:
-        facts["validation cases"] = len(run.dice.cases)
-    facts["split"] = describe_split(run)
+    facts |= describe_split(run)
     facts |= describe_recipe(run)
     if (progress := run.progress) is not None:
         facts["iterations done"] = progress.iteration
@@ -76,13 +74,14 @@ def describe_dataset(description: DatasetDescription) -> dict[str, str]:
     }
 
 
-def describe_split(run: Run) -> str | None:
-    """Describe the split that the checkpoint holds; None without one."""
-    split = run.last.get("split", run.best.content.get("split") if run.best is not None else None)
-    if not isinstance(split, dict):
-        return None if split is None else str(split)
-    sizes = {name: len(value) if isinstance(value, list) else value for name, value in split.items()}
-    return ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
+def describe_split(run: Run) -> dict[str, str]:
+    """Describe the split that the checkpoint holds: the number of cases in each part, name, fold and hash."""
+    split = split_of(run.last or (run.best.content if run.best is not None else {}))
+    counts = {f"{part} cases": str(len(split[part])) for part in PARTS if isinstance(split.get(part), list)}
+    if "hash" not in split:  # of an earlier version
+        return counts
+    fold = f", fold {split['fold']} of {split['folds']}" if split.get("folds", 1) > 1 else ""
+    return {**counts, "split": f"{split['name']}{fold}, hash {split['hash'][:SHOWN]}"}
 
 
 def describe_recipe(run: Run) -> dict[str, str | None]:
@@ -93,7 +92,7 @@ def describe_recipe(run: Run) -> dict[str, str | None]:
     processes, precision = run.last.get("processes", 1), run.last.get("precision")
     devices = f" on each of {processes} devices" if processes > 1 else ""
     return {
-        "crop, voxels": format_value(args["roi_size"]),
+        "crop, voxels": " x ".join(map(str, args["roi_size"])),
         "batch": f"{args['batch_size']} x {args['crop_sample']} crops{devices}",
         "optimiser": f"{args['optim']}, learning rate {args['lr']}, {args.get('lr_schedule', '')}".rstrip(", "),
         "iterations planned": str(args["max_iter"]),

@@ -90,7 +90,8 @@ def test_a_report_has_everything(write, trained, predicted):
         *("network REP3D", "dataset boxes (MRI)", "classes background, left, right", "training cases 3"),
         *(
             "validation cases 2",
-            "crop, voxels 32 32 16",
+            "crop, voxels 32 x 32 x 16",
+            "split folders, hash ",
             "iterations done 60",
             "skipped steps 0",
             "precision float32",

@@ -1,13 +1,16 @@
 """Tables of scores: read as they were written, or refused."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from engine.evaluation.metrics import DiceTable
+from engine.report.report import warn_of_scores
 from engine.report.score_sections import show_scores, summarise, tabulate_cases, tabulate_measures
-from engine.report.scores import read_dice, read_scores
+from engine.report.scores import DiceScores, read_dice, read_scores
 from engine.runtime.errors import InputError
 
 SCORES = """case,class,dice,hd95_mm,absent_from,method
@@ -80,3 +83,12 @@ def test_other_tables_are_refused(tmp_path, name, text, found):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=found):
         (read_dice if name == "dice.csv" else read_scores)(tmp_path / name)
+
+
+def test_missed_and_absent_classes_are_one_warning_each():
+    dice = np.array([[0.5, 0, math.nan, 0, math.nan], [math.nan, 0, math.nan, 0, 0.1]])
+    scores = DiceScores(Path("dice.csv"), ["liver", "spleen", "aorta", "veins", "bladder"], ["one", "two"], dice, dice)
+    assert list(warn_of_scores(SimpleNamespace(dice=scores), None)) == [
+        "Never found, with a Dice of 0 in every case: spleen, veins.",
+        "In no label and no prediction, so without a Dice: aorta.",
+    ]
