@@ -192,7 +192,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     if finished:
         print(f"{len(finished)} of {len(cases)} predictions are finished already")
     if grid and missing:
-        size = estimate_bytes(missing, len(description.classes), grid, description.spacing)
+        size = estimate_bytes(missing, grid, description)
         free = f"{shutil.disk_usage(output).free / 1e9:.1f} GB are free in {output}"
         print(f"--save_probabilities: at most {size / 1e9:.1f} GB, before compression; {free}")
 

@@ -294,7 +294,7 @@ def test_a_killed_run_knows_its_probabilities(boxes, trained, with_probabilities
         assert predict(*words)[0] == 130
     assert {path.name for path in output.iterdir()} == {"box_0_prob_native.npz", "settings.json", ".written_0.jsonl"}
     out = run_with(predict, boxes, output, trained, "--save_probabilities")
-    assert "warning" not in out
+    assert "is kept" not in out
     assert_same_files(output, with_probabilities, [path.name for path in with_probabilities.iterdir()])
 
 

@@ -34,7 +34,7 @@ from engine.data.dataset_checks import DatasetReport, examine_cases
 from engine.data.datasets import DATASETS, DatasetDescription, find_description
 from engine.data.drafts import Draft, make_draft
 from engine.data.header_checks import format_size
-from engine.data.plan import Plan, make_plan
+from engine.data.plan import Plan, axes_to_pad, make_plan
 from engine.data.plan_files import check_plan_files, flags_file, write_plan
 from engine.data.plan_rules import AXES
 from engine.data.split_file import find_split
@@ -194,11 +194,6 @@ def case_values(case: CaseReport) -> dict[str, Any]:
     values = asdict(replace(case, foreground=None))
     del values["foreground"]
     return values
-
-
-def axes_to_pad(case: CaseReport, roi_size: Sequence[int]) -> list[str]:
-    """List the axes along which a case is shorter than the crop, as far as its shape is known."""
-    return [axis for axis, side, least in zip(AXES, case.final_shape or (), roi_size, strict=False) if side < least]
 
 
 def by_axis(values: Sequence[Sequence[float]]) -> dict[str, list[float]]:

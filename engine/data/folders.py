@@ -78,7 +78,7 @@ def list_volumes(folder: Path, skip_predictions: bool = False) -> Volumes:
         elif predictions and name.endswith((PREDICTION_ENDING, *PROBABILITY_ENDINGS.values())):
             own.append(name)
         elif (case := re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)) == name:
-            others += [] if name.lower().endswith(OTHER_ENDINGS) else [name]
+            others += [] if name.lower().endswith((*OTHER_ENDINGS, *PROBABILITY_ENDINGS.values())) else [name]
         elif case in volumes:
             problems.append(f"{path}: found {case} twice, expected either .nii or .nii.gz")
         else:

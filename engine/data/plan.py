@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from engine.data.drafts import GIVEN, OWN_CHANNEL, OWN_CHANNELS, Draft
 from engine.data.foreground import Foreground
 from engine.data.header_checks import format_size
 from engine.data.plan_rules import (
+    AXES,
     CROPS,
     PERCENTILES,
     choose_crop,
@@ -104,6 +106,7 @@ def make_plan(draft: Draft, cases: Sequence[CaseReport], roi_size: Sequence[int]
     choices = [
         *_describe_fields(description, reasons),
         Choice("roi_size", f"{format_size(sides)} voxels", reason),
+        _describe_padding(training, sides),
         Choice("memory", estimate, f"calculated for a step of REP3D on {CROPS} crops in float32"),
         *(_describe_class(name, training, description.spacing) for name in description.classes[1:]),
         Choice("one pass", count_of(len(training), "iteration"), "one training case each, at --batch_size 1"),
@@ -187,6 +190,18 @@ def _describe_fields(description: DatasetDescription, reasons: dict[str, str]) -
     for field, value in values.items():
         if field in reasons:
             yield Choice(field, value, reasons[field])
+
+
+def axes_to_pad(case: CaseReport, roi_size: Sequence[int]) -> list[str]:
+    """List the axes along which a case is shorter than the crop, as far as its shape is known."""
+    return [axis for axis, side, least in zip(AXES, case.final_shape or (), roi_size, strict=False) if side < least]
+
+
+def _describe_padding(cases: Sequence[CaseReport], sides: Sequence[int]) -> Choice:
+    """Describe along which axes how many cases are padded to the crop."""
+    counts = Counter(axis for case in cases for axis in axes_to_pad(case, sides))
+    value = ", ".join(f"{counts[axis]} along {axis}" for axis in AXES if counts[axis])
+    return Choice("padded", value or "none", f"of {count_of(len(cases), 'training case')}, where shorter than the crop")
 
 
 def _describe_class(name: str, cases: Sequence[CaseReport], spacing: Sequence[float]) -> Choice:

@@ -16,8 +16,9 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.data.cases import Case, image_files
-from engine.data.nifti import open_volume
+from engine.data.cases import Case
+from engine.data.datasets import DatasetDescription
+from engine.data.header_checks import read_image_headers
 from engine.prediction.inversion import (
     Axis,
     class_probabilities,
@@ -26,7 +27,6 @@ from engine.prediction.inversion import (
     split_axis,
     to_native,
 )
-from engine.runtime.errors import InputError
 
 STORED = np.float16  # rounds by less than 2.5e-4
 LEAST_COVERAGE = 1e-4  # below it a voxel is outside the crop, up to the rounding of coordinates
@@ -92,24 +92,22 @@ def write_npz(file: BinaryIO, shape: Sequence[int], volumes: Iterable[Tensor], m
                 entry.write(np.ascontiguousarray(volume.cpu().numpy().astype(STORED)).data)
 
 
-def estimate_bytes(cases: Sequence[Case], classes: int, grid: str, spacing: Sequence[float]) -> int:
+def estimate_bytes(cases: Sequence[Case], grid: str, description: DatasetDescription) -> int:
     """Compute how many bytes the probabilities of some cases take before compression, from the headers of the images.
 
-    On the network's grid, which is cropped to the foreground, they may be fewer. Images that cannot be read count as 0.
+    On the network's grid, which is cropped to the foreground, they may be fewer. Images whose headers have a problem
+    count as 0.
 
     Args:
         cases: cases to predict.
-        classes: number of classes.
         grid: "native" or "network".
-        spacing: voxel size of the network's grid, mm.
+        description: description of the dataset.
     """
-    voxels = 0.0
+    voxels = 0
     for case in cases:
-        try:
-            image = open_volume(image_files(case)[0])
-        except InputError:  # reported when the case is predicted
+        header, *_ = read_image_headers(case, description)
+        if header.problems or header.grid is None:  # reported when the case is predicted
             continue
-        native = math.prod(image.shape[:3])
-        finer = abs(np.linalg.det(image.affine[:3, :3])) / math.prod(spacing)
-        voxels += native if grid == "native" else native * finer
-    return round(voxels) * classes * np.dtype(STORED).itemsize
+        turned = header.grid.turn_to_ras()
+        voxels += math.prod(turned.shape if grid == "native" else turned.resampled_shape(description.spacing))
+    return voxels * len(description.classes) * np.dtype(STORED).itemsize

@@ -42,6 +42,14 @@ def test_predictions_are_left_out_of_the_images_of_their_folder(tmp_path):
     assert sorted(list_volumes(folder).paths) == ["a", "a_seg", "b"]  # as labels
 
 
+def test_probabilities_beside_predictions_need_no_word(tmp_path):
+    """A folder of predictions, as tools.evaluate reads it."""
+    folder = touch(tmp_path / "predictions", "a_seg.nii.gz", "a_prob_native.npz", "a_prob_network.npz", "a.npz")
+    assert list_volumes(folder).warnings == {
+        "formats": f"{folder}: left out a.npz, expected .nii.gz or .nii files",
+    }
+
+
 def group(folder, *names, channels=1, endings=(), labels=()):
     paths = list_volumes(touch(folder, *(f"{name}.nii.gz" for name in names))).paths
     return group_channels(folder, paths, channels, endings, dict.fromkeys(labels, "label"))

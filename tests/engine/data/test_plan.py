@@ -104,6 +104,14 @@ def test_the_crop_depends_on_the_foreground_of_the_planned_window():
     assert lines(found)["memory"] == "about 2.1 GB (calculated for a step of REP3D on 2 crops in float32)"
 
 
+def test_axes_that_are_padded_are_counted():
+    """The crop of the planned window leaves 30 x 50 x 60 voxels."""
+    found = plan([make_case(0), make_case(1), replace(make_case(2), split="validation")])
+    assert lines(found)["padded"] == "2 along R-L, 2 along I-S (of 2 training cases, where shorter than the crop)"
+    found = plan([make_case(0)], roi_size=[16, 48, 48])
+    assert lines(found)["padded"] == "none (of 1 training case, where shorter than the crop)"
+
+
 def test_memory_limits_the_crop():
     found = plan([make_case()], memory=1.2)
     assert found.roi_size == (16, 16, 48)

@@ -2,12 +2,17 @@
 
 import io
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import DESCRIPTION
+from monai.data import MetaTensor
+from monai.transforms import Spacingd
 from test_inversion import CLASSES, GEOMETRIES, invert_whole, make_case, make_logits
 
 from engine.data.cases import make_case as make_files
+from engine.data.datasets import DatasetDescription
 from engine.prediction.inversion import to_native_labels
 from engine.prediction.probabilities import estimate_bytes, native_probabilities, write_npz
 
@@ -81,8 +86,15 @@ def test_classes_are_computed_while_they_are_written():
 
 
 def test_the_size_is_estimated_from_headers(tmp_path):
-    make_case(tmp_path, *GEOMETRIES["finer grid"])  # voxels of 3 x 3.3 x 4 mm
-    cases = [make_files("case", str(tmp_path / "image.nii.gz")), make_files("broken", str(tmp_path / "none.nii.gz"))]
-    assert estimate_bytes(cases, 5, "native", (1, 1, 1)) == 20 * 21 * 22 * 5 * 2
-    network = 20 * 21 * 22 * 3 * 3.3 * 4 * 5 * 2
-    assert estimate_bytes(cases, 5, "network", (1, 1, 1)) == pytest.approx(network, rel=1e-4)
+    shape, affine, spacing, _ = GEOMETRIES["finer grid"]
+    make_case(tmp_path, shape, affine, spacing)
+    description = DatasetDescription.from_json(DESCRIPTION | {"spacing": [1, 1, 1]}, "test")
+    nan = nib.Nifti1Image(np.ones(shape, np.float32), None)
+    nan.header.set_sform(np.full((4, 4), np.nan), 1)
+    (tmp_path / "nan.nii").write_bytes(nan.to_bytes())
+    cases = [make_files(name, str(tmp_path / f"{name}.nii.gz")) for name in ("image", "none")]
+    cases.append(make_files("nan", str(tmp_path / "nan.nii")))
+    size = 3 * 2  # classes, bytes
+    assert estimate_bytes(cases, "native", description) == np.prod(shape) * size
+    resampled = Spacingd("image", (1, 1, 1))({"image": MetaTensor(torch.ones(1, *shape), affine=affine)})["image"]
+    assert estimate_bytes(cases, "network", description) == resampled.numel() * size

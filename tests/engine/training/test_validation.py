@@ -1,10 +1,11 @@
 """Validation of all cases or of a seeded part of them, and the share of the time that it takes."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from conftest import assert_one_line, train_arguments, wait_for_the_next_second
+from conftest import TRAINED, assert_one_line, train_arguments, wait_for_the_next_second
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.runtime.distributed import shard
@@ -114,21 +115,27 @@ def test_progress_of_earlier_versions_has_no_seconds():
         Progress(training_s="3").check()
 
 
+@pytest.fixture
+def finished(trained, tmp_path):
+    """Copy of a finished run."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
 @pytest.mark.parametrize("flags", [("--val_cases", "1"), ("--overlap", "0.5")])
-def test_a_resumed_run_compares_the_same_means(box_template, tmp_path, train, flags):
-    assert train(*train_arguments(box_template, tmp_path))[0] == 0
-    result = train(*train_arguments(box_template, tmp_path, *flags), "--resume")
+def test_a_resumed_run_compares_the_same_means(box_template, finished, train, flags):
+    result = train(*train_arguments(box_template, finished, *TRAINED, *flags), "--resume")
     assert_one_line(result, f"{flags[0]}: found {flags[1]}, expected", "as in the run to resume")
 
 
-def test_the_overlap_is_the_published_one_and_older_runs_keep_theirs(box_template, tmp_path, train):
-    assert train(*train_arguments(box_template, tmp_path, "--overlap", "0.5"))[0] == 0
-    checkpoint = tmp_path / "last_checkpoint.pth"
+def test_the_overlap_is_the_published_one_and_older_runs_keep_theirs(box_template, finished, train):
+    checkpoint = finished / "last_checkpoint.pth"
     content = torch.load(checkpoint, weights_only=True)
+    assert content["args"]["overlap"] == 0.25
+    content["args"]["overlap"] = 0.5
     for name in ("training_s", "validation_s"):
         del content["progress"][name]
     del content["args"]["val_cases"]
     torch.save(content, checkpoint)
-    result = train(*train_arguments(box_template, tmp_path), "--resume")
-    assert_one_line(result, "--overlap: found 0.25, expected 0.5 as in the run to resume")
-    assert train(*train_arguments(box_template, tmp_path, "--overlap", "0.5"), "--resume")[0] == 0
+    words = train_arguments(box_template, finished, *TRAINED)
+    assert_one_line(train(*words, "--resume"), "--overlap: found 0.25, expected 0.5 as in the run to resume")
+    assert train(*words, "--overlap", "0.5", "--resume")[0] == 0
