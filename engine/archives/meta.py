@@ -10,6 +10,7 @@ from engine.runtime.errors import InputError
 META = "meta.csv"  # of TotalSegmentator
 META_SPLITS = ("train", "val", "test")
 SCANNERS = "labeled_data_meta_0000_0599.csv"  # of AMOS, in or beside the archive
+CASE, MODEL = "amos_id", "Manufacturer's Model Name"  # its columns
 
 
 def read_split(source: Source) -> dict[str, list[str]]:
@@ -21,7 +22,7 @@ def read_split(source: Source) -> dict[str, list[str]]:
     paths = [name for name in source.members if name.rpartition("/")[2] == META]
     if not paths:
         return {}
-    rows = csv.DictReader(io.StringIO(source.read(paths[0]).decode(errors="replace")), delimiter=";")
+    rows = csv.DictReader(io.StringIO(source.read(paths[0]).decode("utf-8-sig", errors="replace")), delimiter=";")
     split: dict[str, list[str]] = {part: [] for part in META_SPLITS}
     for row in rows:
         if row.get("split") not in META_SPLITS or not row.get("image_id"):
@@ -58,7 +59,7 @@ def _read_scanners(source: Source) -> Iterator[tuple[int, str]]:
     content = source.read(inside[0]) if inside else beside.read_bytes()
     for row in csv.DictReader(io.StringIO(content.decode("utf-8-sig", errors="replace"))):
         try:
-            yield int(row["amos_id"]), row["manufacturer_model_name"] or "unknown"
+            yield int(row[CASE]), row[MODEL] or "unknown"
         except (KeyError, TypeError, ValueError):
-            expected = "the columns amos_id, with whole numbers, and manufacturer_model_name"
+            expected = f"the columns {CASE}, with whole numbers, and {MODEL}"
             raise InputError(f"{SCANNERS}: found the row {dict(row)}, expected {expected}") from None

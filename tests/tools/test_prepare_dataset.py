@@ -77,9 +77,9 @@ def test_amos_mri_of_one_scanner(prepare, tmp_path):
     source = layouts.write_zip(tmp_path / "amos22.zip", layouts.amos(layouts.AMOS_MRI))
     status = prepare(source, "--kind", "amos_mri", "--scanner", "prisma")
     assert_one_line(status, "--scanner: found no labeled_data_meta_0000_0599.csv in or beside", source)
-    rows = [f"{number},{'Prisma' if number < 540 else 'SIGNA HDe'}" for number in range(500, 600)]
+    rows = [f"{number},M,{'Prisma' if number < 540 else 'SIGNA HDe'}" for number in range(500, 600)]
     table = tmp_path / "labeled_data_meta_0000_0599.csv"
-    table.write_text("\n".join(["amos_id,manufacturer_model_name", *rows]))
+    table.write_text("\n".join(["amos_id,Patient's Sex,Manufacturer's Model Name", *rows]))
     status, out, _ = prepare(source, "--kind", "amos_mri", "--scanner", "prisma")
     assert status == 0
     assert len(names(tmp_path / "out" / "imagesTr")) == 33
