@@ -10,6 +10,9 @@ from archive_layouts import names
 from conftest import assert_one_line, flip_a_bit
 
 from engine.archives import prepare as preparation
+from engine.archives.convert import place
+from engine.archives.sources import open_source
+from engine.runtime.files import write_whole
 
 OTHERS = ["hippocampus_001.nii.gz", "hippocampus_004.nii.gz"]
 
@@ -277,6 +280,31 @@ def test_an_interrupted_command_goes_on(prepare, tmp_path, monkeypatch, ending):
     assert {name: content for name, content in layouts.snapshot(root).items() if name != ".prepared.jsonl"} == {
         name: content for name, content in layouts.snapshot(other).items() if name != ".prepared.jsonl"
     }
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_a_link_that_a_kill_has_left_is_never_written_to(tmp_path, monkeypatch, link):
+    source = layouts.write_folder(tmp_path / "in", {"a.nii.gz": layouts.label()})
+    before, path = layouts.snapshot(source), tmp_path / "a.nii.gz"
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", kill)
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            place(open_source(source).members["a.nii.gz"], path, link)
+    assert len(names(tmp_path)) == 2
+    write_whole(path, lambda file: file.write(b"other values"))
+    assert layouts.snapshot(source) == before
+
+
+def test_a_kill_before_anything_is_recorded(prepare, tmp_path):
+    source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a"]))
+    layouts.write_folder(tmp_path / "out", {"..prepared.jsonl.part": b"{"})
+    assert prepare(source)[0] == 0
+    assert names(tmp_path / "out") == [".prepared.jsonl", "dataset.json", "imagesTr", "labelsTr"]
 
 
 def test_an_edited_description_is_kept(prepare, tmp_path):

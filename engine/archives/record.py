@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.runtime.arguments import format_value
 from engine.runtime.errors import InputError
-from engine.runtime.files import write_text
+from engine.runtime.files import PARTIAL, write_text
 
 NAME = ".prepared.jsonl"
 
@@ -39,7 +39,7 @@ class Record:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            if strays := sorted(os.listdir(self.root)):
+            if strays := sorted({*os.listdir(self.root)} - {f".{NAME}{PARTIAL}"}):
                 expected = "expected an empty or absent folder, or one that this command has begun"
                 raise InputError(f"--output: found {strays[0]} in {self.root}, {expected}") from None
             return
