@@ -164,6 +164,16 @@ def test_labels_of_another_shape_or_with_other_values(prepare, tmp_path):
     assert "amos_0508.nii.gz" not in names(tmp_path / "out" / "imagesTr")
 
 
+def test_nothing_that_is_whole_is_an_error_whatever_is_allowed(prepare, tmp_path):
+    files = layouts.nnunet(["a"])
+    damaged = layouts.write_folder(tmp_path / "in", files | {"Dataset001_Boxes/imagesTr/a_0000.nii.gz": b"404"})
+    assert_one_line(prepare(damaged, "--allow_missing"), "a_0000.nii.gz: cannot be read (")
+    files["Dataset001_Boxes/labelsTr/b.nii.gz"] = files.pop("Dataset001_Boxes/labelsTr/a.nii.gz")
+    apart, other = layouts.write_folder(tmp_path / "apart", files), tmp_path / "other"
+    assert_one_line(prepare(apart, "--allow_missing", output=other), "--source: found no complete case in", apart)
+    assert not other.exists()
+
+
 def test_a_description_that_is_not_json(prepare, hippocampus):
     path = hippocampus / "Task04_Hippocampus" / "dataset.json"
     path.write_text('{"modality": {"0": "CT"},}')
