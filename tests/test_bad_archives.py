@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import zipfile
 
 import archive_layouts as layouts
@@ -180,6 +181,15 @@ def test_a_description_that_is_not_json(prepare, hippocampus):
     assert_one_line(prepare(hippocampus), f"{path}: is not JSON")
 
 
+@pytest.mark.parametrize("labels", [["a", "b"], None, {"background": 0, "a": 0.5}])
+@pytest.mark.parametrize("files", [layouts.msd("hippocampus", [1]), layouts.nnunet(["a"])], ids=["msd", "nnunet"])
+def test_labels_that_are_no_names_with_numbers(prepare, tmp_path, files, labels):
+    (path,) = [name for name in files if name.endswith("dataset.json")]
+    described = json.loads(files[path]) | {"labels": labels}
+    source = layouts.write_folder(tmp_path / "in", files | {path: json.dumps(described).encode()})
+    assert_one_line(prepare(source), f"{source / path}: found labels ", "expected names with whole numbers")
+
+
 def test_two_datasets_in_one_folder(prepare, tmp_path):
     source = layouts.write_folder(tmp_path / "in", layouts.msd("hippocampus", [1]) | layouts.msd("pancreas", [1]))
     assert_one_line(prepare(source), "found 2 datasets (", "expected one; name its folder")
@@ -217,6 +227,8 @@ def test_a_disk_without_links_stops_at_once(prepare, tmp_path, monkeypatch):
     source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a", "b", "c"]))
     assert_one_line(prepare(source, "--link", "hard"), "--link: ", "Invalid cross-device link", "or --link copy")
     assert names(tmp_path / "out" / "imagesTr") == []
+    assert prepare(source, "--link", "copy")[0] == 0  # into the same folder
+    assert_one_line(prepare(source, "--link", "hard"), "prepared with --link copy, expected hard")
 
 
 @pytest.mark.parametrize("inside", ["in", "in/out", "."])

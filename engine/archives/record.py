@@ -30,7 +30,7 @@ class Record:
         """Read the record of an earlier call, if there is one, and keep its cases whose files are all there.
 
         Raises:
-            InputError: the folder has a record of something else, or no record and other files.
+            InputError: the folder has cases of something else, or no record and other files.
         """
         if not self.root.exists():
             return
@@ -44,6 +44,8 @@ class Record:
                 raise InputError(f"--output: found {strays[0]} in {self.root}, {expected}") from None
             return
         purpose, *cases = [json.loads(line) for line in text.splitlines() if _is_json(line)] or [{}]
+        if not cases and not _has_files(self.root):
+            return  # it stopped before its first case, perhaps for a flag that is another one now
         for flag, value in self.purpose.items():
             if purpose.get(flag) != value:
                 found = f"found {self.root}, prepared with {flag} {format_value(purpose.get(flag))}"
@@ -67,6 +69,11 @@ class Record:
         self.finished[case] = {"case": case, "files": sizes, "changes": dict(changes)}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(self.finished[case])}\n")
+
+
+def _has_files(folder: Path) -> bool:
+    """Check whether a folder, or one below it, has a file that is not hidden."""
+    return any(not name.startswith(".") for _, _, names in os.walk(folder) for name in names)
 
 
 def _is_json(line: str) -> bool:
