@@ -13,6 +13,7 @@ from conftest import assert_one_line, flip_a_bit
 from engine.archives import prepare as preparation
 from engine.archives.convert import place
 from engine.archives.sources import open_source
+from engine.runtime.child_processes import locked
 from engine.runtime.files import write_whole
 
 OTHERS = ["hippocampus_001.nii.gz", "hippocampus_004.nii.gz"]
@@ -320,6 +321,13 @@ def test_a_link_that_a_kill_has_left_is_never_written_to(tmp_path, monkeypatch, 
     assert len(names(tmp_path)) == 2
     write_whole(path, lambda file: file.write(b"other values"))
     assert layouts.snapshot(source) == before
+
+
+def test_the_same_command_twice_at_once(prepare, tmp_path):
+    source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a"]))
+    with locked(tmp_path / "out", "--output"):
+        assert_one_line(prepare(source), "--output: found a process that runs in", tmp_path / "out")
+    assert prepare(source)[0] == 0
 
 
 def test_a_kill_before_anything_is_recorded(prepare, tmp_path):

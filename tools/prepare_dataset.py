@@ -29,6 +29,7 @@ from engine.archives.table import BRATS_YEARS, KINDS
 from engine.archives.variants import Options
 from engine.data.split_file import SplitFile
 from engine.runtime.arguments import number
+from engine.runtime.child_processes import locked
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
 from engine.runtime.files import file_state
 from engine.runtime.wording import count_of
@@ -77,7 +78,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--source: found no complete case in {args.source}, expected one at least")
     record = Record(args.output, purpose(args, kind, options))
     record.read()
-    changes, failures = prepare(content, record, labels, args.link or LINKS[0], args.num_workers)
+    with locked(args.output, "--output"):
+        changes, failures = prepare(content, record, labels, args.link or LINKS[0], args.num_workers)
     finished = [case for case in content.cases if case.key in record.finished]
     if failures and not (args.allow_missing and finished):
         raise InputError("\n".join(failures))  # the other cases are finished, and the same command goes on
