@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, train_arguments, wait_for_iteration
 
+from engine.data.division import divide
 from engine.data.split_file import SplitFile, write_split_file
 from engine.evaluation.metrics import DiceTable
 from engine.runtime.errors import STOPPED, run
 from engine.runtime.files import read_csv
 from tools import cross_validate
-from tools.make_split import divide
 
 IDS = ["box_0", "box_1", "box_2", "box_8", "box_9"]
 FOLDS, _ = divide(IDS, 0, 2)
