@@ -161,13 +161,20 @@ def test_folds_are_trained_predicted_tabulated_and_left_out_the_next_time(call, 
     assert call(f"@{recipe}")[0] == 0
 
 
-def test_other_flags_are_left_to_main_train(call, box_template, tmp_path):
+def test_other_flags_are_left_to_main_train(call, box_template, tmp_path, monkeypatch):
     words = training_words(box_template)
     assert call("--folds", "0", "--", *words)[0] == 0
     status, _, errors = call("--folds", "0", "--", *words, "--lr", "0.5")
     assert status == 2
     assert "--lr: found 0.5, expected 0.0001 as in the run to resume" in errors[0]
     assert "fold 0: main_train.py ended with exit status 2" in errors[1]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads((box_template / "boxes.json").read_text()), "spacing": [2, 2, 2]}))
+    scripts = []
+    monkeypatch.setattr(cross_validate, "run_script", lambda command, *_: scripts.append(command[1]) or STOPPED)
+    for more in (["--batch_size", "7"], ["--dataset", other]):
+        assert call("--folds", "0", "--", *words, *more)[0] == STOPPED
+    assert scripts == [str(REPOSITORY / "main_train.py")] * 2
 
 
 def test_a_begun_fold_is_resumed_after_a_stop(call, box_template, split, tmp_path, monkeypatch):
