@@ -29,7 +29,8 @@ def divide(
     Raises:
         InputError: there are too few cases.
     """
-    order = [sorted(ids)[place] for place in np.random.RandomState(seed).permutation(len(ids))]
+    names = sorted(ids)
+    order = [names[place] for place in np.random.RandomState(seed).permutation(len(names))]
     held_out, others = order[: round(test * len(ids))], order[round(test * len(ids)) :]
     if validation is None:
         groups = [others[fold::folds] for fold in range(folds)]
