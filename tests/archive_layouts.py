@@ -125,7 +125,10 @@ def flare22(numbers=range(1, 51)):
 
 
 def totalsegmentator(subjects, masks, modality="ct"):
-    """TotalSegmentator: ``masks`` has the values of each mask by class; two subjects train, one validates."""
+    """TotalSegmentator: ``masks`` has the values of each mask by class; two subjects train, one validates.
+
+    Its table begins with a byte order mark.
+    """
     files = {}
     for subject in subjects:
         files[f"{subject}/{modality}.nii.gz"] = image()
@@ -133,7 +136,7 @@ def totalsegmentator(subjects, masks, modality="ct"):
             files[f"{subject}/segmentations/{name}.nii.gz"] = label(*values)
     parts = ["train", "train", "val", *["test"] * len(subjects)]
     rows = [f"{subject};60;{part}" for subject, part in zip(subjects, parts, strict=False)]
-    return files | {"meta.csv": "\n".join(["image_id;age;split", *rows]).encode()}
+    return files | {"meta.csv": "\n".join(["image_id;age;split", *rows]).encode("utf-8-sig")}
 
 
 def brats(ids, endings=("_t1", "_t1ce", "_t2", "_flair"), seg="_seg"):

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import zipfile
 
 import archive_layouts as layouts
@@ -10,6 +11,10 @@ from archive_layouts import names
 from conftest import assert_one_line, flip_a_bit
 
 from engine.archives import prepare as preparation
+from engine.archives.convert import place
+from engine.archives.sources import open_source
+from engine.runtime.child_processes import locked
+from engine.runtime.files import write_whole
 
 OTHERS = ["hippocampus_001.nii.gz", "hippocampus_004.nii.gz"]
 
@@ -161,10 +166,29 @@ def test_labels_of_another_shape_or_with_other_values(prepare, tmp_path):
     assert "amos_0508.nii.gz" not in names(tmp_path / "out" / "imagesTr")
 
 
+def test_nothing_that_is_whole_is_an_error_whatever_is_allowed(prepare, tmp_path):
+    files = layouts.nnunet(["a"])
+    damaged = layouts.write_folder(tmp_path / "in", files | {"Dataset001_Boxes/imagesTr/a_0000.nii.gz": b"404"})
+    assert_one_line(prepare(damaged, "--allow_missing"), "a_0000.nii.gz: cannot be read (")
+    files["Dataset001_Boxes/labelsTr/b.nii.gz"] = files.pop("Dataset001_Boxes/labelsTr/a.nii.gz")
+    apart, other = layouts.write_folder(tmp_path / "apart", files), tmp_path / "other"
+    assert_one_line(prepare(apart, "--allow_missing", output=other), "--source: found no complete case in", apart)
+    assert not other.exists()
+
+
 def test_a_description_that_is_not_json(prepare, hippocampus):
     path = hippocampus / "Task04_Hippocampus" / "dataset.json"
     path.write_text('{"modality": {"0": "CT"},}')
     assert_one_line(prepare(hippocampus), f"{path}: is not JSON")
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], None, {"background": 0, "a": 0.5}])
+@pytest.mark.parametrize("files", [layouts.msd("hippocampus", [1]), layouts.nnunet(["a"])], ids=["msd", "nnunet"])
+def test_labels_that_are_no_names_with_numbers(prepare, tmp_path, files, labels):
+    (path,) = [name for name in files if name.endswith("dataset.json")]
+    described = json.loads(files[path]) | {"labels": labels}
+    source = layouts.write_folder(tmp_path / "in", files | {path: json.dumps(described).encode()})
+    assert_one_line(prepare(source), f"{source / path}: found labels ", "expected names with whole numbers")
 
 
 def test_two_datasets_in_one_folder(prepare, tmp_path):
@@ -204,6 +228,8 @@ def test_a_disk_without_links_stops_at_once(prepare, tmp_path, monkeypatch):
     source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a", "b", "c"]))
     assert_one_line(prepare(source, "--link", "hard"), "--link: ", "Invalid cross-device link", "or --link copy")
     assert names(tmp_path / "out" / "imagesTr") == []
+    assert prepare(source, "--link", "copy")[0] == 0  # into the same folder
+    assert_one_line(prepare(source, "--link", "hard"), "prepared with --link copy, expected hard")
 
 
 @pytest.mark.parametrize("inside", ["in", "in/out", "."])
@@ -277,6 +303,38 @@ def test_an_interrupted_command_goes_on(prepare, tmp_path, monkeypatch, ending):
     assert {name: content for name, content in layouts.snapshot(root).items() if name != ".prepared.jsonl"} == {
         name: content for name, content in layouts.snapshot(other).items() if name != ".prepared.jsonl"
     }
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_a_link_that_a_kill_has_left_is_never_written_to(tmp_path, monkeypatch, link):
+    source = layouts.write_folder(tmp_path / "in", {"a.nii.gz": layouts.label()})
+    before, path = layouts.snapshot(source), tmp_path / "a.nii.gz"
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", kill)
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            place(open_source(source).members["a.nii.gz"], path, link)
+    assert len(names(tmp_path)) == 2
+    write_whole(path, lambda file: file.write(b"other values"))
+    assert layouts.snapshot(source) == before
+
+
+def test_the_same_command_twice_at_once(prepare, tmp_path):
+    source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a"]))
+    with locked(tmp_path / "out", "--output"):
+        assert_one_line(prepare(source), "--output: found a process that runs in", tmp_path / "out")
+    assert prepare(source)[0] == 0
+
+
+def test_a_kill_before_anything_is_recorded(prepare, tmp_path):
+    source = layouts.write_folder(tmp_path / "in", layouts.nnunet(["a"]))
+    layouts.write_folder(tmp_path / "out", {"..prepared.jsonl.part": b"{"})
+    assert prepare(source)[0] == 0
+    assert names(tmp_path / "out") == [".prepared.jsonl", "dataset.json", "imagesTr", "labelsTr"]
 
 
 def test_an_edited_description_is_kept(prepare, tmp_path):

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from conftest import REAL_DATA, REPOSITORY, real_data
 
+from engine.data.division import divide
 from engine.data.split_file import read_split_file
-from tools.make_split import divide
 
 FILES = sorted((REPOSITORY / "splits").glob("*.json"))
 COUNTS = {  # training, validation and test cases of each fold

@@ -24,6 +24,7 @@ import numpy as np
 from tabulate import tabulate
 
 import main_train
+from engine.data.datasets import find_description
 from engine.data.split_file import read_split_file
 from engine.data.splits import VALIDATION, Split
 from engine.evaluation.metrics import DiceTable, format_dice, mean_over_cases, mean_over_classes, plain_dice
@@ -117,7 +118,9 @@ def is_trained(folder: Path, flags: dict[str, Any], split: Split) -> bool:
         content = load_checkpoint(folder / LAST, "--output")
         progress = content["progress"]
         done = progress["iteration"] == flags["max_iter"] and not progress["awaits_evaluation"]
-        return done and not differing_flags(flags, content) and content["split"] == split.to_plain()
+        same = content["split"] == split.to_plain() and content["args"]["batch_size"] == flags["batch_size"]
+        description = find_description(flags["dataset"], flags["fix_affine"]).to_json()
+        return done and same and content["description"] == description and not differing_flags(flags, content)
     except (InputError, KeyError, TypeError, AttributeError):
         return False
 

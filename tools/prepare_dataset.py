@@ -13,18 +13,23 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from engine.archives.convert import LINKS
 from engine.archives.description import describe_dataset, label_values
 from engine.archives.find import TITLES, Content, find_content, find_kind
-from engine.archives.prepare import DESCRIPTION, SPLIT, prepare, write_description, write_split
+from engine.archives.kinds import Kind
+from engine.archives.meta import make_split
+from engine.archives.prepare import DESCRIPTION, SPLIT, prepare, write_texts
 from engine.archives.record import Record
 from engine.archives.sources import open_source
 from engine.archives.table import BRATS_YEARS, KINDS
 from engine.archives.variants import Options
+from engine.data.split_file import SplitFile
 from engine.runtime.arguments import number
+from engine.runtime.child_processes import locked
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
 from engine.runtime.files import file_state
 from engine.runtime.wording import count_of
@@ -69,18 +74,22 @@ def main(args: argparse.Namespace) -> None:
     print(f"{content.kind.title} (--kind {kind}{'' if args.kind else ', found by its files'}) in {args.source}")
     if not args.allow_missing:
         raise_problems([f"{line}; --allow_missing goes on all the same" for line in content.missing])
+    if not content.cases:
+        raise InputError(f"--source: found no complete case in {args.source}, expected one at least")
     record = Record(args.output, purpose(args, kind, options))
     record.read()
-    changes, failures = prepare(content, record, labels, args.link or LINKS[0], args.num_workers)
-    if failures and not args.allow_missing:
+    with locked(args.output, "--output"):
+        changes, failures = prepare(content, record, labels, args.link or LINKS[0], args.num_workers)
+    finished = [case for case in content.cases if case.key in record.finished]
+    if failures and not (args.allow_missing and finished):
         raise InputError("\n".join(failures))  # the other cases are finished, and the same command goes on
-    for line in (*content.missing, *failures):
+    split, notes = make_split(content.split, {case.id for case in finished}, kind, content.kind.title)
+    kept = write_texts(args.output, description, split)
+    for line in (*content.missing, *failures, *kept):
         print(f"warning: {line}")
-    write_description(args.output, description)
-    if content.split:
-        write_split(args.output, content.split, kind, f"meta.csv of {content.kind.title}")
-    finished = Counter(case.part for case in content.cases if case.key in record.finished)
-    print("\n".join(report(args.output, content, finished, changes)))
+    content = content._replace(notes=[*content.notes, *notes])
+    commands = next_commands(args.output, content.kind, split)
+    print("\n".join(report(args.output, content, Counter(case.part for case in finished), changes, commands)))
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -105,7 +114,9 @@ def purpose(args: argparse.Namespace, kind: str, options: Options) -> dict[str, 
     }
 
 
-def report(root: Path, content: Content, finished: Counter[str], changes: Counter[str]) -> list[str]:
+def report(
+    root: Path, content: Content, finished: Counter[str], changes: Counter[str], commands: Iterable[list[str]]
+) -> list[str]:
     """Describe what was prepared, and the commands that come next.
 
     Args:
@@ -113,6 +124,7 @@ def report(root: Path, content: Content, finished: Counter[str], changes: Counte
         content: what was in the archive.
         finished: number of cases by part.
         changes: number of each change to the cases.
+        commands: words of the commands.
     """
     kind = content.kind
     counts = ", ".join(f"{count_of(finished[part], f'{TITLES[part]} case')}" for part in TITLES if finished[part])
@@ -123,13 +135,13 @@ def report(root: Path, content: Content, finished: Counter[str], changes: Counte
         f"licence: {kind.licence}",
         f"from: {kind.page}",
         "next:",
-        *(f"    python {shlex.join(words)}" for words in next_commands(root, content)),
+        *(f"    python {shlex.join(words)}" for words in commands),
     ]
 
 
-def next_commands(root: Path, content: Content) -> list[list[str]]:
+def next_commands(root: Path, kind: Kind, own_split: SplitFile | None) -> list[list[str]]:
     """List the commands that lead to a trained network: plan, split and check, as far as they are needed."""
-    kind, folder = content.kind, ["--root", str(root)]
+    folder = ["--root", str(root)]
     dataset = ["--dataset", str(root / DESCRIPTION)]
     flags = dataset  # of the training
     split = kind.split or str(root / SPLIT)
@@ -139,7 +151,7 @@ def next_commands(root: Path, content: Content) -> list[list[str]]:
         plan = root / "plan.json"
         commands.append(["-m", "tools.check_data", *folder, *dataset, "--write_description", str(plan)])
         dataset, flags = ["--dataset", str(plan)], [f"@{plan.with_suffix('.args')}"]
-    if not kind.split and not content.split:
+    if not kind.split and own_split is None:
         commands.append(["-m", "tools.make_split", *folder, *dataset, "--folds", "5", "--seed", "0", "--output", split])
     commands.append(["-m", "tools.check_data", *folder, *dataset, *fold])
     commands.append(["main_train.py", *flags, *folder, *fold, "--output", f"runs/{root.name}"])

@@ -21,7 +21,7 @@ from engine.data.header_checks import AFFINE_TOLERANCE, Grid, corner_distance, f
 from engine.data.labels import to_classes, to_file_values
 from engine.data.nifti import encode_labels, open_volume, read_voxels
 from engine.runtime.errors import DiskError, InputError
-from engine.runtime.files import PARTIAL, write_whole
+from engine.runtime.files import write_whole
 
 LINKS = ("symbolic", "hard", "copy")
 # Changes that are counted, by the words in which they are reported.
@@ -141,7 +141,7 @@ def place(member: Member, path: Path, link: str) -> None:
         with member.open() as file:
             write_whole(path, lambda target: shutil.copyfileobj(file, target))
         return
-    aside = path.with_name(f".{path.name}{PARTIAL}")
+    aside = path.with_name(f".{path.name}.link")  # not write_whole's name, which it opens for writing
     aside.unlink(missing_ok=True)
     try:
         if link == "symbolic":

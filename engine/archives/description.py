@@ -20,6 +20,7 @@ def describe_dataset(kind: Kind) -> dict[str, Any]:
         "modality": kind.modality,
         "labels": dict(kind.classes or {}),
         "regions": dict(kind.regions),
+        "surface_tolerance": dict(kind.tolerances),
         "channels": list(kind.channels) if numbered else dict(kind.channels),
     }
     return {**paper, **{field: value for field, value in own.items() if value}}

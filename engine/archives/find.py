@@ -128,7 +128,6 @@ def find_content(source: Source, name: str, options: Options, with_test: bool) -
     cases += [ArchiveCase(case, "Ts", files, {}) for (_, case), files in sorted(tests.items())]
     cases = [case for case in cases if with_test or case.part != "Ts"]
     ids = {case.id for case in cases}
-    split = {part: [case for case in members if case in ids] for part, members in split.items()}
     return Content(kind, cases, missing, [*notes, *_list_doubts(kind, ids), *kind.notes], split)
 
 

@@ -47,6 +47,7 @@ class Kind:
         paper: entry of ``DATASETS`` with spacing and intensities, or "" if the paper has none.
         classes: names of the classes and their values; None for those of the paper's entry or of dataset.json.
         regions: unions of classes.
+        tolerances: tolerances of the challenge's surface Dice, mm, by class or region.
         channels: names of the channels, and for several images per case what follows the id in their names.
         dropped: values of label maps that become background.
         align: whether labels whose affine differs are rewritten with the affine of their image.
@@ -76,6 +77,7 @@ class Kind:
     paper: str = ""
     classes: Labels | None = None
     regions: Mapping[str, list[str]] = field(default_factory=dict)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
     channels: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[int, ...] = ()
     align: bool = False

@@ -15,6 +15,7 @@ from engine.archives.find import ArchiveCase, Content
 from engine.archives.record import Record
 from engine.archives.sources import unpack
 from engine.data.datasets import LabelValues
+from engine.data.split_file import SplitFile
 from engine.runtime.errors import DiskError, InputError
 from engine.runtime.files import make_output_folder, write_text
 
@@ -77,25 +78,18 @@ def _convert_all(
     return failures
 
 
-def write_description(root: Path, description: dict[str, Any]) -> None:
-    """Write the description of a dataset, unless there is one, which the user may have edited."""
-    if not (root / DESCRIPTION).exists():
-        write_text(root / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+def write_texts(root: Path, description: dict[str, Any], split: SplitFile | None) -> list[str]:
+    """Write the description of a dataset, and the archive's own split; files that are there may be edited, and stay.
 
-
-def write_split(root: Path, split: dict[str, list[str]], name: str, provenance: str) -> None:
-    """Write an archive's own split as a file of one fold, with test cases.
-
-    Args:
-        root: the dataset folder.
-        split: ids by train, val and test.
-        name: name of the split.
-        provenance: where it comes from.
+    Returns: a line for each file that has another content.
     """
-    values = {
-        "name": name,
-        "provenance": provenance,
-        "folds": [{"training": split["train"], "validation": split["val"]}],
-        "test": split["test"],
-    }
-    write_text(root / SPLIT, json.dumps(values, indent=2) + "\n")
+    texts = {DESCRIPTION: json.dumps(description, indent=2) + "\n"}
+    if split is not None:
+        texts[SPLIT] = split.to_text()
+    lines = []
+    for path, text in ((root / name, text) for name, text in texts.items()):
+        if not path.exists():
+            write_text(path, text)
+        elif path.read_text(encoding="utf-8", errors="replace") != text:
+            lines.append(f"{path} is kept, though this command would write another content; delete it to get that")
+    return lines

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.runtime.arguments import format_value
 from engine.runtime.errors import InputError
-from engine.runtime.files import write_text
+from engine.runtime.files import PARTIAL, write_text
 
 NAME = ".prepared.jsonl"
 
@@ -30,7 +30,7 @@ class Record:
         """Read the record of an earlier call, if there is one, and keep its cases whose files are all there.
 
         Raises:
-            InputError: the folder has a record of something else, or no record and other files.
+            InputError: the folder has cases of something else, or no record and other files.
         """
         if not self.root.exists():
             return
@@ -39,11 +39,13 @@ class Record:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            if strays := sorted(os.listdir(self.root)):
+            if strays := sorted({*os.listdir(self.root)} - {f".{NAME}{PARTIAL}"}):
                 expected = "expected an empty or absent folder, or one that this command has begun"
                 raise InputError(f"--output: found {strays[0]} in {self.root}, {expected}") from None
             return
         purpose, *cases = [json.loads(line) for line in text.splitlines() if _is_json(line)] or [{}]
+        if not cases and not _has_files(self.root):
+            return  # it stopped before its first case, perhaps for a flag that is another one now
         for flag, value in self.purpose.items():
             if purpose.get(flag) != value:
                 found = f"found {self.root}, prepared with {flag} {format_value(purpose.get(flag))}"
@@ -67,6 +69,11 @@ class Record:
         self.finished[case] = {"case": case, "files": sizes, "changes": dict(changes)}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(self.finished[case])}\n")
+
+
+def _has_files(folder: Path) -> bool:
+    """Check whether a folder, or one below it, has a file that is not hidden."""
+    return any(not name.startswith(".") for _, _, names in os.walk(folder) for name in names)
 
 
 def _is_json(line: str) -> bool:

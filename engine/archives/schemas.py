@@ -69,21 +69,26 @@ def _read_schemas(source: Source) -> Iterable[Schema]:
 
 
 def complete_msd(kind: Kind, schema: Schema) -> Kind:
-    """Complete the kind of MSD by the task: its expected number of cases, its classes and channels."""
+    """Complete the kind of MSD by the task: its expected number of cases, its classes and channels.
+
+    Raises:
+        InputError: labels that cannot be expressed.
+    """
     listed = schema.listed("training")
     prefix = re.sub(r"_?\d+$", "", min(listed, default=""))
     described, _, _ = translate(schema.values, Path(schema.path))
+    labels = _require_labels(described["labels"], schema.path)
     names = _different([str(name) for name in described["channels"]])
     kind = replace(
         kind,
         name=str(described["name"]),
         modality=_find_modality(names),
-        classes=described["labels"],
+        classes=labels,
         channels=dict.fromkeys(names, ""),
         expected={"Tr": len(listed)},
     )
     task = MSD_TASKS.get(prefix)
-    if task is None or (task.paper and len(described["labels"]) != len(DATASETS[task.paper].classes)):
+    if task is None or (task.paper and len(labels) != len(DATASETS[task.paper].classes)):
         licence = schema.values.get("licence") or schema.values.get("license") or "none"
         return replace(kind, title=f"MSD's format, {kind.name}", page=schema.path, licence=str(licence))
     kind = replace(kind, title=f"{kind.title}, {kind.name}", expected={"Tr": task.training}, notes=task.notes)
@@ -105,10 +110,7 @@ def complete_nnunet(kind: Kind, schema: Schema) -> Kind:
         )
     described, _, _ = translate(values, Path(schema.path))
     names = _different([str(name) for name in described["channels"]])
-    labels = described["labels"]
-    if not isinstance(labels, dict) or not all(_is_label(value) for value in labels.values()):
-        raise InputError(f"{schema.path}: found labels {json.dumps(labels)}, expected names with whole numbers")
-    classes, regions = split_regions(labels)
+    classes, regions = split_regions(_require_labels(described["labels"], schema.path))
     number = values.get("numTraining")
     return replace(
         kind,
@@ -169,6 +171,12 @@ def split_regions(labels: dict[str, Any]) -> tuple[dict[str, int | list[int]], d
             if name != own:
                 members[name].append(own)
     return classes, {name: found for name, found in members.items() if name not in classes}
+
+
+def _require_labels(labels: Any, path: str) -> dict[str, Any]:
+    if not isinstance(labels, dict) or not all(_is_label(value) for value in labels.values()):
+        raise InputError(f"{path}: found labels {json.dumps(labels)}, expected names with whole numbers")
+    return labels
 
 
 def _is_label(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -266,8 +267,10 @@ def unpack(members: Iterable[Member], folder: Path) -> None:
         if isinstance(member, PackedMember):
             wanted.setdefault(member.archive, {})[member.name] = member
     for path, packed in wanted.items():
-        for number, name in enumerate(sorted(packed)):
-            packed[name].unpacked = folder / f"{number:06d}"
+        for packed_member in packed.values():
+            # The same name in each call, whichever members it needs: a size alone does not tell volumes apart.
+            digest = hashlib.sha256(os.fsencode(str(packed_member))).hexdigest()
+            packed_member.unpacked = folder / digest
         _unpack_archive(path, packed)
 
 

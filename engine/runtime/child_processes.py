@@ -1,5 +1,6 @@
 """Other scripts as processes of a command that runs several of them, and locks on the folders that they write to."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from engine.runtime.stop_requests import StopRequests
 def locked(folder: Path, flag: str) -> Iterator[int]:
     """Make a folder, and hold a lock on it, in this process and those that inherit it, until the last has ended.
 
+    On a disk without locks, such as some of clusters, a line says so, and the folder is not locked.
+
     Raises:
         InputError: the folder cannot be made, or another process holds its lock.
     """
@@ -25,17 +28,22 @@ def locked(folder: Path, flag: str) -> Iterator[int]:
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}), expected a folder") from error
     try:
-        _lock(descriptor, f"{flag}: found a process that runs in {folder}, expected it to end first")
+        _lock(descriptor, folder, flag)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, message: str) -> None:
+def _lock(descriptor: int, folder: Path, flag: str) -> None:
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
     except BlockingIOError as error:
+        message = f"{flag}: found a process that runs in {folder}, expected it to end first"
         raise InputError(message) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        print(f"warning: {folder} cannot be locked ({error.strerror}): start nothing else that writes to it")
 
 
 def run_script(command: Sequence[str], stop: StopRequests, lock: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -11,20 +12,20 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, train_arguments, wait_for_iteration
 
+from engine.data.division import divide
 from engine.data.split_file import SplitFile, write_split_file
 from engine.evaluation.metrics import DiceTable
 from engine.runtime.errors import STOPPED, run
 from engine.runtime.files import read_csv
 from tools import cross_validate
-from tools.make_split import divide
 
 IDS = ["box_0", "box_1", "box_2", "box_8", "box_9"]
 FOLDS, _ = divide(IDS, 0, 2)
 
 
-@pytest.fixture
-def split(tmp_path):
-    path = tmp_path / "split.json"
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    path = tmp_path_factory.mktemp("split") / "split.json"
     write_split_file(path, SplitFile("mine", "made up", 0, FOLDS))
     return path
 
@@ -49,6 +50,16 @@ def training_words(root, *more):
     """Flags of main_train.py without those that the tool sets."""
     words = [str(word) for word in train_arguments(root, "unused", "--max_iter", "2", *more)]
     return words[words.index("--dataset") :]
+
+
+@pytest.fixture(scope="module")
+def one_fold(box_template, split, tmp_path_factory):
+    """Output of a call for fold 1 alone."""
+    output = tmp_path_factory.mktemp("one_fold") / "cv"
+    words = ["--root", box_template, "--split", split, "--output", output, "--folds", "1"]
+    words += training_words(box_template)
+    assert run(cross_validate.main, cross_validate.parse_args([str(word) for word in words])) == 0
+    return output
 
 
 def write_dice(folder, dice, names=("left", "right")):
@@ -143,13 +154,16 @@ def test_folds_of_different_classes_are_refused(call, collected, tmp_path):
     assert (status, "found folds of different classes" in errors[0]) == (2, True)
 
 
-def test_folds_are_trained_predicted_tabulated_and_left_out_the_next_time(call, box_template, tmp_path, monkeypatch):
+def test_one_fold_is_trained_without_a_table_of_all(one_fold):
+    assert sorted(path.name for path in one_fold.iterdir()) == ["fold_1"]
+
+
+def test_folds_are_trained_predicted_tabulated_and_left_out_the_next_time(
+    call, one_fold, box_template, tmp_path, monkeypatch
+):
+    shutil.copytree(one_fold, tmp_path / "cv")
     recipe = tmp_path / "boxes.args"
     recipe.write_text(" ".join(training_words(box_template)))
-    status, out, _ = call(f"@{recipe}", "--folds", "1")
-    assert status == 0
-    assert "fold 0: " not in out
-    assert not (tmp_path / "cv" / "dice.csv").exists()  # of some folds only, until it is asked for
     status, out, errors = call(f"@{recipe}")
     assert (status, errors) == (0, [])
     lines = [line for line in out.splitlines() if line.startswith("fold ")]
@@ -161,13 +175,20 @@ def test_folds_are_trained_predicted_tabulated_and_left_out_the_next_time(call, 
     assert call(f"@{recipe}")[0] == 0
 
 
-def test_other_flags_are_left_to_main_train(call, box_template, tmp_path):
+def test_other_flags_are_left_to_main_train(call, one_fold, box_template, tmp_path, monkeypatch):
+    shutil.copytree(one_fold, tmp_path / "cv")
     words = training_words(box_template)
-    assert call("--folds", "0", "--", *words)[0] == 0
-    status, _, errors = call("--folds", "0", "--", *words, "--lr", "0.5")
+    status, _, errors = call("--folds", "1", "--", *words, "--lr", "0.5")
     assert status == 2
     assert "--lr: found 0.5, expected 0.0001 as in the run to resume" in errors[0]
-    assert "fold 0: main_train.py ended with exit status 2" in errors[1]
+    assert "fold 1: main_train.py ended with exit status 2" in errors[1]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads((box_template / "boxes.json").read_text()), "spacing": [2, 2, 2]}))
+    scripts = []
+    monkeypatch.setattr(cross_validate, "run_script", lambda command, *_: scripts.append(command[1]) or STOPPED)
+    for more in (["--batch_size", "7"], ["--dataset", other]):
+        assert call("--folds", "1", "--", *words, *more)[0] == STOPPED
+    assert scripts == [str(REPOSITORY / "main_train.py")] * 2
 
 
 def test_a_begun_fold_is_resumed_after_a_stop(call, box_template, split, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
-"""Seeded splits: the same everywhere, every case in one part, from a folder or a list of ids, and bad input."""
+"""Seeded splits from a folder or a list of ids, and bad input."""
 
 import shutil
 
 import pytest
 
+from engine.data.division import divide
 from engine.data.split_file import read_split_file
-from engine.runtime.errors import InputError, run
+from engine.runtime.errors import run
 from tools import make_split
 
 IDS = [f"case_{number:02d}" for number in range(23)]
@@ -33,33 +34,6 @@ def listed(tmp_path):
     return path
 
 
-def test_folds_hold_each_case_once_and_differ_by_one_at_most():
-    folds, test = make_split.divide(IDS, 0, folds=5)
-    assert test == ()
-    assert sorted(name for fold in folds for name in fold["validation"]) == IDS
-    assert sorted(len(fold["validation"]) for fold in folds) == [4, 4, 5, 5, 5]
-    assert all(sorted([*fold["training"], *fold["validation"]]) == IDS for fold in folds)
-
-
-def test_shares_for_validation_and_test():
-    (fold,), test = make_split.divide(IDS, 0, validation=0.1, test=0.2)
-    assert (len(fold["training"]), len(fold["validation"]), len(test)) == (16, 2, 5)
-    assert sorted([*fold["training"], *fold["validation"], *test]) == IDS
-
-
-def test_the_division_depends_on_seed_and_ids_alone():
-    assert make_split.divide(IDS[::-1], 0) == make_split.divide(IDS, 0) != make_split.divide(IDS, 1)
-    # From RandomState(0).permutation(5), which is [2 0 1 3 4] in every version of NumPy.
-    folds, _ = make_split.divide(list("abcde"), 0, folds=5)
-    assert [fold["validation"] for fold in folds] == [["c"], ["a"], ["b"], ["d"], ["e"]]
-
-
-@pytest.mark.parametrize("sizes", [{"folds": 24}, {"validation": 0.99}, {"validation": 0.01}, {"test": 0.01}])
-def test_too_few_cases_are_refused(sizes):
-    with pytest.raises(InputError, match="found 23 cases, expected enough for a case in every part"):
-        make_split.divide(IDS, 0, **sizes)
-
-
 def test_a_list_of_ids_becomes_a_file(make, listed, tmp_path):
     output = tmp_path / "split.json"
     words = ("--ids", listed, "--folds", "3", "--seed", "7", "--test", "0.1", "--output", output)
@@ -69,8 +43,8 @@ def test_a_list_of_ids_becomes_a_file(make, listed, tmp_path):
     assert (found.name, found.seed, len(found.folds), len(found.test)) == ("mine", 7, 3, 2)
     assert found.provenance == "a paper; 23 ids divided by make_split --folds 3 --test 0.1 --seed 7"
     assert (found.folds[0]["training"], found.test) == (
-        tuple(make_split.divide(IDS, 7, 3, None, 0.1)[0][0]["training"]),
-        make_split.divide(IDS, 7, 3, None, 0.1)[1],
+        tuple(divide(IDS, 7, 3, None, 0.1)[0][0]["training"]),
+        divide(IDS, 7, 3, None, 0.1)[1],
     )
     assert out.splitlines()[0].startswith("mine, fold 0 of 3, hash ")
     assert make(*words, "--name", "mine", "--source", "a paper")[0] == 0  # the same file again

@@ -13,6 +13,7 @@ from engine.archives.description import PLACEHOLDERS
 from engine.data.case_checks import examine_case
 from engine.data.cases import image_files, pair_cases
 from engine.data.datasets import DATASETS, DatasetDescription
+from engine.data.split_file import SplitFile, read_split_file
 
 
 @pytest.fixture
@@ -77,9 +78,9 @@ def test_amos_mri_of_one_scanner(prepare, tmp_path):
     source = layouts.write_zip(tmp_path / "amos22.zip", layouts.amos(layouts.AMOS_MRI))
     status = prepare(source, "--kind", "amos_mri", "--scanner", "prisma")
     assert_one_line(status, "--scanner: found no labeled_data_meta_0000_0599.csv in or beside", source)
-    rows = [f"{number},{'Prisma' if number < 540 else 'SIGNA HDe'}" for number in range(500, 600)]
+    rows = [f"{number},M,{'Prisma' if number < 540 else 'SIGNA HDe'}" for number in range(500, 600)]
     table = tmp_path / "labeled_data_meta_0000_0599.csv"
-    table.write_text("\n".join(["amos_id,manufacturer_model_name", *rows]))
+    table.write_text("\n".join(["amos_id,Patient's Sex,Manufacturer's Model Name", *rows]))
     status, out, _ = prepare(source, "--kind", "amos_mri", "--scanner", "prisma")
     assert status == 0
     assert len(names(tmp_path / "out" / "imagesTr")) == 33
@@ -303,17 +304,51 @@ def test_totalsegmentator_merges_masks_and_keeps_its_split(prepare, tmp_path, pa
     assert (
         "classes in the order of their values: background, aorta, liver; a later one overwrites an earlier one" in out
     )
-    assert json.loads((root / "split.json").read_text()) == {
-        "name": "totalsegmentator",
-        "provenance": "meta.csv of TotalSegmentator v2, CT",
-        "folds": [{"training": ["s0000", "s0001"], "validation": ["s0003"]}],
-        "test": ["s0004"],
-    }
+    fold = {"training": ("s0000", "s0001"), "validation": ("s0003",)}
+    provenance = "meta.csv of TotalSegmentator v2, CT"
+    split = SplitFile("totalsegmentator", provenance, None, (fold,), ("s0004",))
+    assert read_split_file(root / "split.json") == split
     assert names(root) == [".prepared.jsonl", "dataset.json", "imagesTr", "labelsTr", "split.json"]
     assert_one_line(
         prepare(source, "--classes", "heart", output=tmp_path / "other"),
         "--classes: found heart, expected some of aorta, liver, spleen",
     )
+
+
+def test_totalsegmentator_mri_has_no_validation_part_and_gets_one(prepare, tmp_path):
+    subjects = [f"s{number:04d}" for number in range(22)]
+    files = layouts.totalsegmentator(subjects, {"liver": (0, 1)}, "mri")
+    files["meta.csv"] = files["meta.csv"].replace(b";val", b";train").replace(b"s0003;60;test", b"s0003;60;train")
+    source = layouts.write_folder(tmp_path / "in", files)
+    status, out, err = prepare(source)
+    assert status == 0, err
+    assert "note: meta.csv has no cases for validation: 1 training case of its 4 by seed 0" in out
+    split = read_split_file(tmp_path / "out" / "split.json")
+    (fold,) = split.folds
+    assert (split.seed, sorted([*fold["training"], *fold["validation"]])) == (0, subjects[:4])
+    assert (len(fold["validation"]), list(split.test)) == (1, subjects[4:])
+
+
+def test_a_damaged_subject_is_not_in_the_split(prepare, tmp_path):
+    subjects = ["s0000", "s0001", "s0002"]
+    files = layouts.totalsegmentator(subjects, {"liver": (0, 1)}) | {"s0001/ct.nii.gz": b"404"}
+    assert prepare(layouts.write_folder(tmp_path / "in", files), "--allow_missing")[0] == 0
+    (fold,) = read_split_file(tmp_path / "out" / "split.json").folds
+    assert fold == {"training": ("s0000",), "validation": ("s0002",)}
+
+
+def test_an_edited_split_is_kept(prepare, tmp_path):
+    subjects = ["s0000", "s0001", "s0002"]
+    source = layouts.write_folder(tmp_path / "in", layouts.totalsegmentator(subjects, {"liver": (0, 1)}))
+    path = tmp_path / "out" / "split.json"
+    status, out, _ = prepare(source)
+    assert (status, "is kept" in out) == (0, False)
+    assert not read_split_file(path).test  # the table has no test cases here
+    path.write_text("mine")
+    status, out, _ = prepare(source)
+    assert status == 0
+    assert f"warning: {path} is kept, though this command would write another content" in out
+    assert path.read_text() == "mine"
 
 
 def test_totalsegmentator_has_all_classes_in_alphabetical_order(prepare, tmp_path):

@@ -41,6 +41,28 @@ def test_the_copies_of_an_interrupted_unpacking_are_kept(tmp_path):
     assert source.read("top/a.txt") == b"other"
 
 
+def test_the_copies_are_told_apart_when_fewer_members_are_wanted(tmp_path):
+    """After an interruption the finished cases are not read again, and volumes of the others may be equally large."""
+    files = {f"top/{name}.nii": name.encode() * 9 for name in "abc"}
+    path = layouts.write_tar(tmp_path / "a.tgz", files)
+    for wanted in ("abc", "bc", "c"):
+        source = open_source(path)
+        unpack((source.members[f"top/{name}.nii"] for name in wanted), tmp_path)
+        assert {name: source.read(f"top/{name}.nii") for name in wanted} == {name: name.encode() * 9 for name in wanted}
+
+
+def test_the_copies_of_two_archives_are_told_apart(tmp_path):
+    for name in ("images", "labels"):
+        layouts.write_tar(tmp_path / "a.tgz", {"a.nii": name.encode()}).rename(tmp_path / f"{name}.tar")
+    source = open_source(tmp_path)
+    (tmp_path / "work").mkdir()
+    unpack(source.members.values(), tmp_path / "work")
+    assert {name: source.read(name) for name in source.members} == {
+        "images/a.nii": b"images",
+        "labels/a.nii": b"labels",
+    }
+
+
 def test_archives_in_a_folder_count_as_folders_unless_they_are_unpacked(tmp_path):
     layouts.write_zip(tmp_path / "in" / "images.zip", {"a.txt": b"packed"})
     layouts.write_zip(tmp_path / "in" / "labels.zip", {"b.txt": b"packed"})

@@ -8,7 +8,7 @@ from engine.archives.description import PLACEHOLDERS, describe_dataset, label_va
 from engine.archives.kinds import Kind
 from engine.archives.table import BRATS_YEARS, KINDS, MSD_TASKS
 from engine.archives.variants import Options, choose_variant
-from engine.data.datasets import DATASETS, DatasetDescription
+from engine.data.datasets import DATASETS, DEFAULT_TOLERANCE, DatasetDescription
 
 COUNTS = {"amos": 200, "amos_mri": 40, "kits19": 210, "kits21": 300, "kits23": 489, "btcv": 30, "flare22": 50}
 WITH_CLASSES = [name for name, kind in KINDS.items() if kind.classes or kind.paper]
@@ -61,6 +61,15 @@ def test_the_papers_datasets_are_described_by_its_own_entries():
         assert DatasetDescription.from_json(describe_dataset(KINDS[name]), name) == DATASETS[entry]
     papers = {kind.paper for kind in KINDS.values()} | {task.paper for task in MSD_TASKS.values()}
     assert papers - {""} == DATASETS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("kits21", (2.17808, 1.39295, 1.53627)), ("kits23", (1.03308, 1.13288, 1.14982))]
+)
+def test_kits_is_scored_with_the_tolerances_of_its_challenge(name, expected):
+    found = DatasetDescription.from_json(describe_dataset(KINDS[name]), name).tolerances
+    assert tuple(found[structure] for structure in ("kidney and masses", "masses", "tumor")) == expected
+    assert found["cyst"] == DEFAULT_TOLERANCE
 
 
 def test_every_pattern_has_the_group_of_the_id():

@@ -1,5 +1,6 @@
 """Scripts as processes: exit statuses, requests to stop that are passed on, and locks."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -51,6 +52,16 @@ def test_a_lock_lasts_until_those_that_inherit_it_have_ended(tmp_path):
     child.wait()
     with locked(tmp_path, "--output"):
         pass
+
+
+def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("engine.runtime.child_processes.flock", refuse)
+    with locked(tmp_path, "--output"):
+        pass
+    assert capsys.readouterr().out.startswith(f"warning: {tmp_path} cannot be locked (Function not implemented)")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line():
