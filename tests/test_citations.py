@@ -44,7 +44,7 @@ GENERATED = {
         "cases.txt",
         "boxes.json",
     ),
-    *("entry.json", "digests.json", "log.jsonl"),
+    *("entry.json", "digests.json", "log.jsonl", "plan.json", "plan.args"),
     *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
     *("loss.csv", "loss.png", "scores.csv", "wandb.json", "mlflow.json"),
     *("split.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),

@@ -23,6 +23,8 @@ PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md")), *sorted((REPOSITOR
 NETWORKS_PAGE = (REPOSITORY / "docs" / "networks.md").read_text()
 PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
 TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+# Files of flags that commands of docs/walkthrough.md write, and what they hold.
+WRITTEN = {"@walkthrough/plan.args": ["--dataset", "walkthrough/plan.json", "--roi_size", "48", "48", "32"]}
 EXTERNAL_COMMANDS = {"git", "export", "tar", "pip", "pytest"}  # commands and Python modules
 
 
@@ -32,7 +34,8 @@ def blocks(page, language):
 
 def commands(page):
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [[word for given in line for word in WRITTEN.get(given, [given])] for line in words if line]
 
 
 def check(words):
