@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.datasets import DatasetDescription
+from engine.data.splits import SHOWN
 from engine.evaluation.masks import compute_masks, mask_scalars
 from engine.evaluation.pictures import mask_slices
 from engine.report.charts import (
@@ -19,12 +20,14 @@ from engine.report.charts import (
     chart_steps,
     chart_wait,
 )
+from engine.report.curves import Curve, pair
 from engine.report.figures import CHARTS, drawing, encode_svg
 from engine.report.page import Block, Facts, Picture, Pictures, Section, Table, Text
 from engine.report.run_folder import LOGS, Run
-from engine.runtime.arguments import format_value
+from engine.runtime.arguments import PARTS, format_value
 from engine.runtime.files import BEST, LAST
 from engine.runtime.versions import software_versions
+from engine.weights.checkpoints import split_of
 
 VALIDATION = "time/validation_share"  # in the log
 NO_CURVES = f"There are no curves: the run has no {LOGS} folder with at least one step."
@@ -39,11 +42,7 @@ def show_training(run: Run) -> Section:
         facts["its arguments"] = format_value(config.overrides) if config.overrides else "defaults"
         facts["parameters"] = f"{sum(value.numel() for value in run.best.network.parameters()) / 1e6:.2f} million"
         facts |= describe_dataset(run.best.description)
-    if run.last:
-        facts["training cases"] = len(run.last.get("cases", []))
-    if run.dice is not None:
-        facts["validation cases"] = len(run.dice.cases)
-    facts["split"] = describe_split(run)
+    facts |= describe_split(run)
     facts |= describe_recipe(run)
     if (progress := run.progress) is not None:
         facts["iterations done"] = progress.iteration
@@ -76,13 +75,14 @@ def describe_dataset(description: DatasetDescription) -> dict[str, str]:
     }
 
 
-def describe_split(run: Run) -> str | None:
-    """Describe the split that the checkpoint holds; None without one."""
-    split = run.last.get("split", run.best.content.get("split") if run.best is not None else None)
-    if not isinstance(split, dict):
-        return None if split is None else str(split)
-    sizes = {name: len(value) if isinstance(value, list) else value for name, value in split.items()}
-    return ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
+def describe_split(run: Run) -> dict[str, str]:
+    """Describe the split that the checkpoints hold: its name and hash, and the number of cases in each part."""
+    split = split_of(run.last) or split_of(run.best.content if run.best is not None else {})
+    counts = {f"{part} cases": str(len(split[part])) for part in PARTS if part in split}
+    if "name" not in split:  # as earlier versions wrote it
+        return counts
+    fold = f", fold {split['fold']} of {split['folds']}" if split["folds"] > 1 else ""
+    return {**counts, "split": f"{split['name']}{fold}, hash {split['hash'][:SHOWN]}"}
 
 
 def describe_recipe(run: Run) -> dict[str, str | None]:
@@ -122,13 +122,17 @@ def show_curves(run: Run) -> Section:
     return Section("Curves", blocks)
 
 
+def step_times(run: Run) -> tuple[Curve, Curve]:
+    """Return the seconds that each step waited for data, and computed; empty curves without a step."""
+    none = Curve(np.array([], np.int64), np.array([]))
+    return pair(*(run.logs.scalars.get(name, none) for name in (WAIT, COMPUTE)))
+
+
 def wait_share(run: Run) -> float:
     """Compute the share of the time of all steps that they waited for data; NaN without steps."""
-    scalars = run.logs.scalars
-    if WAIT not in scalars or COMPUTE not in scalars:
-        return math.nan
-    waited, computed = (scalars[name].values.sum() for name in (WAIT, COMPUTE))
-    return float(waited / max(waited + computed, 1e-12))
+    wait, compute = step_times(run)
+    waited, computed = wait.values.sum(), compute.values.sum()
+    return float(waited / max(waited + computed, 1e-12)) if len(wait.steps) else math.nan
 
 
 def show_time(run: Run) -> Section:
@@ -136,7 +140,7 @@ def show_time(run: Run) -> Section:
     share, scalars = wait_share(run), run.logs.scalars
     if math.isnan(share):
         return Section("Time", [Text(NO_CURVES)])
-    wait, compute = scalars[WAIT], scalars[COMPUTE]
+    wait, compute = step_times(run)
     total = wait.values + compute.values
     facts = {
         "waiting for data": f"{100 * share:.1f} % of the time of all steps",
