@@ -99,12 +99,14 @@ def tabulate_cases(dice: DiceScores) -> Table:
 
 
 def tabulate_measures(scores: MeasuredScores) -> Table:
-    """Tabulate the mean of every measure by structure, over the cases in which it is finite."""
-    rows = []
+    """Tabulate the mean of every measure by structure, over the cases in which it is finite; "cases" have a Dice."""
+    rows, dice = [], scores.measures.index("dice")
     for name, cases in scores.rows.items():
         columns = np.array(list(cases.values())).T
         finite = [column[np.isfinite(column)] for column in columns]
-        rows.append([name, str(len(cases)), *(f"{column.mean():.4g}" if column.size else "-" for column in finite)])
+        rows.append(
+            [name, str(finite[dice].size), *(f"{column.mean():.4g}" if column.size else "-" for column in finite)]
+        )
     caption = f"Means over the cases in which a measure is defined and finite ({scores.path})."
     titles = [TITLES.get(name, name.replace("_", " ")) for name in scores.measures]
     return Table(["class", "cases", *titles], rows, caption)

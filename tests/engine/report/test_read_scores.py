@@ -63,7 +63,7 @@ def test_measures_are_averaged_where_they_are_finite(tmp_path):
     assert scores.measures == ["dice", "hd95_mm"]
     table = tabulate_measures(scores)
     assert table.header == ["class", "cases", "Dice", "HD95, mm"]
-    assert table.rows == [["liver", "2", "0.625", "3.5"], ["spleen", "2", "0.25", "9"]]
+    assert table.rows == [["liver", "2", "0.625", "3.5"], ["spleen", "1", "0.25", "9"]]
     dice = scores.to_dice(["liver"])
     assert (dice.cases, dice.structures, dice.means.tolist()) == (["one", "two"], ["liver", "spleen"], [0.5, 0.75])
     assert scores.to_dice([]).means.tolist() == [0.5, 0.5]
