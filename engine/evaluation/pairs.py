@@ -1,5 +1,6 @@
 """Predictions and labels: paired by id, checked, and scored case by case."""
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warni
 from engine.runtime.wording import count_of, list_some
 
 SUFFIX = PREDICTION_ENDING.removesuffix(".nii.gz")
+SKEW = 0.01  # cosine of the angle between two axes, up to which they count as perpendicular
 Result = TypeVar("Result")
 
 
@@ -191,7 +193,19 @@ def _check(pair: Pair, description: DatasetDescription) -> Findings:
     problems += read_classes(label, description.labels)[1]
     for header in predictions:  # which cannot be of unknown class
         problems += read_classes(header, replace(description.labels, ignored=()))[1]
-    return Findings(problems, warnings)
+    return Findings(problems, merge_warnings([warnings, _warn_of_skew(label)]))
+
+
+def _warn_of_skew(label: FileHeader) -> Warnings:
+    """Warn of a grid whose axes are not at right angles, as of some CT with a tilted gantry."""
+    if label.grid is None:
+        return {}
+    axes = label.grid.affine[:3, :3] / label.grid.spacing
+    cosine = float(np.abs(np.triu(axes.T @ axes, 1)).max())
+    if cosine <= SKEW:
+        return {}
+    found = f"found axes at an angle of {math.degrees(math.acos(cosine)):.0f} degrees, expected right angles"
+    return {"skew": [f"{label.path}: {found}: HD95 and NSD are computed as if they were"]}
 
 
 def _score(pair: Pair, description: DatasetDescription) -> Scored:

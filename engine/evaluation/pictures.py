@@ -18,6 +18,7 @@ from engine.data.datasets import DatasetDescription
 from engine.data.intensity_checks import fill_nan
 from engine.data.labels import IGNORED_INDEX
 from engine.data.nifti import open_volume, read_voxels, turn_to_ras
+from engine.runtime.errors import InputError
 from engine.runtime.files import write_whole
 
 PLANES = ("sagittal", "coronal", "axial")  # the plane at a fixed index along each RAS axis
@@ -94,10 +95,14 @@ def preview(
         prediction, label: label maps on the image's grid.
         description: description of the dataset.
         case: id of the case.
+    Raises:
+        InputError: the image cannot be read, or has no intensities.
     """
     native = open_volume(image_path)
     intensities = read_voxels(image_path)
     channel = intensities[..., 0] if intensities.ndim == 4 else intensities
+    if np.isnan(channel).all():
+        raise InputError(f"{image_path}: found NaN in all voxels, expected intensities to draw")
     fill_nan(channel)
     image = turn_to_ras(channel, native.affine)
     prediction = turn_to_ras(prediction, native.affine)

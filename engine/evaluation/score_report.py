@@ -18,7 +18,8 @@ from engine.evaluation.pairs import Scored
 from engine.evaluation.scores import ABSENT_RULE, METRICS, TITLES, Summary, absent_from, summarise
 from engine.runtime.wording import count_of
 
-CSV_HEADER = ("case", "class", *METRICS, "tolerance_mm", "absent_from", "method")
+WORDS = ("absent_from", "method")  # columns of text, which may be empty or look like numbers
+CSV_HEADER = ("case", "class", *METRICS, "tolerance_mm", *WORDS)
 DIGITS = 6  # of numbers in files, as in those of test_seg.py
 DECIMALS = {"hd95_mm": ".2f", "volume_error_ml": "+.2f", "relative_volume_error": "+.3f"}  # of numbers in tables
 SHARE = ".3f"  # those of all other metrics

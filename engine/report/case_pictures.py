@@ -33,14 +33,14 @@ def choose_extremes(dice: DiceScores) -> Extremes:
 
 
 def find_images(
-    predictions: Predictions, root: Path | None, former_root: str, description: DatasetDescription
+    predictions: Predictions, root: Path | None, former_root: Path | None, description: DatasetDescription
 ) -> dict[str, Case]:
     """Find the images of predictions, with labels if there are any, by id.
 
     Args:
         predictions: the predictions; their settings name the images.
         root: dataset folder to look in instead, or None.
-        former_root: dataset folder of the training, for predictions whose settings name no images.
+        former_root: dataset folder of the training, if known, for predictions whose settings name no images.
         description: description of the dataset.
     Raises:
         InputError: ``root`` is no folder.
@@ -48,16 +48,20 @@ def find_images(
     if root is not None and not root.is_dir():
         raise InputError(f"--root: {root} not found, expected a dataset folder")
     sources = predictions.settings.get(SOURCES, {}).values()
-    folders = {
-        Path(source["paths"][0]).parent for source in sources if isinstance(source, dict) and source.get("paths")
-    }
+    folders = {Path(str(source["paths"][0])).parent for source in sources if _has_paths(source)}
     if root is not None or not folders:
-        found = [find_all_cases(root or Path(former_root), description)]
+        place = root or former_root
+        found = [find_all_cases(place, description)] if place is not None and place.is_dir() else []
     else:
         layout = len(description.channels), description.endings
         pairs = [(folder, matching_label_folder(folder)) for folder in sorted(folders)]
         found = [find_cases(images, labels, *layout, every_label=False) for images, labels in pairs]
     return {case["id"]: case for cases, *_ in found for case in cases}
+
+
+def _has_paths(source: object) -> bool:
+    """Check whether the settings of a prediction name its image; those of earlier versions do not."""
+    return isinstance(source, dict) and isinstance(source.get("paths"), list) and bool(source["paths"])
 
 
 def draw_case(case: Case, predictions: Predictions, description: DatasetDescription) -> str:

@@ -59,6 +59,13 @@ def read_logs(folder: Path) -> Logs:
     return Logs(scalars, pictures, (min(times), max(times)) if times else None)
 
 
+def pair(first: Curve, second: Curve) -> tuple[Curve, Curve]:
+    """Return the points of two curves at the steps that both have; a run in progress or a kill may leave one longer."""
+    steps, *places = np.intersect1d(first.steps, second.steps, return_indices=True)
+    one, two = (Curve(steps, curve.values[place]) for curve, place in zip((first, second), places, strict=True))
+    return one, two
+
+
 def thin(curve: Curve) -> Curve:
     """Average a curve over ``DRAWN`` equal parts, if it has more points."""
     if len(curve.steps) <= DRAWN:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.report.page import Section, Text, render_page
-from engine.report.run_folder import Predictions, Run, name_weights
+from engine.report.run_folder import Predictions, Run, choose_description, name_weights
 from engine.report.score_sections import choose_dice, show_cases, show_dice
 from engine.report.training_sections import (
     show_arguments,
@@ -34,8 +34,7 @@ def make_report(run: Run, predictions: Predictions | None, root: Path | None) ->
     Raises:
         InputError: ``root`` is no folder.
     """
-    trained = run.best.description if run.best is not None else None
-    description = predictions.description if predictions and predictions.description else trained
+    description = choose_description(run, predictions)
     sections = [
         show_training(run),
         show_warnings(run, predictions),

@@ -107,6 +107,13 @@ def read_predictions(folder: Path) -> Predictions:
     )
 
 
+def choose_description(run: Run, predictions: Predictions | None) -> DatasetDescription | None:
+    """Return the description that the predictions were made with, or else that of the weights; None without both."""
+    if predictions is not None and predictions.description is not None:
+        return predictions.description
+    return run.best.description if run.best is not None else None
+
+
 def read_progress(checkpoint: dict[str, Any], path: Path) -> Progress:
     """Read the progress of a run from its last checkpoint.
 
@@ -142,4 +149,4 @@ def name_weights(run: Run, predictions: Predictions) -> list[str]:
     """Name the weights of the run that predictions were made with; "" in place of weights that the run has not."""
     used = predictions.settings.get("trained_weights", [])
     digests = {digest_weights([str(path)])[0]: path.name for path in sorted(run.folder.glob("*.pth"))}
-    return [digests.get(digest, "") for digest in ([used] if isinstance(used, str) else used)]
+    return [digests.get(digest, "") for digest in (used if isinstance(used, list) else [used])]

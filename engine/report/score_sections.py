@@ -7,11 +7,12 @@ import numpy as np
 
 from engine.data.datasets import DatasetDescription
 from engine.evaluation.metrics import mean_over_classes
+from engine.evaluation.scores import TITLES
 from engine.report.case_pictures import choose_extremes, draw_case, find_images
 from engine.report.charts import chart_dice
 from engine.report.figures import CHARTS, drawing, encode_svg, to_uri
 from engine.report.page import Block, Picture, Pictures, Section, Table, Text
-from engine.report.run_folder import Predictions, Run
+from engine.report.run_folder import Predictions, Run, choose_description
 from engine.report.scores import DiceScores, MeasuredScores
 from engine.runtime.errors import InputError
 from engine.runtime.wording import count_of
@@ -26,7 +27,8 @@ def choose_dice(run: Run, predictions: Predictions | None) -> DiceScores | None:
         return run.dice
     if predictions.dice is not None or predictions.scores is None:
         return predictions.dice
-    return predictions.scores.to_dice(predictions.description.classes[1:] if predictions.description else ())
+    description = choose_description(run, predictions)
+    return predictions.scores.to_dice(description.classes[1:] if description else ())
 
 
 def show_dice(run: Run, predictions: Predictions | None, regions: Collection[str]) -> Section:
@@ -97,14 +99,17 @@ def tabulate_cases(dice: DiceScores) -> Table:
 
 
 def tabulate_measures(scores: MeasuredScores) -> Table:
-    """Tabulate the mean of every measure by structure, over the cases in which it is finite."""
-    rows = []
+    """Tabulate the mean of every measure by structure, over the cases in which it is finite; "cases" have a Dice."""
+    rows, dice = [], scores.measures.index("dice")
     for name, cases in scores.rows.items():
         columns = np.array(list(cases.values())).T
         finite = [column[np.isfinite(column)] for column in columns]
-        rows.append([name, str(len(cases)), *(f"{column.mean():.4g}" if column.size else "-" for column in finite)])
+        rows.append(
+            [name, str(finite[dice].size), *(f"{column.mean():.4g}" if column.size else "-" for column in finite)]
+        )
     caption = f"Means over the cases in which a measure is defined and finite ({scores.path})."
-    return Table(["class", "cases", *scores.measures], rows, caption)
+    titles = [TITLES.get(name, name.replace("_", " ")) for name in scores.measures]
+    return Table(["class", "cases", *titles], rows, caption)
 
 
 def show_cases(
@@ -117,7 +122,8 @@ def show_cases(
     if dice is None or description is None:
         missing = explain_no_dice(predictions) if dice is None else "It is not known what was predicted."
         return Section(title, [Text(f"No pictures. {missing}")])
-    images = find_images(predictions, root, str(run.args.get("root", "")), description)
+    former_root = Path(str(run.args["root"])) if run.args.get("root") else None
+    images = find_images(predictions, root, former_root, description)
     blocks: list[Block] = []
     for name, indices in choose_extremes(dice)._asdict().items():
         pictures = []

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.evaluation.metrics import mean_over_classes
+from engine.evaluation.score_report import WORDS
 from engine.runtime.errors import InputError
 from engine.runtime.files import read_csv
 
@@ -85,7 +86,8 @@ def read_scores(path: Path) -> MeasuredScores:
     header = list(rows[0]) if rows else []
     if header[:2] != ["case", "class"] or "dice" not in header:
         raise InputError(f"{path}: holds no scores of cases, expected the table that tools/evaluate.py writes")
-    measures = [name for name in header[2:] if name == "dice" or all(_is_number(row[name]) for row in rows)]
+    numbers = [name for name in header[2:] if name not in WORDS and all(_is_number(row[name]) for row in rows)]
+    measures = [name for name in header[2:] if name == "dice" or name in numbers]
     by_structure: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         cases = by_structure.setdefault(row["class"], {})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.datasets import DatasetDescription
-from engine.data.splits import PARTS, SHOWN
+from engine.data.splits import SHOWN
 from engine.evaluation.masks import compute_masks, mask_scalars
 from engine.evaluation.pictures import mask_slices
 from engine.report.charts import (
@@ -20,10 +20,11 @@ from engine.report.charts import (
     chart_steps,
     chart_wait,
 )
+from engine.report.curves import Curve, pair
 from engine.report.figures import CHARTS, drawing, encode_svg
 from engine.report.page import Block, Facts, Picture, Pictures, Section, Table, Text
 from engine.report.run_folder import LOGS, Run
-from engine.runtime.arguments import format_value
+from engine.runtime.arguments import PARTS, format_value
 from engine.runtime.files import BEST, LAST
 from engine.runtime.versions import software_versions
 from engine.weights.checkpoints import split_of
@@ -75,12 +76,12 @@ def describe_dataset(description: DatasetDescription) -> dict[str, str]:
 
 
 def describe_split(run: Run) -> dict[str, str]:
-    """Describe the split that the checkpoint holds: the number of cases in each part, name, fold and hash."""
-    split = split_of(run.last or (run.best.content if run.best is not None else {}))
-    counts = {f"{part} cases": str(len(split[part])) for part in PARTS if isinstance(split.get(part), list)}
-    if "hash" not in split:  # of an earlier version
+    """Describe the split that the checkpoints hold: its name and hash, and the number of cases in each part."""
+    split = split_of(run.last) or split_of(run.best.content if run.best is not None else {})
+    counts = {f"{part} cases": str(len(split[part])) for part in PARTS if part in split}
+    if "name" not in split:  # as earlier versions wrote it
         return counts
-    fold = f", fold {split['fold']} of {split['folds']}" if split.get("folds", 1) > 1 else ""
+    fold = f", fold {split['fold']} of {split['folds']}" if split["folds"] > 1 else ""
     return {**counts, "split": f"{split['name']}{fold}, hash {split['hash'][:SHOWN]}"}
 
 
@@ -121,13 +122,17 @@ def show_curves(run: Run) -> Section:
     return Section("Curves", blocks)
 
 
+def step_times(run: Run) -> tuple[Curve, Curve]:
+    """Return the seconds that each step waited for data, and computed; empty curves without a step."""
+    none = Curve(np.array([], np.int64), np.array([]))
+    return pair(*(run.logs.scalars.get(name, none) for name in (WAIT, COMPUTE)))
+
+
 def wait_share(run: Run) -> float:
     """Compute the share of the time of all steps that they waited for data; NaN without steps."""
-    scalars = run.logs.scalars
-    if WAIT not in scalars or COMPUTE not in scalars:
-        return math.nan
-    waited, computed = (scalars[name].values.sum() for name in (WAIT, COMPUTE))
-    return float(waited / max(waited + computed, 1e-12))
+    wait, compute = step_times(run)
+    waited, computed = wait.values.sum(), compute.values.sum()
+    return float(waited / max(waited + computed, 1e-12)) if len(wait.steps) else math.nan
 
 
 def show_time(run: Run) -> Section:
@@ -135,7 +140,7 @@ def show_time(run: Run) -> Section:
     share, scalars = wait_share(run), run.logs.scalars
     if math.isnan(share):
         return Section("Time", [Text(NO_CURVES)])
-    wait, compute = scalars[WAIT], scalars[COMPUTE]
+    wait, compute = step_times(run)
     total = wait.values + compute.values
     facts = {
         "waiting for data": f"{100 * share:.1f} % of the time of all steps",

@@ -314,6 +314,17 @@ def test_predictions_without_a_valid_affine(folders, score):
     assert read_table(folders / "out" / "scores.csv") == read_table(folders / "fixed" / "scores.csv")
 
 
+def test_axes_that_are_not_perpendicular_are_warned_of(folders, score):
+    assert "right angles" not in score()[1]
+    skewed = AFFINE.copy()
+    skewed[0, 2] = 1.0  # of a gantry tilted by 18 degrees
+    for folder in ("labels", "good"):
+        change(next((folders / folder).glob("case_1*")), lambda voxels: voxels, skewed)
+    status, out, errors = score()
+    assert (status, errors) == (0, [])
+    assert "labels/case_1.nii.gz: found axes at an angle of 72 degrees, expected right angles: HD95 and NSD" in out
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_case_that_fails_does_not_stop_the_others(folders, score, monkeypatch, num_workers):
     real = pairs.score_structures

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import prediction_arguments, write_nifti
+from torch.utils.tensorboard import SummaryWriter
 
 import test_seg as predict_script
 from engine.data.cases import make_case
@@ -173,6 +174,17 @@ def test_a_run_of_one_file_has_a_report(write, copy, left):
     assert re.findall(r"<h2>(.*)</h2>", write(copy).source) == SECTIONS
 
 
+def test_a_run_in_progress_whose_last_step_is_half_logged_has_a_report(write, tmp_path):
+    with SummaryWriter(str(tmp_path / "run" / "tensorboard")) as writer:
+        for step in (1, 2, 3):
+            writer.add_scalar("train/data_wait_s", 0.25, step)
+        for step in (1, 2):
+            writer.add_scalar("train/compute_s", 0.75, step)
+    page = write(tmp_path / "run")
+    assert "waiting for data 25.0 % of the time of all steps" in page.text
+    assert "The steps waited for data during 25 % of their time" in page.text
+
+
 def change_checkpoint(path, change):
     content = torch.load(path, weights_only=True)
     change(content)
@@ -192,6 +204,26 @@ def test_warnings_of_the_training(write, copy):
     assert "not finite: 3." in page.text
     assert "The best validation is the last one, at iteration 40" in page.text
     assert "a checkpoint was damaged" in page.text
+
+
+def test_the_split_is_described(write, copy):
+    def divide(content):
+        content["split"] |= {"name": "ours", "folds": 5, "fold": 3, "hash": "0123456789abcdef", "test": ["a", "b"]}
+
+    change_checkpoint(copy / "last_checkpoint.pth", divide)
+    expected = "training cases 3 validation cases 2 test cases 2 split ours, fold 3 of 5, hash 0123456789ab crop"
+    assert expected in write(copy).text
+    (copy / "last_checkpoint.pth").unlink()
+    assert "training cases 3 validation cases 2 split folders, hash" in write(copy).text  # of the best weights
+
+
+def test_a_run_of_an_earlier_version_has_only_its_training_cases(write, copy):
+    def forget(content):
+        content["cases"] = content.pop("split")["training"]
+
+    change_checkpoint(copy / "last_checkpoint.pth", forget)
+    text = write(copy).text
+    assert "training cases 3 crop" in text
 
 
 def test_predictions_of_other_weights_are_warned_of(write, copy, predicted, tmp_path):
@@ -233,6 +265,35 @@ def test_a_case_that_cannot_be_drawn_is_named(write, trained, predicted, tmp_pat
     assert re.search(r"No picture of box_0 \(mean Dice 0\.\d+\): .*box_0_seg.nii.gz: cannot be read", page.text)
     assert re.search(r"No picture of box_1 .*found the shape \(36, 28, 18\), expected \(4, 4, 4\)", page.text)
     assert page.text.count("solid: prediction") == 1
+
+
+def test_an_image_without_intensities_is_named(write, trained, predicted, box_template, tmp_path):
+    root = Path(shutil.copytree(box_template, tmp_path / "root"))
+    write_nifti(root / "imagesTr" / "box_0.nii.gz", np.full((36, 28, 18), np.nan, np.float32))
+    page = write(trained, predicted, "--root", root)
+    assert re.search(r"No picture of box_0 .*imagesTr/box_0.nii.gz: found NaN in all voxels", page.text)
+    assert page.text.count("solid: prediction") == 2
+
+
+def test_settings_that_make_no_sense_are_as_none(write, trained, predicted, tmp_path):
+    """A page is written of what there is, and names the images that it lacks."""
+    changed = Path(shutil.copytree(predicted, tmp_path / "changed"))
+    settings = json.loads((changed / "settings.json").read_text())
+    settings |= {"trained_weights": 5, "sources": {name: {"paths": 5} for name in settings["sources"]}}
+    (changed / "settings.json").write_text(json.dumps(settings))
+    assert "were made with weights that are not in" in write(trained, changed).text
+
+
+def test_predictions_of_other_software_need_no_settings_and_no_images(write, copy, tmp_path):
+    """A folder with the scores of tools.evaluate alone, on a machine without the dataset of the training."""
+    (copy / "args.json").write_text(json.dumps(json.loads((copy / "args.json").read_text()) | {"root": "/gone"}))
+    scored = tmp_path / "scored"
+    scored.mkdir()
+    (scored / "scores.csv").write_text("case,class,dice\none,left,0.5\none,right,0.7\none,both,0.9\n")
+    page = write(copy, scored)
+    assert "No picture of one (mean Dice 0.600): its image was not found, expected --root" in page.text  # without both
+    (copy / "args.json").unlink()
+    assert "its image was not found, expected --root" in write(copy, scored).text
 
 
 def test_measures_of_evaluate_are_shown(write, trained, predicted, tmp_path):

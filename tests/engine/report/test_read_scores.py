@@ -55,13 +55,18 @@ def test_a_summary_of_nothing_and_of_one():
     assert summarise(np.array([0.5, 0.7]))[2] == "0.141"
 
 
+def test_columns_of_words_are_no_measures_whatever_they_hold(tmp_path):
+    (tmp_path / "scores.csv").write_text("case,class,dice,absent_from,method\none,liver,0.5,,5\n")
+    assert read_scores(tmp_path / "scores.csv").measures == ["dice"]
+
+
 def test_measures_are_averaged_where_they_are_finite(tmp_path):
     (tmp_path / "scores.csv").write_text(SCORES)
     scores = read_scores(tmp_path / "scores.csv")
     assert scores.measures == ["dice", "hd95_mm"]
     table = tabulate_measures(scores)
-    assert table.header == ["class", "cases", "dice", "hd95_mm"]
-    assert table.rows == [["liver", "2", "0.625", "3.5"], ["spleen", "2", "0.25", "9"]]
+    assert table.header == ["class", "cases", "Dice", "HD95, mm"]
+    assert table.rows == [["liver", "2", "0.625", "3.5"], ["spleen", "1", "0.25", "9"]]
     dice = scores.to_dice(["liver"])
     assert (dice.cases, dice.structures, dice.means.tolist()) == (["one", "two"], ["liver", "spleen"], [0.5, 0.75])
     assert scores.to_dice([]).means.tolist() == [0.5, 0.5]
