@@ -117,6 +117,25 @@ def test_files_have_a_row_per_case_and_structure(folders, score):
     assert not (folders / "out" / "comparison.png").exists()
 
 
+def test_spacing_and_intensity_may_be_missing_and_are_not_among_the_scores(folders, score):
+    """The dataset.json that tools.prepare_dataset writes for datasets outside the paper has neither."""
+    assert score("--output", folders / "full")[0] == 0
+    labels_only = {name: value for name, value in DESCRIPTION.items() if name not in ("spacing", "intensity")}
+    (folders / "boxes.json").write_text(json.dumps(labels_only | REGIONS))
+    assert score("--output", folders / "out")[0] == 0
+    full, found = ((folders / name / "scores.json").read_text() for name in ("full", "out"))
+    assert found == full
+    assert json.loads(found)["dataset"].keys() == {
+        "name",
+        "modality",
+        "labels",
+        "regions",
+        "surface_tolerance",
+        "channels",
+    }
+    assert (folders / "out" / "scores.csv").read_text() == (folders / "full" / "scores.csv").read_text()
+
+
 def test_the_dice_is_that_of_test_seg(folders, score):
     table = DiceTable(["left", "right"], ["both"])
     for number in range(3):
