@@ -49,7 +49,7 @@ def test_a_run_prints_and_keeps_its_split(box_template, split, tmp_path, train):
     status, out, _ = train(*train_arguments(box_template, output, "--split", split, "--fold", "1"))
     assert status == 0
     assert f"split: mine, fold 1 of 2, hash {SHORT}: 2 training, 1 validation, 1 test" in out.splitlines()
-    assert f"warning: {box_template}: found 1 case in no part of the split mine (box_2)" in out.splitlines()
+    assert f"warning: {box_template}: found 1 case in no part of the split 'mine' (box_2)" in out.splitlines()
     assert list(json.loads((output / "dice.json").read_text())["cases"]) == ["box_0"]
     for name in ("last_checkpoint.pth", "best_metric_model.pth"):
         kept = load(output / name)["split"]
@@ -100,7 +100,7 @@ def test_ids_that_are_not_there_are_one_line(box_template, tmp_path, train):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({"folds": [{"training": ["box_0", "box_7"], "validation": ["box_1"]}]}))
     result = train(*train_arguments(box_template, tmp_path / "out", "--split", path))
-    assert_one_line(result, f"--root: {box_template}: found no image of box_7", "2 training cases of the split split")
+    assert_one_line(result, f"--root: {box_template}: found no image of box_7", "2 training cases of the split 'split'")
 
 
 def change_split(path, **parts):

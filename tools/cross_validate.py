@@ -168,7 +168,7 @@ def read_tables(folds: Mapping[int, Split], output: Path) -> tuple[dict[int, Dic
             continue
         tables[fold] = DiceTable.read(folder / "predictions" / "dice.json")
         if others := sorted(tables[fold].cases.keys() - set(ids)):
-            expected = f"expected the validation cases of the split {split.name}"
+            expected = f"expected the validation cases of the split {split.name!r}"
             raise InputError(f"fold {fold}: found {list_some(others)} in {folder}/predictions, {expected}")
     return tables, lines
 

@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Check all files, score all cases, print the tables and write the files."""
-    description = find_description(args.dataset, args.fix_affine)
+    description = find_description(args.dataset, args.fix_affine, preprocessed=False)
     if args.tolerance is not None:
         tolerances = tuple((name, args.tolerance) for name in description.structures)
         description = replace(description, surface_tolerance=tolerances)

@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
 
 def find_ids(root: Path, dataset: str) -> list[str]:
     """Find the ids of all cases of a dataset folder that have a label."""
-    found = find_all_cases(root, find_description(dataset))
+    found = find_all_cases(root, find_description(dataset, preprocessed=False))
     print_warnings(found.warnings)
     raise_problems(found.problems)
     return _each_once([case["id"] for case in found.cases if "label" in case], f"--root: {root}")

@@ -194,12 +194,12 @@ def find_parts(root: Path, description: DatasetDescription, split: Split, parts:
     warnings = dict(everything.warnings)
     listed = {name for ids in split.parts.values() for name in ids}
     if split.fold is not None and (others := sorted(known.keys() - listed)):
-        found = f"found {count_of(len(others), 'case')} in no part of the split {split.name}"
+        found = f"found {count_of(len(others), 'case')} in no part of the split {split.name!r}"
         warnings["in no part"] = [f"{root}: {found} ({list_some(others)})"]
     splits = {}
     for part in parts:
         cases, wrong = _look_up(split.ids(part), known, part != TEST)
-        expected = f"expected the {count_of(len(split.ids(part)), f'{part} case')} of the split {split.name}"
+        expected = f"expected the {count_of(len(split.ids(part)), f'{part} case')} of the split {split.name!r}"
         splits[part] = Found(cases, [f"--root: {root}: found {line}, {expected}" for line in wrong], {})
     first = splits[parts[0]]
     return splits | {parts[0]: Found(first.cases, everything.problems + first.problems, warnings)}

@@ -142,9 +142,17 @@ class DatasetDescription:
         return cls(**parse_description(values, source))
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a JSON file; InputError if it cannot be read or does not describe a dataset."""
-        return cls.from_json(read_values(path), str(path))
+    def read(cls, path: Path, preprocessed: bool = True) -> Self:
+        """Read a JSON file; InputError if it cannot be read or does not describe a dataset.
+
+        Args:
+            path: the file.
+            preprocessed: as in ``find_description``.
+        """
+        values = read_values(path)
+        if not preprocessed and isinstance(values, dict):
+            values = NEUTRAL | values
+        return cls.from_json(values, str(path))
 
 
 def read_values(path: Path) -> Any:
@@ -171,6 +179,8 @@ AMOS_ORGANS = (
     *("postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate/uterus"),
 )
 SOFT_TISSUE = (-125.0, 275.0)  # Hounsfield units
+# What stands for the fields of preprocessing where nothing is preprocessed, or they are chosen later.
+NEUTRAL = {"spacing": [1.0, 1.0, 1.0], "intensity": {"zscore": True}}
 
 
 def _describe(
@@ -195,17 +205,19 @@ DATASETS = {
 }
 
 
-def find_description(dataset: str, fix_affine: bool = False) -> DatasetDescription:
+def find_description(dataset: str, fix_affine: bool = False, preprocessed: bool = True) -> DatasetDescription:
     """Find the description for ``--dataset``.
 
     Args:
         dataset: a name in ``DATASETS``, or the path of a JSON file.
         fix_affine: as in ``DatasetDescription``.
+        preprocessed: whether volumes will be preprocessed. Otherwise the file may lack spacing and intensity, whose
+            values then mean nothing.
     Raises:
         InputError: the value is neither of these, or the file does not describe a dataset.
     """
     if dataset in DATASETS:
         return replace(DATASETS[dataset], fix_affine=fix_affine)
     if Path(dataset).suffix.lower() == ".json":
-        return replace(DatasetDescription.read(Path(dataset)), fix_affine=fix_affine)
+        return replace(DatasetDescription.read(Path(dataset), preprocessed), fix_affine=fix_affine)
     raise InputError(f"--dataset: found {dataset!r}, expected {', '.join(DATASETS)} or the path of a .json file")

@@ -12,13 +12,14 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ValidationInfo
 
-from engine.data.datasets import DEFAULT_TOLERANCE, IGNORE_LABEL, LARGEST, LabelValues
+from engine.data.datasets import DEFAULT_TOLERANCE, IGNORE_LABEL, LARGEST, NEUTRAL, LabelValues
 from engine.data.foreign_descriptions import translate
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.wording import count_of
 
 MAX_CLASSES = 255  # class indices are uint8, and one of them marks ignored voxels
 LONGEST_SHOWN = 200  # characters of a value in a message
+PLANNER = "tools.check_data --write_description"
 COLUMNS = ("case", "mean")  # of the tables of scores, beside those of classes and regions
 LARGEST_VALUE = 2**24 - 1  # float32, the type of many label maps, holds all whole numbers up to it
 
@@ -299,7 +300,8 @@ def _lines(error: ValidationError, missing: str) -> Iterator[str]:
         if found["type"] == "problem":
             yield f"{name}: {text}"
         elif found["type"] == "missing":
-            yield f"{name}: found none{missing}, expected {expected[name]}"
+            planned = f"; {PLANNER} chooses it" if name in NEUTRAL else ""
+            yield f"{name}: found none{missing}, expected {expected[name]}{planned}"
         else:  # of $schema
             yield f"{name}: found {_show(found['input'])}, expected some text"
 

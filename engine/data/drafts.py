@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.data.cases import find_splits, image_files, validation_folder
-from engine.data.datasets import DATASETS, DatasetDescription, read_values
+from engine.data.datasets import DATASETS, NEUTRAL, DatasetDescription, read_values
 from engine.data.folders import list_volumes
 from engine.data.foreign_descriptions import translate
 from engine.data.header_checks import Grid, format_size, read_header
@@ -64,8 +64,7 @@ def make_draft(dataset: str | None, root: Path, fix_affine: bool, workers: int, 
         values["labels"], reasons["labels"], warnings = _find_labels(root, workers)
     if "channels" not in values:
         values["channels"], reasons["channels"] = _find_channels(root)
-    complete = {"spacing": [1.0, 1.0, 1.0], "intensity": {"zscore": True}, **values}
-    read = DatasetDescription.from_json(complete, str(root) if dataset is None else dataset)
+    read = DatasetDescription.from_json(NEUTRAL | values, str(root) if dataset is None else dataset)
     description = replace(read, fix_affine=fix_affine, origin=origin)
     if "spacing" not in values and (grids := _training_grids(root, description, split)):
         shapes, spacings = zip(*((grid.shape, grid.spacing) for grid in grids), strict=True)

@@ -58,7 +58,7 @@ class SplitFile:
         """
         if fold is not None and fold >= len(self.folds):
             expected = f"0 to {len(self.folds) - 1}" if len(self.folds) > 1 else "0"
-            raise InputError(f"--fold: found {fold}, expected {expected}, as in the split {self.name}")
+            raise InputError(f"--fold: found {fold}, expected {expected}, as in the split {self.name!r}")
         number = 0 if len(self.folds) == 1 else fold
         parts = {} if number is None else dict(self.folds[number])
         if self.test:

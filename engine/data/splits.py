@@ -47,9 +47,11 @@ class Split:
             InputError: the part depends on a fold and none was chosen, or there is no such part.
         """
         if part not in self.parts and part != TEST:
-            raise InputError(f"--fold: found none, expected 0 to {self.folds - 1}, a fold of the split {self.name}")
+            raise InputError(f"--fold: found none, expected 0 to {self.folds - 1}, a fold of the split {self.name!r}")
         if part not in self.parts:
-            raise InputError(f"--part: found test, expected training or validation, the parts of the split {self.name}")
+            raise InputError(
+                f"--part: found test, expected training or validation, the parts of the split {self.name!r}"
+            )
         return self.parts[part]
 
     def part_to_predict(self, part: str | None) -> str:

@@ -142,6 +142,8 @@ def _match(folder: Path, label_folder: Path, labels: Mapping[str, str], allow_mi
             problems.append(f"{folder}: found {names} for {case}, expected one prediction per label")
         else:
             paths[case] = path
+    if same := sorted(case for case, path in paths.items() if os.path.samefile(path, labels[case])):
+        problems.append(f"{folder}: found the labels themselves ({list_some(same)}), expected predictions")
     warnings = {f"{kind} in {folder}": line for kind, line in found.warnings.items()}  # a line for each folder
     if others:
         left_out = f"left out {list_some(others)}, which belong to no label to score in {label_folder}"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from engine.data.datasets import DatasetDescription
+from engine.data.datasets import NEUTRAL, DatasetDescription
 from engine.evaluation.comparison import Row, compare_folders
 from engine.evaluation.pairs import Scored
 from engine.evaluation.scores import ABSENT_RULE, METRICS, TITLES, Summary, absent_from, summarise
@@ -102,7 +102,7 @@ def as_json(found: Evaluation) -> dict[str, Any]:
     """Collect settings, definitions, means and comparisons as plain values; None for what does not exist."""
     packages = ("monai", "numpy", "scipy", "torch")
     return {
-        "dataset": found.description.to_json(),
+        "dataset": {name: value for name, value in found.description.to_json().items() if name not in NEUTRAL},
         "labels": found.labels,
         "predictions": {method: str(folder) for method, folder in found.folders.items()},
         "fix_affine": found.description.fix_affine,

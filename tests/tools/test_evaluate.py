@@ -117,6 +117,37 @@ def test_files_have_a_row_per_case_and_structure(folders, score):
     assert not (folders / "out" / "comparison.png").exists()
 
 
+def test_spacing_and_intensity_may_be_missing_and_are_not_among_the_scores(folders, score):
+    """The dataset.json that tools.prepare_dataset writes for datasets outside the paper has neither."""
+    assert score("--output", folders / "full")[0] == 0
+    labels_only = {name: value for name, value in DESCRIPTION.items() if name not in ("spacing", "intensity")}
+    (folders / "boxes.json").write_text(json.dumps(labels_only | REGIONS))
+    assert score("--output", folders / "out")[0] == 0
+    full, found = ((folders / name / "scores.json").read_text() for name in ("full", "out"))
+    assert found == full
+    assert json.loads(found)["dataset"].keys() == {
+        "name",
+        "modality",
+        "labels",
+        "regions",
+        "surface_tolerance",
+        "channels",
+    }
+    assert (folders / "out" / "scores.csv").read_text() == (folders / "full" / "scores.csv").read_text()
+
+
+def test_labels_are_not_scored_against_themselves(folders, score):
+    """Their Dice of 1 would look like a result; links to them are told, too."""
+    for case in range(3):
+        (folders / "good" / f"case_{case}_seg.nii.gz").unlink()
+        (folders / "good" / f"case_{case}.nii.gz").symlink_to(folders / "labels" / f"case_{case}.nii.gz")
+    for name in ("labels", "good"):
+        status, _, lines = score("--output", folders / "out", predictions=[name])
+        expected = "found the labels themselves (case_0, case_1, case_2), expected predictions"
+        assert (status, lines) == (2, [f"{folders / name}: {expected}"])
+    assert not (folders / "out").exists()
+
+
 def test_the_dice_is_that_of_test_seg(folders, score):
     table = DiceTable(["left", "right"], ["both"])
     for number in range(3):

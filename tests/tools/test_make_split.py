@@ -1,8 +1,10 @@
 """Seeded splits from a folder or a list of ids, and bad input."""
 
+import json
 import shutil
 
 import pytest
+from conftest import DESCRIPTION
 
 from engine.data.division import divide
 from engine.data.split_file import read_split_file
@@ -57,7 +59,8 @@ def test_the_cases_of_a_folder_are_those_with_a_label(make, boxes, tmp_path):
     for number, path in enumerate(sorted((boxes / "imagesTs").iterdir())):
         path.rename(path.with_name(f"unlabelled_{number}.nii.gz"))
     output = tmp_path / "split.json"
-    status, _, _ = make("--root", boxes, "--dataset", boxes / "boxes.json", "--folds", "2", "--output", output)
+    (boxes / "labels.json").write_text(json.dumps({"name": "boxes", "labels": DESCRIPTION["labels"]}))
+    status, _, _ = make("--root", boxes, "--dataset", boxes / "labels.json", "--folds", "2", "--output", output)
     assert status == 0
     fold = read_split_file(output).folds[0]
     assert sorted([*fold["training"], *fold["validation"]]) == ["box_0", "box_1", "box_2", "box_8", "box_9"]

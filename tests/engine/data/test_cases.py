@@ -151,7 +151,7 @@ def test_cases_of_a_split_are_found_in_all_folders(root, capsys):
     training, validation = find_training_cases(root, AMOS, make_split("ad", "c", "b"))
     assert (ids(training), ids(validation)) == (["a", "d"], ["c"])
     assert training[1]["label"] == str(root / "labelsTs" / "d.nii")
-    assert capsys.readouterr().out == f"warning: {root}: found 1 case in no part of the split mine (e)\n"
+    assert capsys.readouterr().out == f"warning: {root}: found 1 case in no part of the split 'mine' (e)\n"
 
 
 def test_folders_that_do_not_exist_are_not_needed(root):
@@ -173,7 +173,7 @@ def test_a_part_of_a_split_is_predicted(root):
 
 WRONG = {
     "no image": (("ax", "cy"), ["no image of x, expected the 2 training", "no image of y, expected the 2 validation"]),
-    "no label": (("a", "e"), ["no label of e, expected the 1 validation case of the split mine"]),
+    "no label": (("a", "e"), ["no label of e, expected the 1 validation case of the split 'mine'"]),
 }
 
 
@@ -188,7 +188,7 @@ def test_cases_that_are_not_there_are_named_once_per_part(root, parts, expected)
 def test_an_id_in_two_folders_is_refused_if_the_split_has_it(root):
     (root / "imagesVa" / "a.nii").touch()
     (root / "labelsVa" / "a.nii").touch()
-    with pytest.raises(InputError, match="found two images of a, expected the 1 training case of the split mine"):
+    with pytest.raises(InputError, match="found two images of a, expected the 1 training case of the split 'mine'"):
         find_training_cases(root, AMOS, make_split("a", "c"))
     assert ids(find_training_cases(root, AMOS, make_split("b", "c"))[0]) == ["b"]
 

@@ -177,7 +177,8 @@ def test_all_problems_are_named_together():
         DatasetDescription.from_json(values, "some.json")
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[1] for line in lines[:4]] == ["name", "labels", "spacing", "nan"]
-    assert lines[2] == "some.json: spacing: found none, expected three positive numbers, in mm"
+    planned = "tools.check_data --write_description chooses it"
+    assert lines[2] == f"some.json: spacing: found none, expected three positive numbers, in mm; {planned}"
     assert lines[4].startswith('some.json: found the field "window"')
 
 

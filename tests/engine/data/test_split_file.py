@@ -65,7 +65,7 @@ def test_a_fold_is_chosen(tmp_path):
 def test_the_test_part_needs_no_fold(tmp_path):
     split = find_split(str(write(tmp_path / "split.json", {"folds": FOLDS, "test": ["t"]})), None)
     assert split.ids("test") == ("t",)
-    with pytest.raises(InputError, match="--fold: found none, expected 0 to 1, a fold of the split split"):
+    with pytest.raises(InputError, match="--fold: found none, expected 0 to 1, a fold of the split 'split'"):
         split.ids("training")
 
 
