@@ -47,7 +47,7 @@ GENERATED = {
     *("entry.json", "digests.json", "log.jsonl", "plan.json", "plan.args"),
     *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
     *("loss.csv", "loss.png", "scores.csv", "wandb.json", "mlflow.json"),
-    *("split.json", "plan.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),
+    *("split.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")
