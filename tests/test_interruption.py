@@ -256,14 +256,14 @@ def kill_at(monkeypatch, module, name, count):
     monkeypatch.setattr(module, name, call)
 
 
-# The renames of a run: 1 arguments, 2 first checkpoint; at an evaluation, 3 turns it into the previous checkpoint, 4 is
-# the new checkpoint, 5 the best weights, 6 and 7 the tables of Dice, 8 and 9 the checkpoint after the evaluation.
+# The renames of a run: 1 arguments, 2 versions, 3 first checkpoint; at an evaluation, 4 turns it into the previous
+# checkpoint, 5 is the new checkpoint, 6 the best weights, 7 and 8 the tables of Dice, 9 and 10 the checkpoint after it.
 @pytest.mark.parametrize(
     ("count", "gap"),
     [
-        (3, False),
-        (4, True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, False), (6, False), (8, False), (9, True))),
+        (4, False),
+        (5, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((6, False), (7, False), (9, False), (10, True))),
     ],
 )
 def test_killed_before_a_rename(whole, box_template, tmp_path, train, monkeypatch, count, gap):

@@ -64,7 +64,7 @@ def test_itk_places_a_prediction_where_it_places_the_image(boxes, trained, tmp_p
     change(boxes)
     status, out, err = predict(*prediction_arguments(boxes, tmp_path / "out", trained))
     assert status == 0, err
-    warned = [line for line in out.splitlines() if line.startswith("warning: ")]
+    warned = warnings_in(out)
     assert len(warned) == (warning != "")
     assert all(warning in line and line.endswith("(and 5 more of this kind)") for line in warned)
     for image in (boxes / "imagesTr").iterdir():

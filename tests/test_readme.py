@@ -25,7 +25,7 @@ PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script
 TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
 # Files of flags that commands of docs/walkthrough.md write, and what they hold.
 WRITTEN = {"@walkthrough/plan.args": ["--dataset", "walkthrough/plan.json", "--roi_size", "48", "48", "32"]}
-EXTERNAL_COMMANDS = {"git", "export", "tar", "pip", "pytest"}  # commands and Python modules
+EXTERNAL_COMMANDS = {"git", "export", "tar", "pip", "pytest", "mkdir", "ln"}  # commands and Python modules
 
 
 def blocks(page, language):

@@ -184,7 +184,11 @@ def _examine_label(report: CaseReport, header: FileHeader, description: DatasetD
     report.voxels_by_class = counts = count_classes(classes, description.classes)
     if not any(list(counts.values())[1:]):
         report.warn("unlabelled", f"found no labelled voxel in {header.path}")
-    if header.grid is None or not np.any(np.greater(description.spacing, header.grid.turn_to_ras().spacing)):
+    if (
+        header.grid is None
+        or report.resampled_shape is None
+        or not np.any(np.greater(description.spacing, header.grid.turn_to_ras().spacing))
+    ):
         return classes
     resampled = resample_label(classes, header.grid, description.spacing)
     report.resampled_voxels_by_class = left = count_classes(resampled, description.classes)

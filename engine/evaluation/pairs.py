@@ -153,7 +153,7 @@ def _match(folder: Path, label_folder: Path, labels: Mapping[str, str], allow_mi
         if paths and allow_missing:
             warnings[f"missing in {folder}"] = f"{lacking} ({list_some(missing)}), which are left out"
         else:
-            expected = "one prediction per label" + (", or --allow_missing" if paths else "")
+            expected = "one prediction per label" + (", --split, or --allow_missing" if paths else "")
             problems.append(f"{lacking} ({', '.join(missing)}), expected {expected}")
     return Volumes(paths, problems, warnings)
 

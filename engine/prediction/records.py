@@ -90,5 +90,7 @@ def describe_difference(name: str, known: Any, now: Any) -> str:
 
 
 def _shorten(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list | str):  # one item per network
+        return " and ".join(map(_shorten, value))
     text = format_value(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

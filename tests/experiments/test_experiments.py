@@ -81,7 +81,9 @@ def test_results_have_a_row_per_case_and_class(tried):
         assert facts["commit"]
         assert facts["command"].startswith("main_train.py --root ")
     (folder,) = (tried / "runs").glob("rate_or_start_tiny_*/REP3D_FIXED_0")
-    assert {path.name for path in folder.iterdir()} == {"args.json", "dice.csv", "dice.json", "tensorboard", FINAL}
+    assert {path.name for path in folder.iterdir()} == {
+        *("args.json", "versions.json", "dice.csv", "dice.json", "tensorboard", FINAL)
+    }
     assert load_trained(folder / FINAL, "").content["iteration"] == 2
     scored = json.loads((folder / "dice.json").read_text())["cases"]
     own = {(row["case"], row["class"]): float(row["dice"]) for row in rows if row["arm"] == "REP3D_FIXED"}

@@ -180,3 +180,12 @@ def test_label_problems_are_reported_without_the_image(tmp_path, change, parts):
     found = str(error.value).splitlines()
     assert [part in line for part, line in zip(parts, found, strict=True)] == [True] * len(parts)
     assert all(line.startswith(f"{case['label']}: ") for line in found)
+
+
+def test_a_label_is_not_resampled_where_its_image_cannot_be(tmp_path):
+    write_nifti(tmp_path / "image.nii.gz", np.ones((6, 6, 6), np.float32))
+    write_nifti(tmp_path / "label.nii.gz", np.ones((6, 6, 6), np.uint8))
+    case = make_case("case", str(tmp_path / "image.nii.gz"), str(tmp_path / "label.nii.gz"))
+    description = DatasetDescription.from_json(DESCRIPTION | {"spacing": [2, 1e-9, 1e-9]}, "test")
+    (problem,) = examine_case(case, "training", description, full=True).problems
+    assert "once they are resampled" in problem

@@ -46,7 +46,7 @@ def test_labels_without_a_prediction(tmp_path):
     with pytest.raises(InputError) as caught:
         find_pairs(labels, folders, allow_missing=False)
     first, second = str(caught.value).splitlines()
-    assert first.endswith("without a prediction (c, d), expected one prediction per label, or --allow_missing")
+    assert first.endswith("without a prediction (c, d), expected one prediction per label, --split, or --allow_missing")
     assert second.startswith(f"{folders['y']}: found 2 of 4 labels in {labels} without a prediction (a, d)")
     pairs, missing, warnings = find_pairs(labels, folders, allow_missing=True)
     assert {case: sorted(found) for case, found in ids(pairs).items()} == {"a": ["x"], "b": ["x", "y"], "c": ["y"]}
