@@ -138,8 +138,8 @@ def test_the_same_weights_twice_are_refused(boxes, trained, tmp_path, predict):
 
 CHANGING = {
     "window": (("--window", "gaussian"), "window constant (now gaussian)"),
-    "mirror": (("--mirror", "IS", "AP"), "mirror none given (now AP IS)"),
-    "keep_largest": (("--keep_largest", "right"), "keep_largest none given (now ['right'])"),
+    "mirror": (("--mirror", "IS", "AP"), "mirror none given (now AP and IS)"),
+    "keep_largest": (("--keep_largest", "right"), "keep_largest none given (now right)"),
 }
 
 

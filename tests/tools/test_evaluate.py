@@ -292,8 +292,8 @@ BAD = {
     ),
     "a prediction that is missing": (
         lambda at: (at / "good/case_1_seg.nii.gz").unlink(),
-        r"good: found 1 of 3 labels in .*labels without a prediction \(case_1\), expected one prediction per label, or "
-        r"--allow_missing",
+        r"good: found 1 of 3 labels in .*labels without a prediction \(case_1\), expected one prediction per label, "
+        r"--split, or --allow_missing",
     ),
     "no folder of predictions": (
         lambda at: (at / "good").rename(at / "Good"),
