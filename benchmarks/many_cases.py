@@ -7,13 +7,14 @@ a user runs, with a network that costs next to nothing: the check of headers and
 to its first step and validation, without a cache, filling --cache_dir, and with --cache_dir filled; prediction of all
 test cases, and the same command again. Each runs as a process of its own, for each number of cases.
 
-The growth is the time that the last cases added over that of those before, each per case: 1 if the time is linear, and
-2 for 250, 500 and 1000 cases if it is quadratic. Below a tenth of a second it is noise, and not printed.
+The growth is the CPU time that the last cases added over that of those before, each per case: 1 if it is linear, and 2
+for 250, 500 and 1000 cases if it is quadratic. Where they added less than half a second it is noise, and not printed.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ DESCRIPTION = {
     "intensity": {"zscore": True},
 }
 SMALL = ["--network", "REP3D_NONE", "--feat_size", *"4888", "--kernel_size", "3", "--roi_size", "32", "32", "32"]
-LEAST_S = 0.1  # shorter differences are noise
+LEAST_S = 0.5  # shorter differences are noise
 CHECK = ["-m", "tools.check_data", "--root", "data", "--dataset", "boxes.json"]
 TRAIN = [
     "main_train.py",
@@ -88,14 +89,14 @@ def write_cases(folder: Path, cases: int, seed: int) -> None:
 
 
 def measure_parts(folder: Path) -> dict[str, dict[str, float]]:
-    """Run every part in a dataset's folder; return seconds and peak bytes of each."""
+    """Run every part in a dataset's folder; return its seconds, the CPU seconds of its processes, and its peak bytes."""
     for name in ("main_train.py", "test_seg.py"):
         (folder / name).symlink_to(ROOT / name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     found = {}
     for part, command in PARTS.items():
         print(f"measuring {part} ...", file=sys.stderr, flush=True)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), children_cpu_s()
         process = subprocess.Popen(
             [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -105,16 +106,22 @@ def measure_parts(folder: Path) -> dict[str, dict[str, float]]:
         if process.returncode:
             last = (errors.decode(errors="replace").splitlines() or [""])[-1]
             raise InputError(f"{part}: found exit status {process.returncode} ({last}), expected 0")
-        found[part] = {"seconds": seconds, "peak_bytes": peak.bytes}
+        found[part] = {"seconds": seconds, "cpu_s": children_cpu_s() - cpu_start, "peak_bytes": peak.bytes}
     return found
 
 
-def growth(cases: Sequence[int], seconds: Sequence[float]) -> float | None:
-    """Divide the seconds per case that the last cases added by those that the cases before them added.
+def children_cpu_s() -> float:
+    """Sum the CPU seconds of all processes that this one and its children have started and waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def growth(cases: Sequence[int], cpu_s: Sequence[float]) -> float | None:
+    """Divide the CPU seconds per case that the last cases added by those that the cases before them added.
 
     Returns: 1 for linear times; None if an added time is too short to tell.
     """
-    first, last = seconds[-2] - seconds[0], seconds[-1] - seconds[-2]
+    first, last = cpu_s[-2] - cpu_s[0], cpu_s[-1] - cpu_s[-2]
     if min(first, last) < LEAST_S:
         return None
     return last / (cases[-1] - cases[-2]) / (first / (cases[-2] - cases[0]))
@@ -179,8 +186,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             shutil.rmtree(folder)
     parts = {}
     for part in PARTS:
-        columns = {name: [found[part][name] for found in measured] for name in ("seconds", "peak_bytes")}
-        parts[part] = {**columns, "growth": growth(args.cases, columns["seconds"])}
+        columns = {name: [found[part][name] for found in measured] for name in ("seconds", "cpu_s", "peak_bytes")}
+        parts[part] = {**columns, "growth": growth(args.cases, columns["cpu_s"])}
     results = {
         **describe_machine(torch.device("cpu")),
         "load_average_before": load_average,
