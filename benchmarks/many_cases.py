@@ -89,7 +89,7 @@ def write_cases(folder: Path, cases: int, seed: int) -> None:
 
 
 def measure_parts(folder: Path) -> dict[str, dict[str, float]]:
-    """Run every part in a dataset's folder; return its seconds, the CPU seconds of its processes, and its peak bytes."""
+    """Run every part in a dataset's folder; return its seconds, the CPU seconds of its processes, and peak bytes."""
     for name in ("main_train.py", "test_seg.py"):
         (folder / name).symlink_to(ROOT / name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
