@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "walkthrough.md"
-FEWER = {"--max_iter": "6", "--eval_step": "3", "--scale": "3"}  # in place of the page's values
+FEWER = {"--max_iter": "6", "--eval_step": "3"}  # in place of the page's values
 
 pytestmark = pytest.mark.slow
 
