@@ -49,7 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; the defaults are the paper's."""
     parser = OneLineParser("main_train.py", description=__doc__.splitlines()[0])
     data = parser.add_argument_group("data")
-    data.add_argument("--root", metavar="DIR", required=True, help="has imagesTr, labelsTr, imagesVal, labelsVal")
+    root = "dataset folder with imagesTr, labelsTr and, unless there is a --split, imagesVal, labelsVal"
+    data.add_argument("--root", metavar="DIR", required=True, help=root)
     data.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or the path of a JSON description")
     add_split_arguments(data)
     data.add_argument("--output", metavar="DIR", required=True, help="folder for checkpoints and logs")
@@ -264,13 +265,14 @@ def train(
             table.write(output)
         numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
         tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
-        log.scalars({f"dice/{name}": dice for name, dice in compared.means().items()}, state.iteration)
-        log.scalars({"best/dice": progress.best_dice}, state.iteration)  # services show the last value as the result
-        log.scalars({"time/validation_share": progress.validation_share}, state.iteration)
+        logged = {"dice": compared.means(), "mask": mask_scalars(state.network)}
+        logged["best"] = {"dice": progress.best_dice}  # services show the last value as the result
+        logged["time"] = {"validation_share": progress.validation_share}
         if len(table.cases) > len(chosen):
             tqdm.write(f"all {len(table.cases)} validation cases: mean Dice {table.mean():.4f}")
-            log.scalars({f"dice_all/{name}": dice for name, dice in table.means().items()}, state.iteration)
-        log.scalars({f"mask/{name}": value for name, value in mask_scalars(state.network).items()}, state.iteration)
+            logged["dice_all"] = table.means()
+        for group, values in logged.items():
+            log.scalars({f"{group}/{name}": value for name, value in values.items()}, state.iteration)
         for name, figure in figures.items():
             log.figure(name, figure, state.iteration)
         progress.awaits_evaluation = False

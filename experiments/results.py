@@ -7,7 +7,6 @@ trained it; rows of other code, arms or data are refused.
 import hashlib
 import json
 import re
-import subprocess
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -176,12 +175,6 @@ def digest_data(root: Path, dataset: str) -> str:
 def digest_text(text: str) -> str:
     """Hash a text."""
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def find_commit() -> str:
-    """Return the commit of the working tree, with "-dirty" if files differ from it, or "unknown" outside git."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
 
 
 def _first_difference(saved: Any, value: Any) -> str:

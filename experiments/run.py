@@ -23,9 +23,10 @@ from engine.runtime.arguments import hours, number
 from engine.runtime.child_processes import locked
 from engine.runtime.errors import STOPPED, InputError, OneLineParser, run
 from engine.runtime.stop_requests import StopRequests
+from engine.runtime.versions import find_commit
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.measures import MEASURES
-from experiments.results import Results, digest_code, digest_data, digest_text, find_commit
+from experiments.results import Results, digest_code, digest_data, digest_text
 from experiments.trainer import Trainer, describe_device, keep_final_weights, read_dice
 
 

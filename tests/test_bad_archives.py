@@ -90,7 +90,7 @@ def test_a_zip_with_a_password(prepare, tmp_path):
     assert_one_line(prepare(path), f"{path}: Task04_Hippocampus/", "is encrypted, expected")
 
 
-@pytest.mark.parametrize("name", ["../../evil.nii.gz", "/tmp/evil.nii.gz", "a\\..\\..\\evil.nii.gz"])
+@pytest.mark.parametrize("name", ["../../evil.nii.gz", "/evil.nii.gz", "a\\..\\..\\evil.nii.gz"])
 @pytest.mark.parametrize("ending", [".zip", ".tar"])
 def test_members_that_lead_out_of_the_archive(prepare, tmp_path, name, ending):
     write = layouts.write_zip if ending == ".zip" else layouts.write_tar

@@ -20,7 +20,7 @@ from prediction_folders import (
 )
 
 from engine.prediction import ensemble, post_transforms, predict_cases
-from engine.runtime.errors import InputError
+from engine.runtime.errors import InputError, describe_error
 
 BROKEN_IMAGES = {
     "truncated": (truncate, "cannot be read"),
@@ -119,7 +119,7 @@ def test_an_error_in_one_case_does_not_affect_the_others(
 def test_the_reported_reason_is_the_cause_of_the_pipelines_error():
     mistake, wrapped = InputError("/data/box_1.nii.gz: cannot be read"), RuntimeError("applying transform <Spacingd>")
     mistake.__cause__, wrapped.__cause__ = OSError("disk"), mistake
-    assert predict_cases.describe_error("box_1", wrapped) == "/data/box_1.nii.gz: cannot be read"
+    assert describe_error("box_1", wrapped, "--num_workers") == "/data/box_1.nii.gz: cannot be read"
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ import math
 from typing import BinaryIO
 
 from engine.archives.sources import DAMAGE, Member
-from engine.data.nifti import KINDS, UNREADABLE
+from engine.data.nifti import LONGEST_HEADER, UNREADABLE, tell_kind
 from engine.runtime.errors import InputError
 
 CHUNK = 2**20  # bytes
-LONGEST_HEADER = 540  # bytes, of NIfTI-2
 
 
 def check_whole(member: Member) -> None:
@@ -34,14 +33,10 @@ def check_whole(member: Member) -> None:
 
 
 def _check_size(file: BinaryIO) -> None:
-    """Raise a ValueError if a file ends before the voxels that its header declares."""
+    """Raise an error, one of ``UNREADABLE``, if a file ends before the voxels that its header declares."""
     start = file.read(LONGEST_HEADER)
-    for kind in KINDS:
-        if kind.header_class.may_contain_header(start):
-            header = kind.header_class(start[: kind.header_class.sizeof_hdr])
-            break
-    else:
-        raise ValueError("it is empty" if not start else "not a NIfTI file")
+    header_class = tell_kind(start).header_class
+    header = header_class(start[: header_class.sizeof_hdr])
     declared = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize + header.get_data_offset()
     found = len(start) + _read_on(file)
     if found < declared:

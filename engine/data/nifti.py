@@ -51,6 +51,19 @@ class _Nifti2Image(nib.Nifti2Image):
 
 
 KINDS = (_Nifti1Image, _Nifti2Image)
+LONGEST_HEADER = max(kind.header_class.sizeof_hdr for kind in KINDS)
+
+
+def tell_kind(start: bytes) -> type[nib.Nifti1Image]:
+    """Tell NIfTI-1 from NIfTI-2 by the first ``LONGEST_HEADER`` bytes of a file, unpacked.
+
+    Raises:
+        ImageFileError: it is neither.
+    """
+    for kind in KINDS:
+        if kind.header_class.may_contain_header(start):
+            return kind
+    raise ImageFileError("not a NIfTI file" if start else "it is empty")
 
 
 def open_volume(path: str) -> nib.Nifti1Image:
@@ -92,11 +105,8 @@ def _open_file(path: str, whole: bool = False) -> nib.Nifti1Image:
         compressed = raw.read(len(GZIP)) == GZIP
         raw.seek(0)
         file = gzip.GzipFile(fileobj=raw) if compressed else raw
-        start = file.read(max(kind.header_class.sizeof_hdr for kind in KINDS))
+        kind = tell_kind(file.read(LONGEST_HEADER))
         file.seek(0)
-        kind = next((kind for kind in KINDS if kind.header_class.may_contain_header(start)), None)
-        if kind is None:
-            raise ImageFileError("not a NIfTI file" if start else "it is empty")
         # On access nibabel trusts the name.
         if (whole and compressed) or compressed != path.lower().endswith(".gz"):
             return kind.from_bytes(file.read())

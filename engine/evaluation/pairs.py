@@ -19,7 +19,7 @@ from engine.data.folders import PREDICTION_ENDING, Volumes, list_volumes
 from engine.data.header_checks import FileHeader, read_header, review_headers
 from engine.data.loading import case_loader
 from engine.evaluation.scores import score_structures
-from engine.runtime.errors import InputError, is_out_of_memory, raise_problems
+from engine.runtime.errors import InputError, describe_error, raise_problems
 from engine.runtime.warning_lines import Warnings, collect_warnings, merge_warnings
 from engine.runtime.wording import count_of, list_some
 
@@ -246,12 +246,7 @@ class _Results(Dataset[Result | Failure], Generic[Result]):
         try:
             return self.work(pair)
         except Exception as error:  # no error of a single case may end a run over hundreds
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(": ")
-            if isinstance(error, InputError):
-                return Failure("; ".join(str(error).splitlines()))
-            if is_out_of_memory(error):
-                return Failure(f"{pair.case}: out of memory ({reason}), expected lower --num_workers")
-            return Failure(f"{pair.case}: {reason}")
+            return Failure(describe_error(pair.case, error, "--num_workers"))
 
 
 def _for_each(

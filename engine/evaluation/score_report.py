@@ -1,10 +1,8 @@
 """Tables of the scores of one or more folders of predictions, as text, CSV rows and JSON."""
 
 import math
-import platform
 from collections import Counter
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from engine.data.datasets import NEUTRAL, DatasetDescription
 from engine.evaluation.comparison import Row, compare_folders
 from engine.evaluation.pairs import Scored
 from engine.evaluation.scores import ABSENT_RULE, METRICS, TITLES, Summary, absent_from, summarise
+from engine.runtime.versions import software_versions
 from engine.runtime.wording import count_of
 
 WORDS = ("absent_from", "method")  # columns of text, which may be empty or look like numbers
@@ -100,13 +99,12 @@ def csv_rows(found: Evaluation) -> list[list[object]]:
 
 def as_json(found: Evaluation) -> dict[str, Any]:
     """Collect settings, definitions, means and comparisons as plain values; None for what does not exist."""
-    packages = ("monai", "numpy", "scipy", "torch")
     return {
         "dataset": {name: value for name, value in found.description.to_json().items() if name not in NEUTRAL},
         "labels": found.labels,
         "predictions": {method: str(folder) for method, folder in found.folders.items()},
         "fix_affine": found.description.fix_affine,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": software_versions(),
         "definitions": METRICS,
         "absent": ABSENT_RULE,
         "tolerance_mm": found.description.tolerances,

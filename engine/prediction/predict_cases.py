@@ -28,11 +28,12 @@ from engine.prediction.findings import read_prediction
 from engine.prediction.outputs import picture_path, prediction_path, write_output
 from engine.prediction.records import record_written
 from engine.runtime.distributed import process_rank
-from engine.runtime.errors import CasesFailed, DiskError, InputError, is_out_of_memory, raise_problems
+from engine.runtime.errors import CasesFailed, DiskError, describe_error, raise_problems
 from engine.runtime.memory import return_freed_memory
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 from engine.runtime.wording import count_of, list_some
 
+TO_LOWER = "--sw_batch_size or --num_workers"  # if memory runs out
 Sample = dict[str, Any]  # a case in progress: "id", "source" and "label" as in ``Case``, "image" and "pred" as volumes
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -226,25 +227,11 @@ def attempt(
     except fatal:
         raise
     except Exception as error:  # no error of a single case may end a run over hundreds
-        failure = Failure(case["id"], describe_error(case["id"], error))
+        failure = Failure(case["id"], describe_error(case["id"], error, TO_LOWER))
     # The memory that the step used is free only here, after its exception is released.
     return_freed_memory()
     torch.cuda.empty_cache()
     return failure
-
-
-def describe_error(case: str, error: BaseException) -> str:
-    """Describe the failure of a case in one line; an ``InputError`` already names the file."""
-    out_of_memory = is_out_of_memory(error)
-    while error.__cause__ is not None and not isinstance(error, InputError):  # MONAI wraps its transforms' errors
-        error = error.__cause__
-    lines = str(error).splitlines() or [""]
-    if isinstance(error, InputError):
-        return "; ".join(lines)
-    reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
-    if out_of_memory:
-        return f"{case}: out of memory ({reason}), expected lower --sw_batch_size or --num_workers"
-    return f"{case}: {reason}"
 
 
 def report(outcomes: Sequence[Outcome], kept: Sequence[Case], folder: Path, description: DatasetDescription) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.data.datasets import DatasetDescription
-from engine.evaluation.metrics import mean_over_classes
+from engine.evaluation.metrics import format_dice, mean_over_cases, mean_over_classes
 from engine.evaluation.scores import TITLES
 from engine.report.case_pictures import choose_extremes, draw_case, find_images
 from engine.report.charts import chart_dice
@@ -62,12 +62,9 @@ def describe_origin(dice: DiceScores, predictions: Predictions | None) -> str:
 def show_scores(dice: DiceScores, regions: Collection[str]) -> list[Block]:
     """Draw and tabulate the Dice; regions are not part of the mean over classes."""
     rows = [[name, *summarise(values)] for name, values in zip(dice.structures, dice.dice.T, strict=True)]
-    classes = [
-        float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else np.nan
-        for name, values in zip(dice.structures, dice.dice.T, strict=True)
-        if name not in regions
-    ]
-    rows.append(["mean of the classes", "", f"{mean_over_classes(np.array(classes)):.3f}", "", "", "", ""])
+    classes = [place for place, name in enumerate(dice.structures) if name not in regions]
+    mean = mean_over_classes(mean_over_cases(list(dice.dice[:, classes])))
+    rows.append(["mean of the classes", "", f"{mean:.3f}", "", "", "", ""])
     with drawing(CHARTS):
         chart = encode_svg(chart_dice(dice))
     caption = "A point is a case; the box holds the middle half of them, the line in it is the median."
@@ -92,7 +89,7 @@ def summarise(values: np.ndarray) -> list[str]:
 def tabulate_cases(dice: DiceScores) -> Table:
     """Tabulate the Dice of the cases, the worst first."""
     ranked = dice.ranked()[:LISTED_CASES]
-    rows = [[dice.cases[index], *map(_cell, (*dice.dice[index], dice.means[index]))] for index in ranked]
+    rows = [[dice.cases[index], *map(format_dice, (*dice.dice[index], dice.means[index]))] for index in ranked]
     number = len(dice.cases)
     which = f"The {len(rows)} cases with the lowest mean, of {number}" if number > len(rows) else "All cases"
     return Table(["case", *dice.structures, "mean"], rows, f"{which}, the lowest mean first", folded=True)
@@ -152,7 +149,3 @@ def show_validation_case(run: Run) -> list[Block]:
     uri = to_uri("image/png", run.logs.pictures[VALIDATION_CASE])
     caption = "The first validation case at the latest validation (solid: prediction, dashed: label)."
     return [note, Pictures([Picture(uri, "Three planes of a validation case with contours", caption)], wide=True)]
-
-
-def _cell(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"

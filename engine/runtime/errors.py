@@ -55,11 +55,11 @@ def raise_problems(problems: Sequence[str]) -> None:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help with the defaults of the flags, except None and False, and with the line breaks of long descriptions."""
+    """Help with the defaults of flags, except None, False and no text, and with the line breaks of descriptions."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
-        if default is None or default is False or default == argparse.SUPPRESS or "(default" in text:
+        if default is None or default is False or default in ("", argparse.SUPPRESS) or "(default" in text:
             return text
         words = default if isinstance(default, list | tuple) else [default]
         shown = " ".join(map(str, words)).replace("%", "%%")
@@ -100,6 +100,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if reported or isinstance(error, MemoryError):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
+
+
+def describe_error(case: str, error: BaseException, to_lower: str) -> str:
+    """Describe the failure of a case in one line; an ``InputError`` already names the file.
+
+    Args:
+        case: id of the case.
+        error: the exception.
+        to_lower: flags to lower if memory ran out.
+    """
+    out_of_memory = is_out_of_memory(error)
+    while error.__cause__ is not None and not isinstance(error, InputError):  # MONAI wraps its transforms' errors
+        error = error.__cause__
+    lines = str(error).splitlines() or [""]
+    if isinstance(error, InputError):
+        return "; ".join(lines)
+    reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    if out_of_memory:
+        return f"{case}: out of memory ({reason}), expected lower {to_lower}"
+    return f"{case}: {reason}"
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, to_lower: str = "") -> int:

@@ -137,7 +137,7 @@ def test_spacing_and_intensity_may_be_missing_and_are_not_among_the_scores(folde
 
 
 def test_labels_are_not_scored_against_themselves(folders, score):
-    """Their Dice of 1 would look like a result; links to them are told, too."""
+    """Their Dice of 1 would look like a result; neither the labels nor links to them are accepted."""
     for case in range(3):
         (folders / "good" / f"case_{case}_seg.nii.gz").unlink()
         (folders / "good" / f"case_{case}.nii.gz").symlink_to(folders / "labels" / f"case_{case}.nii.gz")

@@ -120,9 +120,9 @@ CACHED = (AboveMinimum, CountCandidatesd, HeaderReader, LabelValues, LoadVolumed
 TRANSFORMS = {
     "AboveMinimum": (1, "f75341c5ee50914e"),
     "CountCandidatesd": (2, "3daf9c85de203337"),
-    "HeaderReader": (2, "9d99cee3adaa22a9"),
+    "HeaderReader": (2, "da42d0f0abef0463"),
     "LabelValues": (1, "a176e2b6c887119d"),
-    "LoadVolumed": (2, "8957f62bd08da9a3"),
+    "LoadVolumed": (2, "ad34433a8c97b3e9"),
     "PadToSized": (1, "1da83426ecaa79ce"),
     "ScaleChannelsd": (1, "1dee4b9d10415a08"),
 }
