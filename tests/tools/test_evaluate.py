@@ -1,78 +1,26 @@
-"""Evaluation of folders of predictions as a command: scores, files, comparison, and every bad input."""
+"""Evaluation of folders of predictions as a command: scores, files, comparison."""
 
-import csv
 import json
-import math
 import re
-import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import DESCRIPTION, flip_a_bit, write_nifti
+from conftest import DESCRIPTION
+from evaluation_folders import REGIONS, change, make_command, put, read_table, write_folders
 
-from engine.evaluation import pairs
 from engine.evaluation.metrics import DiceTable, dice_by_structure
 from engine.evaluation.score_report import CSV_HEADER
-from engine.runtime.errors import run
-from tools import evaluate
-
-AFFINE = np.diag([-0.8, 0.8, 3.0, 1])
-REGIONS = {"regions": {"both": ["left", "right"]}, "surface_tolerance": {"left": 1.0, "both": 3.5}}
-
-
-def make_label(number):
-    """Make two boxes; the third case has no right one."""
-    label = np.zeros((24, 20, 8), np.uint8)
-    label[4:10, 4:12, 2:6] = 1
-    label[14 + number : 20, 4:12, 2:6] = 2 if number < 2 else 0
-    return label
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Folders of three labels and of the predictions "good" and "bad", with a description."""
-    for number in range(3):
-        label = make_label(number)
-        write_nifti(tmp_path / "labels" / f"case_{number}.nii.gz", label, AFFINE)
-        write_nifti(tmp_path / "good" / f"case_{number}_seg.nii.gz", np.roll(label, 1, axis=1), AFFINE)
-        write_nifti(tmp_path / "bad" / f"case_{number}.nii.gz", np.roll(label, 1 + number, axis=0), AFFINE)
-    (tmp_path / "boxes.json").write_text(json.dumps(DESCRIPTION | REGIONS))
-    return tmp_path
+    return write_folders(tmp_path)
 
 
 @pytest.fixture
 def score(folders, capsys):
-    """Run the command on the folders; returns (exit status, stdout, lines of errors)."""
-
-    def run_it(*words, predictions=("good",), num_workers=0):
-        command = ["--predictions", *(str(folders / name) for name in predictions)]
-        command += ["--labels", str(folders / "labels"), "--dataset", str(folders / "boxes.json")]
-        command += ["--num_workers", str(num_workers), *map(str, words)]
-        status = run(evaluate.main, evaluate.parse_args(command))
-        captured = capsys.readouterr()
-        lines = captured.err.replace("\r", "\n").splitlines()
-        return status, captured.out, [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-
-    return run_it
-
-
-def read_table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def change(path, edit, affine=None):
-    image = nib.load(path)
-    write_nifti(path, edit(np.asarray(image.dataobj).copy()), image.affine if affine is None else affine)
-
-
-def put(value):
-    def edit(voxels):
-        voxels[3, 2, 1] = value
-        return voxels
-
-    return edit
+    return make_command(folders, capsys)
 
 
 def test_the_table_is_printed_and_nothing_is_written(folders, score):
@@ -260,143 +208,6 @@ def test_volumes_turned_in_the_file_have_the_same_scores(folders, score):
             assert float(after[name] or "nan") == pytest.approx(float(before[name] or "nan"), rel=1e-4, nan_ok=True)
 
 
-BAD = {
-    "another shape": (
-        lambda at: change(at / "good/case_1_seg.nii.gz", lambda voxels: voxels[1:]),
-        r"case_1_seg\.nii\.gz: found shape 23 x 20 x 8, expected 24 x 20 x 8 as in .*labels/case_1\.nii\.gz",
-    ),
-    "another affine": (
-        lambda at: change(at / "good/case_1_seg.nii.gz", lambda voxels: voxels, np.eye(4)),
-        r"case_1_seg\.nii\.gz: found an affine that puts corners .* mm away from those of .*labels/case_1\.nii\.gz, "
-        r"expected the same affine; if the voxels match, use --fix_affine",
-    ),
-    "a value of no class": (
-        lambda at: change(at / "good/case_1_seg.nii.gz", put(5)),
-        r"case_1_seg\.nii\.gz: found label values 5 \(1 voxel\), expected whole numbers from 0 to 2",
-    ),
-    "a probability map": (
-        lambda at: change(at / "good/case_1_seg.nii.gz", lambda voxels: voxels * np.float32(0.4)),
-        r"case_1_seg\.nii\.gz: found label values 0\.4 \(\d+ voxels\), .*, expected whole numbers from 0 to 2",
-    ),
-    "a label with a value of no class": (
-        lambda at: change(at / "labels/case_1.nii.gz", put(5)),
-        r"labels/case_1\.nii\.gz: found label values 5 \(1 voxel\), expected whole numbers from 0 to 2",
-    ),
-    "a damaged file": (
-        lambda at: flip_a_bit(at / "good/case_1_seg.nii.gz"),
-        r"case_1_seg\.nii\.gz: cannot be read \(.*CRC.*\), expected a whole NIfTI file",
-    ),
-    "a file of another format": (
-        lambda at: (at / "good/case_1_seg.nii.gz").write_text("text"),
-        r"case_1_seg\.nii\.gz: cannot be read \(not a NIfTI file\), expected a whole NIfTI file",
-    ),
-    "a prediction that is missing": (
-        lambda at: (at / "good/case_1_seg.nii.gz").unlink(),
-        r"good: found 1 of 3 labels in .*labels without a prediction \(case_1\), expected one prediction per label, "
-        r"--split, or --allow_missing",
-    ),
-    "no folder of predictions": (
-        lambda at: (at / "good").rename(at / "Good"),
-        r"good: not found, expected a folder of \.nii\.gz or \.nii files \(beside it is Good\)",
-    ),
-    "an empty folder of predictions": (
-        lambda at: (shutil.rmtree(at / "good"), (at / "good").mkdir()),
-        r"good: found no volume, expected \.nii\.gz or \.nii files",
-    ),
-    "no folder of labels": (
-        lambda at: shutil.rmtree(at / "labels"),
-        r"labels: not found, expected a folder of \.nii\.gz or \.nii files",
-    ),
-    "a description that is no JSON": (
-        lambda at: (at / "boxes.json").write_text("{"),
-        r"--dataset: .*boxes\.json is not JSON \(.*\), expected a dataset description",
-    ),
-}
-
-
-@pytest.mark.parametrize(("damage", "expected"), BAD.values(), ids=BAD)
-def test_bad_input_is_a_line_and_nothing_is_written(folders, score, damage, expected):
-    damage(folders)
-    status, out, errors = score("--output", folders / "out")
-    assert status == 2
-    assert len(errors) == 1
-    assert re.search(rf"{expected}$", errors[0]), errors[0]
-    assert "Dice" not in out
-    assert not (folders / "out").exists()
-
-
-def test_all_problems_are_reported_together(folders, score):
-    change(folders / "good" / "case_0_seg.nii.gz", put(5))
-    change(folders / "bad" / "case_2.nii.gz", lambda voxels: voxels[:, 1:])
-    status, _, errors = score(predictions=("good", "bad"), num_workers=2)
-    assert status == 2
-    assert [re.search(r"case_\d", line)[0] for line in errors] == ["case_0", "case_2"]
-
-
-def test_predictions_without_a_valid_affine(folders, score):
-    """--fix_affine takes the label's affine, also for the distances."""
-    assert score("--output", folders / "out")[0] == 0
-    for path in (folders / "good").iterdir():
-        change(path, lambda voxels: voxels, np.eye(4))
-    status, out, errors = score("--fix_affine", "--output", folders / "fixed")
-    assert (status, errors) == (0, [])
-    assert "warning: " in out
-    assert ", whose affine is used (and 2 more of this kind)" in out
-    assert read_table(folders / "out" / "scores.csv") == read_table(folders / "fixed" / "scores.csv")
-
-
-def test_axes_that_are_not_perpendicular_are_warned_of(folders, score):
-    assert "right angles" not in score()[1]
-    skewed = AFFINE.copy()
-    skewed[0, 2] = 1.0  # of a gantry tilted by 18 degrees
-    for folder in ("labels", "good"):
-        change(next((folders / folder).glob("case_1*")), lambda voxels: voxels, skewed)
-    status, out, errors = score()
-    assert (status, errors) == (0, [])
-    assert "labels/case_1.nii.gz: found axes at an angle of 72 degrees, expected right angles: HD95 and NSD" in out
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_case_that_fails_does_not_stop_the_others(folders, score, monkeypatch, num_workers):
-    real = pairs.score_structures
-
-    def fail(prediction, label, *rest):
-        if not (label == 2).any():
-            raise MemoryError
-        return real(prediction, label, *rest)
-
-    monkeypatch.setattr(pairs, "score_structures", fail)
-    status, out, errors = score("--output", folders / "out", num_workers=num_workers)
-    assert status == 1
-    assert errors == ["case_2: out of memory (MemoryError), expected lower --num_workers"]
-    assert "good: 2 cases of" in out
-    assert {row["case"] for row in read_table(folders / "out" / "scores.csv")} == {"case_0", "case_1"}
-    assert json.loads((folders / "out" / "scores.json").read_text())["failures"] == errors
-
-
-def test_all_cases_fail(folders, score, monkeypatch):
-    monkeypatch.setattr(pairs, "score_structures", lambda *_: math.sqrt(-1))
-    status, out, errors = score("--output", folders / "out")
-    assert status == 1
-    assert errors == [f"case_{number}: ValueError: math domain error" for number in range(3)]
-    assert list((folders / "out").iterdir()) == []
-    assert out == ""
-
-
-def test_a_file_that_changes_after_the_check_fails(folders, score, monkeypatch):
-    real = evaluate.check_pairs
-
-    def check_and_damage(*args):
-        warnings = real(*args)
-        change(folders / "good" / "case_1_seg.nii.gz", put(5))
-        return warnings
-
-    monkeypatch.setattr(evaluate, "check_pairs", check_and_damage)
-    status, _, (line,) = score()
-    assert status == 1
-    assert "case_1_seg.nii.gz: found label values 5" in line
-
-
 def test_the_same_command_again_replaces_its_files(folders, score):
     assert score("--output", folders / "out", predictions=("good", "bad"))[0] == 0
     assert score("--output", folders / "out")[0] == 0
@@ -454,36 +265,6 @@ def test_a_run_that_was_killed_while_writing_can_be_repeated(folders, score, mon
         assert score("--output", folders / "out", predictions=("good", "bad"))[0] == 130
     assert score("--output", folders / "out", predictions=("good", "bad"))[0] == 0
     assert sorted(path.name for path in (folders / "out").iterdir()) == sorted(files)
-
-
-def test_an_output_that_is_a_file(folders, score):
-    (folders / "out").write_text("")
-    status, _, (line,) = score("--output", folders / "out")
-    assert status == 2
-    assert line.startswith(f"--output: {folders / 'out'} cannot be written to")
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--reference", "ugly"], "--reference: found ugly, expected one of --predictions (.*good)"),
-        (["--tolerance", "0"], "argument --tolerance: found '0', expected a number above 0"),
-        (["--dataset", "amoz"], "--dataset: found 'amoz', expected amos, "),
-    ],
-)
-def test_wrong_flags(score, capsys, words, expected):
-    try:
-        status, _, (line,) = score(*words)
-    except SystemExit as stop:
-        status, line = stop.code, capsys.readouterr().err
-    assert status == 2
-    assert re.search(expected, line)
-
-
-def test_one_folder_given_twice(score):
-    status, _, (line,) = score(predictions=("good", "good"))
-    assert status == 2
-    assert line.endswith("good twice, expected different folders")
 
 
 def test_a_split_says_which_cases_are_scored(folders, score):
