@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from engine.runtime.errors import run
 from experiments.test_time import run as experiment
@@ -38,3 +39,14 @@ def test_a_way_is_compared_case_by_case():
     assert row["sd"] == pytest.approx(0.1 / 2**0.5)
     assert row["ratio"] == 2.5
     assert row["seconds_per_case"] == pytest.approx(5 / 3)
+
+
+def test_the_committed_table_is_that_of_the_results():
+    folder = REPOSITORY / "experiments" / "test_time"
+    rows = json.loads((folder / "results.json").read_text())["ways"]
+    assert experiment.format_rows(rows) in (folder / "README.md").read_text()
+    readme, alone = (REPOSITORY / "README.md").read_text(), rows[experiment.ALONE]["dice"]
+    assert f"(Dice {alone:.3f})" in readme
+    shown = {name: name for name in ("`--window gaussian`", "`--mirror RL`", "`--mirror`")}
+    for name, words in (shown | {"ensemble of 2": "an ensemble of two"}).items():
+        assert f"{words} {rows[name]['difference']:+.3f}" in readme.replace("\n", " ")
