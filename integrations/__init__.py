@@ -1,0 +1,1 @@
+"""Ways out of the repository: other frameworks that run the networks."""
