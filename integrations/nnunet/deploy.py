@@ -89,9 +89,13 @@ def deploy_plans(plans: dict[str, Any], configuration: str, model: Path) -> dict
     Raises:
         PlansError: the configuration is missing, or its network is none of rep3d.
     """
-    found = plans.get("configurations", {}).get(configuration, {})
-    architecture = found.get("architecture", {})
-    if architecture.get("network_class_name") != CLASS:
+    try:
+        found = plans["configurations"][configuration]
+        architecture = found["architecture"]
+        known = architecture["network_class_name"] == CLASS
+    except (KeyError, TypeError):
+        known = False
+    if not known:
         raise PlansError(f"{model}: found no network of rep3d in {configuration} of plans.json, expected {CLASS}")
     arguments = {**architecture["arch_kwargs"], "deploy": True}
     folded = {**found, "architecture": {**architecture, "arch_kwargs": arguments}}
@@ -122,10 +126,14 @@ def count_inputs_and_outputs(plans: dict[str, Any], configuration: str, dataset:
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
     except ImportError as error:
-        raise PlansError(f"found no package {error.name}, expected nnU-Net: pip install nnunetv2") from error
+        package = str(error.name).partition(".")[0]
+        raise PlansError(f"found no package {package}, expected nnU-Net: pip install nnunetv2") from error
     manager = PlansManager(plans)
-    channels = determine_num_input_channels(manager, configuration, dataset)
-    return channels, manager.get_label_manager(dataset).num_segmentation_heads
+    try:
+        channels = determine_num_input_channels(manager, configuration, dataset)
+        return channels, manager.get_label_manager(dataset).num_segmentation_heads
+    except KeyError as error:
+        raise PlansError(f"dataset.json: found no {error}, expected the one that nnU-Net copied") from error
 
 
 if __name__ == "__main__":

@@ -28,5 +28,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a temporary file and rename it, so that a kill leaves the old file or the new one."""
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=4) + "\n")
-    os.replace(aside, path)
+    try:
+        aside.write_text(json.dumps(content, indent=4) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
