@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import REAL_DATA, make_box_case
-from engine.weights.load_weights import load_weights
 
 from engine.weights.checkpoints import load_checkpoint
+from engine.weights.load_weights import load_weights
 from networks import build_network
 
 pytestmark = pytest.mark.slow
@@ -64,27 +64,19 @@ class Session:
         (folder / "trainers" / "short.py").write_text(SHORT)
 
     def run(self, *command, trainers=()):
-        """Run a command of nnU-Net, or a Python module after "-m"; returns (exit status, stdout and stderr)."""
+        """Run a command of nnU-Net, or a Python module after "-m"; returns its stdout and stderr."""
         folders = {f"nnUNet_{name}": str(self.folder / name) for name in ("raw", "preprocessed", "results")}
-        paths = os.pathsep.join(map(str, (self.site, self.folder / "stubs")))
-        quick = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "PYTHONPATH": paths}
-        external = {"nnUNet_extTrainer": os.pathsep.join(map(str, trainers))} if trainers else {}
-        program = [sys.executable] if command[0] == "-m" else [sys.executable, Path(sys.executable).parent / command[0]]
-        words = command if command[0] == "-m" else command[1:]
-        done = subprocess.run(
-            [*program, *map(str, words)],
-            cwd=self.folder,
-            env={**os.environ, **folders, **quick, **external},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        return done.returncode, done.stdout
-
-    def succeed(self, *command, trainers=()):
-        status, output = self.run(*command, trainers=trainers)
-        assert status == 0, output
-        return output
+        processes = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}  # planning fails with none for augmentation
+        environment = {**os.environ, **folders, **processes}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (self.site, self.folder / "stubs")))
+        if trainers:
+            environment["nnUNet_extTrainer"] = os.pathsep.join(map(str, trainers))
+        program = () if command[0] == "-m" else (Path(sys.executable).parent / command[0],)
+        words = [sys.executable, *program, *command[len(program) :]]
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run([*map(str, words)], cwd=self.folder, env=environment, **both)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
 
 
 def copy_boxes(raw):
@@ -94,10 +86,9 @@ def copy_boxes(raw):
 
 
 def copy_hippocampi(raw):
+    """Take hippocampi, or boxes where the real data are missing."""
     folder = REAL_DATA / "msd_hippocampus"
-    if not folder.exists():
-        pytest.skip(f"needs {folder}")
-    return folder, ("anterior", "posterior")
+    return (folder, ("anterior", "posterior")) if folder.exists() else copy_boxes(raw)
 
 
 @pytest.fixture
@@ -120,11 +111,11 @@ def session(request, site, tmp_path):
 
 def plan(session, network):
     """Preprocess and write plans for a small network; returns the folder of the preprocessed dataset."""
-    session.succeed("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+    session.run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
     folder = session.folder / "preprocessed" / "Dataset004_Six"
     overrides = [f"{name}={json.dumps(value)}" for name, value in SMALL.items()]
     write = ("-m", "rep3d.nnunet.write_plans", "--folder", folder, "--network", network)
-    session.succeed(*write, "--network_args", *overrides)
+    session.run(*write, "--network_args", *overrides)
     return folder
 
 
@@ -142,22 +133,23 @@ def read_prediction(session, folder):
 
 TRAIN = ("nnUNetv2_train", 4, "3d_fullres", 0, "-p", "nnUNetRep3DPlans", "-device", "cpu", "-tr")
 PREDICT = ("nnUNetv2_predict", "-d", 4, "-c", "3d_fullres", "-p", "nnUNetRep3DPlans")
-INPUT = ("-i", "raw/Dataset004_Six/imagesTs", "-f", 0, "-device", "cpu", "-npp", 1, "-nps", 1, "-o")
+INPUT = ("-i", "raw/Dataset004_Six/imagesTs", "-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0, "-o")
 
 
-@pytest.mark.parametrize("session", [copy_boxes, copy_hippocampi], indirect=True, ids=["boxes", "hippocampi"])
+@pytest.mark.parametrize("session", [copy_hippocampi], indirect=True)
 def test_from_raw_data_to_predictions_with_and_without_the_trainer(session):
     preprocessed = plan(session, "REP3D")
     before = {path for path in preprocessed.iterdir() if path.is_dir()}
     trainers = session.site / "rep3d" / "nnunet" / "trainers", session.folder / "trainers"
-    log = session.succeed(*TRAIN, "nnUNetTrainerRep3D_short", trainers=trainers)
+    log = session.run(*TRAIN, "nnUNetTrainerRep3D_short", trainers=trainers)
     assert "Mean Validation Dice" in log
     assert {path for path in preprocessed.iterdir() if path.is_dir()} == before  # nothing was preprocessed again
 
-    session.succeed(*PREDICT, "-tr", "nnUNetTrainerRep3D_short", *INPUT, "with", trainers=trainers)
+    session.run(*PREDICT, "-tr", "nnUNetTrainerRep3D_short", *INPUT, "with", trainers=trainers)
     model = session.folder / "results" / "Dataset004_Six" / "nnUNetTrainerRep3D_short__nnUNetRep3DPlans__3d_fullres"
-    session.succeed("-m", "rep3d.nnunet.deploy", "--model", model, "--output", "deployed")
-    session.succeed("nnUNetv2_predict_from_modelfolder", "-m", "deployed", *INPUT, "without")
+    session.run("-m", "rep3d.nnunet.deploy", "--model", model, "--output", "deployed")
+    in_processes = ("-npp", 1, "-nps", 1)  # this command has no other way
+    session.run("nnUNetv2_predict_from_modelfolder", "-m", "deployed", *INPUT, "without", *in_processes)
     differing = read_prediction(session, "with") != read_prediction(session, "without")
     assert differing.mean() <= 1e-4  # folded kernels are rounded differently, which may decide between equal logits
 
@@ -169,11 +161,7 @@ def test_from_raw_data_to_predictions_with_and_without_the_trainer(session):
 @pytest.mark.parametrize("session", [copy_boxes], indirect=True)
 def test_a_trainer_of_nnunet_trains_by_the_plans_alone(session):
     plan(session, "3DUXNET")
-    status, output = session.run(*TRAIN, "nnUNetTrainer")
-    assert status != 0
-    assert "deep supervision: found it switched on" in output.splitlines()[-1]
-    assert "Epoch 0" not in output
     trainers = [session.folder / "trainers"]
-    session.succeed(*TRAIN, "Stock_short", trainers=trainers)
-    session.succeed(*PREDICT, "-tr", "Stock_short", *INPUT, "out", trainers=trainers)
+    session.run(*TRAIN, "Stock_short", trainers=trainers)
+    session.run(*PREDICT, "-tr", "Stock_short", *INPUT, "out", trainers=trainers)
     read_prediction(session, "out")
