@@ -5,6 +5,7 @@ nnUNetv2_predict_from_modelfolder predicts with it where nnunetv2 and rep3d are 
 """
 
 import argparse
+import io
 import os
 import pickle
 import shutil
@@ -57,7 +58,9 @@ def main(args: argparse.Namespace) -> None:
             network = build_folded(content, deployed, configuration, dataset, path)
             kept = {"inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"]}
             kept |= {"trainer_name": STOCK_TRAINER, "init_args": {"configuration": configuration}}
-            torch.save({**kept, "network_weights": network.state_dict()}, aside / path.parent.name / FINAL)
+            file = io.BytesIO()  # torch.save would hide the reason of a file that cannot be written
+            torch.save({**kept, "network_weights": network.state_dict()}, file)
+            (aside / path.parent.name / FINAL).write_bytes(file.getbuffer())
         write_json(aside / "plans.json", deployed)
         write_json(aside / "dataset.json", dataset)
         os.replace(aside, args.output)

@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from rep3d.nnunet.adapter import CLASS, WRITE_PLANS, NetworkFromPlans, by
+from rep3d.nnunet.adapter import CLASS, WRITE_PLANS, NetworkFromPlans
 from rep3d.nnunet.errors import PlansError, exit_on_mistake
 from rep3d.nnunet.recipe import WarmupCosine, default_autocast, make_adamw
 from torch.optim import AdamW
@@ -77,10 +77,8 @@ def check_plans(plans: dict[str, Any], configuration: str) -> None:
     if torch.distributed.is_initialized():
         raise PlansError("found several GPUs, expected one: training on several was not tested")
     arguments = manager.network_arch_init_kwargs
-    if list(manager.patch_size) != list(arguments["patch_size"]):
-        raise PlansError(
-            f"{name}: found patches of {by(manager.patch_size)} in {configuration} and of "
-            f"{by(arguments['patch_size'])} in its arch_kwargs, expected the same"
-        )
+    found, expected = arguments.get("patch_size"), list(manager.patch_size)
+    if found != expected:
+        raise PlansError(f"{name}: found patch_size {found} in the arch_kwargs of {configuration}, expected {expected}")
     with torch.device("meta"):
         NetworkFromPlans(input_channels=1, num_classes=2, **arguments)

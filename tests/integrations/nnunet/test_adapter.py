@@ -92,3 +92,14 @@ def test_weights_of_a_training_form_load_folded_into_the_deployed_one(adapter):
     assert len(deployed.state_dict()) < len(trained.state_dict())
     image = torch.randn(1, 1, 16, 32, 16)
     torch.testing.assert_close(deployed(image), trained(image))
+
+
+def test_it_compiles_as_nnunet_does_on_a_gpu(adapter):
+    torch.manual_seed(0)
+    network = adapter.NetworkFromPlans(1, 3, (16, 32, 16), **SMALL).eval()
+    image = torch.randn(1, 1, 16, 32, 16)
+    torch.compiler.reset()
+    compiled = torch.compile(network, backend="eager")
+    torch.testing.assert_close(compiled(image), network(image))
+    compiled._orig_mod.decoder.deep_supervision = True
+    torch.testing.assert_close(compiled(image), network(image))

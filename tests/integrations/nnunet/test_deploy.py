@@ -1,17 +1,17 @@
 """The command that makes a folder for colleagues from what nnU-Net trained."""
 
+import errno
 import importlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import assert_one_line
-from nnunet_plans import DATASET, SMALL, configuration, make_plans
-
-PATCH = [16, 32, 16]
+from nnunet_plans import DATASET, OURS, PATCH, make_configuration, make_plans
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,14 @@ def command(rep3d):
 def trained(command, tmp_path_factory):
     """Folder of a model with two folds, as nnU-Net leaves it."""
     folder = tmp_path_factory.mktemp("model")
-    arguments = {"network": "REP3D", "patch_size": PATCH, **SMALL}
-    architecture = {"network_class_name": command.CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
-    plans = make_plans(**{"3d_fullres": configuration(PATCH, architecture=architecture), "2d": configuration([8, 8])})
+    fullres, flat = make_configuration(PATCH, architecture=OURS), make_configuration([56, 40])
+    plans = make_plans(**{"3d_fullres": fullres, "2d": flat})
     for name, content in (("plans", plans), ("dataset", DATASET)):
         (folder / f"{name}.json").write_text(json.dumps(content))
     for number in (0, 3):
         torch.manual_seed(number)
         content = {
-            "network_weights": command.NetworkFromPlans(1, 3, **arguments).state_dict(),
+            "network_weights": command.NetworkFromPlans(1, 3, **OURS["arch_kwargs"]).state_dict(),
             "optimizer_state": {},
             "init_args": {"configuration": "3d_fullres", "fold": number, "device": torch.device("cpu")},
             "trainer_name": "nnUNetTrainerRep3D",
@@ -130,6 +129,15 @@ def test_mistakes_are_one_line_and_leave_nothing(deploy, model, tmp_path, damage
 def test_a_missing_nnunet_is_one_line(deploy, monkeypatch):
     monkeypatch.setitem(sys.modules, "nnunetv2.utilities.label_handling.label_handling", None)
     assert_one_line(deploy(), "nnunetv2", "pip install nnunetv2")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(deploy, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    assert_one_line(deploy(), "No space left on device")
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_what_a_killed_run_left_is_replaced(deploy, tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from conftest import assert_one_line
-from nnunet_plans import SMALL, configuration, make_plans
+from nnunet_plans import SMALL, make_configuration, make_plans
 
 NEW = "nnUNetRep3DPlans.json"
 
@@ -33,9 +33,10 @@ def write(command, capsys, tmp_path):
 @pytest.fixture
 def plans(tmp_path):
     """Plans with configurations of all kinds, written to ``tmp_path``."""
+    low, full = (make_configuration(patch) for patch in ([40, 56, 40], [96, 160, 160]))
     content = make_plans(
-        **{"2d": configuration([56, 40]), "3d_lowres": configuration([40, 56, 40], next_stage="3d_cascade_fullres")},
-        **{"3d_fullres": configuration([96, 160, 160]), "3d_big": {"inherits_from": "3d_fullres", "batch_size": 7}},
+        **{"2d": make_configuration([56, 40]), "3d_lowres": {**low, "next_stage": "3d_cascade_fullres"}},
+        **{"3d_fullres": full, "3d_big": {"inherits_from": "3d_fullres", "batch_size": 7}},
         **{"3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}},
     )
     (tmp_path / "nnUNetPlans.json").write_text(json.dumps(content))
@@ -53,6 +54,7 @@ def test_new_plans_differ_in_network_and_patch_only(write, command, plans, tmp_p
     assert low == {
         "data_identifier": "nnUNetPlans_3d",  # so nothing is preprocessed again
         "batch_size": 2,
+        "batch_dice": False,
         "patch_size": [48, 64, 48],
         "architecture": {
             "network_class_name": command.CLASS,
@@ -123,7 +125,7 @@ def test_mistakes_are_one_line_and_leave_no_file(write, plans, tmp_path, flags, 
     [
         *("", "[]", "{}", '{"configurations": []}', '{"configurations": {"3d_fullres": 3}}'),
         *('{"configurations": {"3d_fullres": {"inherits_from": "3d_fullres"}}}', '{"configurations": {}}'),
-        json.dumps(make_plans(**{"2d": configuration([56, 40])})),
+        json.dumps(make_plans(**{"2d": make_configuration([56, 40])})),
     ],
 )
 def test_files_that_are_no_plans_are_one_line(write, tmp_path, content):

@@ -1,15 +1,13 @@
 """Trainer of nnU-Net with the recipe of main_train.py, in this process and without data."""
 
+import copy
 import importlib
 import sys
 
 import pytest
 import torch
 from conftest import assert_one_line
-
-SMALL = {"depths": [1, 1, 1, 1], "feat_size": [4, 4, 4, 4], "kernel_size": 5}
-PATCH = [16, 32, 16]
-DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "left": 1, "right": 2}, "file_ending": ".nii.gz"}
+from nnunet_plans import DATASET, OURS, PATCH, SMALL, make_configuration, make_plans
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +16,9 @@ def trainers(rep3d):
 
 
 @pytest.fixture
-def plans(trainers):
-    arguments = {"network": "REP3D", "patch_size": PATCH, **SMALL}
-    architecture = {"network_class_name": trainers.CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
-    fullres = {"data_identifier": "data", "batch_size": 2, "batch_dice": False, "patch_size": PATCH}
-    return {
-        "dataset_name": "Dataset004_Hippocampus",
-        "plans_name": "nnUNetRep3DPlans",
-        "label_manager": "LabelManager",
-        "continue_training": False,
-        "configurations": {"3d_fullres": {**fullres, "architecture": architecture}},
-    }
+def plans():
+    fullres = make_configuration(PATCH, architecture=copy.deepcopy(OURS))
+    return {**make_plans(**{"3d_fullres": fullres}), "continue_training": False}
 
 
 @pytest.fixture
@@ -135,7 +125,7 @@ def alter(plans, **changes):
     [
         (lambda plans: plans.update(configurations={"3d_lowres": {}}), ("3d_fullres", "3d_lowres")),
         (lambda plans: alter(plans, previous_stage="3d_lowres"), ("3d_fullres", "cascade")),
-        (lambda plans: alter(plans, patch_size=[32, 32, 32]), ("32 x 32 x 32", "16 x 32 x 16")),
+        (lambda plans: alter(plans, patch_size=[32, 32, 32]), ("[16, 32, 16]", "[32, 32, 32]")),
         (
             lambda plans: plans["configurations"]["3d_fullres"]["architecture"].update(network_class_name="a.UNet"),
             ("a.UNet", "rep3d.nnunet.write_plans"),
