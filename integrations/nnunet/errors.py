@@ -24,13 +24,13 @@ def exit_on_mistake() -> Iterator[None]:
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """Run a command's ``main``; files that cannot be written are user mistakes as well."""
+    """Run a command's ``main``; files that cannot be read or written are user mistakes as well."""
     with exit_on_mistake():
         try:
             main(args)
         except OSError as error:
-            reason = f"cannot be written ({error.strerror}), expected a disk with space and the permission"
-            raise PlansError(f"{error.filename or 'output'}: {reason}") from error
+            found = f"{error.filename or 'output'}: found {error.strerror}"
+            raise PlansError(f"{found}, expected a file or folder that can be used") from error
 
 
 class OneLineParser(argparse.ArgumentParser):

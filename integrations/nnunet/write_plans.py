@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import TRAINERS
-from .adapter import CLASS, by, check_patch, nearest_patch
+from .adapter import CLASS, NetworkFromPlans, by, nearest_patch
 from .errors import OneLineParser, PlansError, run
 from .files import read_json, write_json
 
@@ -121,11 +123,18 @@ def reason_to_leave_out(configuration: dict[str, Any]) -> str | None:
 
 
 def rewrite(configuration: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Return a configuration with another network, patch and batch size."""
+    """Return a configuration with another network, patch and batch size.
+
+    Raises:
+        PlansError: the network cannot be built, or does not accept ``--patch_size``.
+    """
     overrides = dict(args.network_args)
+    if "deploy" in overrides:
+        raise PlansError("--network_args: found deploy, expected the training form, which rep3d.nnunet.deploy folds")
     patch = args.patch_size or nearest_patch(configuration["patch_size"], args.network, overrides)
-    check_patch(patch, args.network, overrides)
     arguments = {"network": args.network, "patch_size": list(patch), **overrides}
+    with torch.device("meta"):
+        NetworkFromPlans(input_channels=1, num_classes=2, **arguments)
     architecture = {"network_class_name": CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
     kept = {key: value for key, value in configuration.items() if key != "next_stage"}
     batch_size = args.batch_size or configuration["batch_size"]

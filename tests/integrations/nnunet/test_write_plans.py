@@ -112,6 +112,10 @@ def test_existing_plans_are_kept_unless_told_otherwise(write, plans, tmp_path):
         (("--network", "REPOPT"), ("REPOPT",)),
         (("--network_args", "kernel_size=4"), ("REP3D", "4", "odd")),
         (("--network_args", "colour=red"), ("colour", "feat_size")),
+        (("--network_args", "deploy=true"), ("--network_args", "deploy")),
+        (("--network_args", "roi_size=[32,32,32]"), ("roi_size",)),
+        (("--network_args", "patch_size=[32,32,32]"), ("patch_size",)),
+        (("--network_args", "deep_supervision=true"), ("deep_supervision",)),
         (("--network_args", "kernel_size"), ("--network_args", "NAME=VALUE")),
     ],
 )
