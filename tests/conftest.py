@@ -5,10 +5,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 
 import gzip
+import importlib
 import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +115,38 @@ def full_float32():
     yield
     for backend, allowed in zip(backends, before, strict=True):
         backend.allow_tf32 = allowed
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Folder with nothing but the installed project, the package rep3d."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, because building leaves folders in the source
+    for name in ("networks", "engine", "tools", "integrations"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "main_train.py", "test_seg.py"):
+        shutil.copy(REPOSITORY / name, source)
+    offline = ("--quiet", "--no-index", "--no-deps")
+    _pip("wheel", *offline, "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    _pip("install", *offline, "--no-compile", "--target", folder / "site", wheel, cwd=folder)
+    return folder / "site"
+
+
+def _pip(*words, cwd):
+    command = [sys.executable, "-m", "pip", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def rep3d(site):
+    """Package rep3d as it is installed, imported for the tests of one module."""
+    sys.path.insert(0, str(site))
+    yield importlib.import_module("rep3d")
+    sys.path.remove(str(site))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rep3d"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ GENERATED = {
     *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
     *("loss.csv", "loss.png", "scores.csv", "wandb.json", "mlflow.json"),
     *("split.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),
+    *("nnUNetPlans.json", "nnUNetRep3DPlans.json", "plans.json", "dataset.json", "checkpoint_final.pth"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")

@@ -25,7 +25,10 @@ PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script
 TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
 # Files of flags that commands of docs/walkthrough.md write, and what they hold.
 WRITTEN = {"@walkthrough/plan.args": ["--dataset", "walkthrough/plan.json", "--roi_size", "48", "48", "32"]}
-EXTERNAL_COMMANDS = {"git", "export", "tar", "pip", "pytest", "mkdir", "ln"}  # commands and Python modules
+EXTERNAL_COMMANDS = {  # commands and Python modules
+    *("git", "export", "tar", "pip", "pytest", "mkdir", "ln"),
+    *("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_predict_from_modelfolder"),
+}
 
 
 def blocks(page, language):
@@ -59,10 +62,17 @@ def check(words):
         assert program in EXTERNAL_COMMANDS
 
 
+def import_here(name):
+    """Import a module, also one of rep3d.nnunet, which is a folder of another name in the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "rep3d", importlib.import_module("networks"))
+        return importlib.import_module(name.replace("rep3d.nnunet.", "integrations.nnunet."))
+
+
 def check_module(name, arguments):
     if name in EXTERNAL_COMMANDS:
         return
-    module = importlib.import_module(name)
+    module = import_here(name)
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"{name}.__main__")
     if hasattr(module, "parse_args"):

@@ -1,0 +1,143 @@
+"""Make a folder for colleagues from a model that nnU-Net trained: masks folded into the kernels, no trainer needed.
+
+The output holds the plans, the dataset's description and the weights of each fold, nothing for going on with training.
+nnUNetv2_predict_from_modelfolder predicts with it where nnunetv2 and rep3d are installed.
+"""
+
+import argparse
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.serialization import safe_globals
+
+from .adapter import CLASS, NetworkFromPlans
+from .errors import OneLineParser, PlansError, run
+from .files import read_json, write_json
+
+FINAL = "checkpoint_final.pth"  # what nnU-Net predicts with unless told otherwise
+STOCK_TRAINER = "nnUNetTrainerNoDeepSupervision"  # builds what the plans say, like the trainer with the recipe
+# NumPy's numbers, which nnU-Net stores beside the weights; reading them runs no other code.
+NUMPY_SCALARS: list[Any] = [
+    *(np.float64().__reduce__()[0], np.dtype),
+    *(np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int64DType),
+]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("rep3d.nnunet.deploy", description=__doc__)
+    trained = "folder in nnUNet_results, named TRAINER__PLANS__CONFIGURATION"
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help=trained)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    file = "file of each fold (default: %(default)s)"
+    parser.add_argument("--checkpoint", default=FINAL, metavar="NAME", help=file)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.output.exists():
+        raise PlansError(f"--output: found {args.output}, expected no such folder")
+    paths = sorted(args.model.glob(f"fold_*/{args.checkpoint}"))
+    if not paths:
+        raise PlansError(f"--model: found no fold_*/{args.checkpoint} in {args.model}, expected a trained model")
+    plans, dataset = (read_json(args.model / name) for name in ("plans.json", "dataset.json"))
+    checkpoints = {path: load_checkpoint(path) for path in paths}
+    configuration = checkpoints[paths[0]]["init_args"]["configuration"]
+    deployed = deploy_plans(plans, configuration, args.model)
+    aside = args.output.with_name(f".{args.output.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    try:
+        for path, content in checkpoints.items():
+            (aside / path.parent.name).mkdir(parents=True)
+            network = build_folded(content, deployed, configuration, dataset, path)
+            kept = {"inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"]}
+            kept |= {"trainer_name": STOCK_TRAINER, "init_args": {"configuration": configuration}}
+            file = io.BytesIO()  # torch.save would hide the reason of a file that cannot be written
+            torch.save({**kept, "network_weights": network.state_dict()}, file)
+            (aside / path.parent.name / FINAL).write_bytes(file.getbuffer())
+        write_json(aside / "plans.json", deployed)
+        write_json(aside / "dataset.json", dataset)
+        os.replace(aside, args.output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    folds = " ".join(path.parent.name.removeprefix("fold_") for path in paths)
+    print(f"wrote {args.output}; predict by nnUNetv2_predict_from_modelfolder -m {args.output} -f {folds}")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of nnU-Net without running any code from it.
+
+    Raises:
+        PlansError: the file is damaged, needs code from pickles, or is no checkpoint of nnU-Net.
+    """
+    try:
+        with safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"network_weights", "init_args", "inference_allowed_mirroring_axes"} <= set(content):
+            raise TypeError(sorted(content))
+    except (RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        raise PlansError(f"{path}: found no whole checkpoint, expected one that nnU-Net wrote") from error
+    return content
+
+
+def deploy_plans(plans: dict[str, Any], configuration: str, model: Path) -> dict[str, Any]:
+    """Return plans with one configuration, whose network is built in its folded form.
+
+    Raises:
+        PlansError: the configuration is missing, or its network is none of rep3d.
+    """
+    try:
+        found = plans["configurations"][configuration]
+        architecture = found["architecture"]
+        known = architecture["network_class_name"] == CLASS
+    except (KeyError, TypeError):
+        known = False
+    if not known:
+        raise PlansError(f"{model}: found no network of rep3d in {configuration} of plans.json, expected {CLASS}")
+    arguments = {**architecture["arch_kwargs"], "deploy": True}
+    folded = {**found, "architecture": {**architecture, "arch_kwargs": arguments}}
+    return {**plans, "configurations": {configuration: folded}}
+
+
+def build_folded(
+    content: dict[str, Any], plans: dict[str, Any], configuration: str, dataset: dict[str, Any], path: Path
+) -> NetworkFromPlans:
+    """Build the network of deployed plans with the weights of a checkpoint, whose masks are folded into the kernels.
+
+    Raises:
+        PlansError: the weights are not those of the network.
+    """
+    channels, heads = count_inputs_and_outputs(plans, configuration, dataset)
+    arguments = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
+    network = NetworkFromPlans(channels, heads, **arguments)
+    try:
+        network.load_state_dict(content["network_weights"])
+    except RuntimeError as error:
+        raise PlansError(f"{path}: found other weights, expected those of the network in plans.json") from error
+    return network
+
+
+def count_inputs_and_outputs(plans: dict[str, Any], configuration: str, dataset: dict[str, Any]) -> tuple[int, int]:
+    """Count a network's input channels and segmentation heads as nnU-Net does."""
+    try:
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    except ImportError as error:
+        package = str(error.name).partition(".")[0]
+        raise PlansError(f"found no package {package}, expected nnU-Net: pip install nnunetv2") from error
+    manager = PlansManager(plans)
+    try:
+        channels = determine_num_input_channels(manager, configuration, dataset)
+        return channels, manager.get_label_manager(dataset).num_segmentation_heads
+    except KeyError as error:
+        raise PlansError(f"dataset.json: found no {error}, expected the one that nnU-Net copied") from error
+
+
+if __name__ == "__main__":
+    run(main, parse_args())

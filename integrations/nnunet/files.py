@@ -1,0 +1,35 @@
+"""JSON files, read with one-line errors and written whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import PlansError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        PlansError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise PlansError(f"{path}: {error.strerror}, expected a file that nnU-Net wrote") from error
+    except ValueError as error:
+        raise PlansError(f"{path}: found no JSON, expected a file that nnU-Net wrote") from error
+    if not isinstance(content, dict):
+        raise PlansError(f"{path}: found a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a temporary file and rename it, so that a kill leaves the old file or the new one."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_text(json.dumps(content, indent=4) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
