@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.runtime.errors import DiskError, InputError, OneLineParser, run
+from engine.runtime.errors import InputError, OneLineParser, run
 from engine.runtime.files import PARTIAL, make_output_folder
 
 FLAG = "--weights"
@@ -41,9 +41,6 @@ def main(args: argparse.Namespace) -> None:
     if os.path.lexists(output):
         raise InputError(f"--output: {args.output} exists, expected a new folder")
     data_license = None if args.data_license is None else read_license(Path(args.data_license))
-    from engine.runtime.memory import tune_process
-
-    tune_process()
     from engine.weights.load_network import load_trained
     from engine.weights.load_weights import weights_of
     from integrations.monai_bundle.bundle import About, write_bundle
@@ -75,21 +72,12 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     """Yield another folder beside this one, and rename it at the end; remove it after an error.
 
     A killed process leaves it, and the next one for the same folder removes it.
-
-    Raises:
-        DiskError: it cannot be written.
     """
     aside = folder.with_name(f".{folder.name}{PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         yield aside
         os.rename(aside, folder)
-    except InputError:
-        raise
-    except OSError as error:
-        raise DiskError(
-            f"--output: {folder} cannot be written ({error.strerror}), expected a disk with space"
-        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

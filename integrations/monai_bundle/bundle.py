@@ -12,11 +12,10 @@ import torch
 from engine.data.datasets import DatasetDescription
 from engine.runtime.files import write_text, write_whole
 from engine.runtime.versions import find_commit
-from engine.runtime.wording import count_of
 from engine.weights.load_network import TrainedNetwork
 from integrations.monai_bundle.code import ROOT, write_code
-from integrations.monai_bundle.configs import inference_config
-from integrations.monai_bundle.metadata import make_metadata
+from integrations.monai_bundle.configs import channel_endings, inference_config
+from integrations.monai_bundle.metadata import make_metadata, required_packages
 
 FILES = Path(__file__).parent / "files"
 
@@ -63,11 +62,7 @@ def write_bundle(folder: Path, trained: TrainedNetwork, about: About) -> None:
 def describe_bundle(trained: TrainedNetwork, about: About) -> str:
     """Fill in the README of a bundle."""
     config, description = trained.config, trained.description
-    endings = description.endings or [f"_{channel:04d}" for channel in range(len(description.channels))]
-    several = ", ".join(f"`<case>{ending}.nii.gz`" for ending in endings)
-    rules = [
-        "z-score of the volume" if window is None else "{:g} to {:g}".format(*window) for window in description.windows
-    ]
+    rules = [f"{window[0]:g} to {window[1]:g}" if window else "z-score" for window in description.windows]
     classes = zip(description.classes, description.labels.classes, strict=True)
     return Template((FILES / "README.md").read_text(encoding="utf-8")).substitute(
         name=about.name,
@@ -76,12 +71,13 @@ def describe_bundle(trained: TrainedNetwork, about: About) -> str:
         network=config.network,
         dataset=description.name,
         channels=", ".join(f"{name} ({rule})" for name, rule in zip(description.channels, rules, strict=True)),
-        images="`<case>.nii.gz`" if len(description.channels) == 1 and not description.endings else several,
+        images=", ".join(f"`<case>{ending}.nii.gz`" for ending in channel_endings(description)),
         classes=", ".join(f"{values[0]} {name}" for name, values in classes),
         spacing=" x ".join(f"{side:g}" for side in description.spacing),
         window=" x ".join(map(str, config.roi_size)),
-        parameters=f"{count_of(sum(p.numel() for p in trained.network.parameters()), 'parameter')}",
+        parameters=f"{sum(parameter.numel() for parameter in trained.network.parameters()) / 1e6:.2f}",
         monai=version("monai"),
+        packages=" ".join(required_packages(config.network)),
         commit=find_commit(),
     )
 
@@ -89,6 +85,6 @@ def describe_bundle(trained: TrainedNetwork, about: About) -> str:
 def no_license(description: DatasetDescription) -> str:
     """Say that nobody has given the licence of the training data."""
     return (
-        f"The network was trained on {description.name}. The licence of these data was not stated when this bundle was\n"
-        "exported. Its terms may limit the use of the weights: look them up before you pass them on.\n"
+        f"The network was trained on {description.name}. The licence of these data was not stated when this bundle\n"
+        "was exported. It may limit the use of the weights: look it up before you pass them on.\n"
     )

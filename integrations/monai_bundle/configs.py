@@ -129,3 +129,9 @@ def preprocessing(description: DatasetDescription) -> dict[str, Any]:
             {"_target_": "EnsureTyped", "keys": ["image"], "dtype": "$np.float32"},
         ],
     }
+
+
+def channel_endings(description: DatasetDescription) -> list[str]:
+    """List what follows the id in the name of each channel's file; nothing if there is one file."""
+    numbers = [f"_{channel:04d}" for channel in range(len(description.channels))]
+    return list(description.endings) or (numbers if len(numbers) > 1 else [""])

@@ -11,12 +11,13 @@ from engine.data.datasets import DatasetDescription
 from engine.weights.checkpoints import NetworkConfig
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-# What `monai.bundle run` imports besides MONAI, PyTorch and NumPy, as the package indices name it.
+# What `monai.bundle run` imports besides MONAI, PyTorch and NumPy, and what single networks import.
 PACKAGES = ("nibabel", "pytorch-ignite", "fire", "einops")
+PACKAGES_OF = {"ResEncUNet": ("dynamic-network-architectures",), "HyenaNDUNETR": ("nvsubquadratic", "omegaconf")}
 MODALITIES = {"MRI": "MR", "": "n/a"}  # names of MONAI's specification for ours
 PAPER = (
-    "Lee, H. H., Liu, Q., Bao, S., Huo, Y., Landman, B. A.: Spatially-Adaptive Gradient Re-parameterization for 3D Large "
-    "Kernel Optimization. ICML 2026."
+    "Lee, H. H., Liu, Q., Bao, S., Huo, Y., Landman, B. A.: Spatially-Adaptive Gradient Re-parameterization for 3D "
+    "Large Kernel Optimization. ICML 2026."
 )
 # Fields and their types; MONAI itself refuses a bundle without some of them, and the schema one without any.
 FIELDS: dict[str, type] = {
@@ -69,7 +70,6 @@ def make_metadata(
         "dtype": "float32",
         "is_patch_data": True,
     }
-    images = f"images: {', '.join(description.channels)}"
     return {
         "schema": SCHEMA,
         "version": bundle_version,
@@ -77,16 +77,16 @@ def make_metadata(
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {package: version(package) for package in PACKAGES},
+        "required_packages_version": {package: version(package) for package in required_packages(config.network)},
         "supported_apps": {},
         "name": name,
         "task": f"Segmentation of 3D {description.modality or 'medical'} images: {', '.join(description.classes[1:])}",
         "description": f"{config.network}, trained on {description.name}; label maps on the grid of each image",
         "authors": authors,
-        "copyright": f"Copyright (c) {authors}",
+        "copyright": f"Copyright of the weights: {authors}",
         "data_source": description.name,
         "data_type": "nibabel",
-        "image_classes": images,
+        "image_classes": ", ".join(description.channels),
         "label_classes": ", ".join(
             f"{values[0]} {name}" for name, values in zip(description.classes, description.labels.classes, strict=True)
         ),
@@ -115,6 +115,11 @@ def make_metadata(
             },
         },
     }
+
+
+def required_packages(network: str) -> tuple[str, ...]:
+    """List the packages that a bundle of a network needs besides MONAI, PyTorch and NumPy."""
+    return PACKAGES + PACKAGES_OF.get(network, ())
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> list[str]:

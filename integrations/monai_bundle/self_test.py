@@ -1,6 +1,7 @@
 """Test of a bundle at its export: run as a user would, on a synthetic volume, it predicts what this repository does."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from engine.runtime.devices import make_autocast, to_device
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.wording import count_of
 from engine.weights.load_network import TrainedNetwork
+from integrations.monai_bundle.configs import channel_endings
+from integrations.monai_bundle.metadata import check_metadata
 from integrations.monai_bundle.scripts.cases import label_path
 from load_datasets_transforms import test_pipeline
 
@@ -51,11 +54,8 @@ class Comparison:
     classes: int
 
     def __str__(self) -> str:
-        voxels = f"{self.differing} of {self.voxels} voxels differ"
-        predicted = count_of(self.classes, "class")
-        return (
-            f"{voxels} from this repository's prediction, {count_of(self.near_ties, 'near-tie')}, {predicted} predicted"
-        )
+        voxels = f"{self.differing} of {self.voxels} voxels differ from test_seg.py"
+        return f"{voxels}; {count_of(self.near_ties, 'near-tie')}; {count_of(self.classes, 'class')} predicted"
 
 
 def check_packages() -> None:
@@ -79,6 +79,7 @@ def self_test(bundle: Path, trained: TrainedNetwork, scratch: Path) -> Compariso
     Raises:
         InputError: the bundle does not run, or predicts something else.
     """
+    raise_problems(check_metadata(json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))))
     case = write_case(scratch / "images", trained)
     run_bundle(bundle, scratch / "images", scratch / "labels")
     path, (image, *_) = label_path(scratch / "labels", NAME), image_files(case)
@@ -102,12 +103,8 @@ def write_case(folder: Path, trained: TrainedNetwork) -> Case:
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1])
     affine[:3, 3] = 30, -20, 10
     folder.mkdir()
-    several = len(description.channels) > 1 or description.endings
-    endings = description.endings or [
-        f"_{channel:04d}" if several else "" for channel in range(len(description.channels))
-    ]
     paths = []
-    for ending, window in zip(endings, description.windows, strict=True):
+    for ending, window in zip(channel_endings(description), description.windows, strict=True):
         voxels = synthetic_channel(sides.astype(int), window, rng)
         if description.nan_is_minimum:
             voxels[0, :3, :3] = np.nan
@@ -154,6 +151,6 @@ def compare(found: NDArray[np.uint8], case: Case, trained: TrainedNetwork) -> Co
         second = torch.maximum(second, torch.minimum(best, probability))
         best = torch.maximum(best, probability)
     near = (best - second < NEAR_TIE).numpy()
-    differing = found != expected
-    counts = [int(np.count_nonzero(mask)) for mask in (differing, near, differing & ~near)]
-    return Comparison(expected.size, *counts, len(np.unique(expected)))
+    differs = found != expected
+    differing, near_ties, wrong = (int(np.count_nonzero(mask)) for mask in (differs, near, differs & ~near))
+    return Comparison(expected.size, differing, near_ties, wrong, len(np.unique(expected)))
