@@ -93,7 +93,7 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
 
 
 def preprocessing(description: DatasetDescription) -> dict[str, Any]:
-    """Describe the pipeline of ``load_datasets_transforms.test_pipeline``, whose transforms these are."""
+    """Describe the pipeline of ``load_datasets_transforms.test_pipeline``, whose transforms these are, and one more."""
     return {
         "_target_": "scripts.engine.data.load_volume.Pipeline",
         "transforms": [
@@ -104,6 +104,7 @@ def preprocessing(description: DatasetDescription) -> dict[str, Any]:
                 "nan_is_minimum": description.nan_is_minimum,
                 "fix_affine": False,
             },
+            {"_target_": "scripts.meta_data.ForgetFiled"},
             {"_target_": "Orientationd", "keys": ["image"], "axcodes": "RAS", "labels": None},
             {
                 "_target_": "Spacingd",

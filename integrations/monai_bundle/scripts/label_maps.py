@@ -38,8 +38,7 @@ class ToNativeLabelsd(Transform):
         try:
             labels = to_native_labels(logits, image, self.transforms)
         except FloatingPointError as error:
-            name = image.meta["filename_or_obj"]
-            raise InputError(f"{name}: {error}; amp off computes in float32") from error
+            raise InputError(f"{data.get('grid', 'image')}: {error}; amp off computes in float32") from error
         affine = image.applied_operations[0]["extra_info"]["original_affine"]
         meta = {**image.meta, "affine": torch.as_tensor(affine), "spatial_shape": tuple(labels.shape)}
         return {**data, "pred": MetaTensor(labels[None], meta=meta)}
