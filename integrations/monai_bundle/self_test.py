@@ -31,7 +31,7 @@ from load_datasets_transforms import test_pipeline
 
 NAME = "synthetic"
 NEAR_TIE = 1e-4  # difference of two probabilities that rounding may reverse
-SIDES = (1.25, 0.75, 0.75)  # of the volume, in windows: two windows along one axis, padding along the others
+SIDES = (1.75, 0.75, 0.75)  # of the volume, in windows: three overlapping ones along an axis, padding along the others
 MODULES = {"ignite": "pytorch-ignite", "fire": "fire", "einops": "einops"}  # and the packages that they are in
 
 

@@ -163,6 +163,19 @@ def test_monai_finds_every_property(on_path, tmp_path):
     assert workflow.bundle_root == str(on_path)
 
 
+def test_a_finished_folder_is_left_alone(on_path, tmp_path, capsys):
+    write_images(tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    for name in AFFINES:
+        (tmp_path / "labels" / f"{name}_seg.nii.gz").touch()
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "labels")}
+    workflow = ConfigWorkflow(on_path / "configs" / "inference.json", workflow_type="infer", device="cpu", **folders)
+    workflow.initialize()
+    workflow.run()
+    assert "3 of 3 label maps exist in" in capsys.readouterr().out
+    assert [path.stat().st_size for path in (tmp_path / "labels").iterdir()] == [0, 0, 0]
+
+
 def test_network_fits_the_metadata(on_path):
     from monai.bundle import verify_net_in_out
 
