@@ -88,7 +88,7 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "postprocessing": "$monai.transforms.Compose([@postprocessing, @saving])",
             "val_handlers": "@handlers",
         },
-        "run": ["$@evaluator.run() if len(@dataset) else None"],
+        "run": [{"_target_": "scripts.segmentation.segment_images", "evaluator": "@evaluator", "dataset": "@dataset"}],
     }
 
 

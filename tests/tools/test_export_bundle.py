@@ -1,8 +1,10 @@
 """Bundles as exported: run without this repository they predict what test_seg.py does; bad input leaves nothing."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import nibabel as nib
@@ -62,12 +64,11 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(weights, tmp_path_factory):
     """Folder of a bundle, and what the command printed."""
-    output = tmp_path_factory.mktemp("bundles") / "odd_rep3d"
-    command = [sys.executable, "-m", "tools.export_bundle", "--weights", weights, "--output", output]
-    root = Path(export_bundle.__file__).parents[1]
-    done = subprocess.run([str(word) for word in command], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return output, done.stdout
+    output, printed = tmp_path_factory.mktemp("bundles") / "odd_rep3d", io.StringIO()
+    args = export_bundle.parse_args(["--weights", str(weights), "--output", str(output)])
+    with redirect_stdout(printed):
+        assert run(export_bundle.main, args) == 0
+    return output, printed.getvalue()
 
 
 def write_images(folder):
@@ -174,6 +175,21 @@ def test_a_finished_folder_is_left_alone(on_path, tmp_path, capsys):
     workflow.run()
     assert "3 of 3 label maps exist in" in capsys.readouterr().out
     assert [path.stat().st_size for path in (tmp_path / "labels").iterdir()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_file_is_named_in_the_last_line(on_path, tmp_path, capsys, num_workers):
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "sheared-flair.nii.gz").write_bytes(b"no image")
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "labels")}
+    more = {"device": "cpu", "num_workers": num_workers, "amp": "off"}
+    workflow = ConfigWorkflow(on_path / "configs" / "inference.json", workflow_type="infer", **more, **folders)
+    workflow.initialize()
+    with pytest.raises(SystemExit) as stop:
+        workflow.run()
+    assert stop.value.code == 2
+    assert "sheared-flair.nii.gz: cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["lps_seg.nii.gz"]
 
 
 def test_network_fits_the_metadata(on_path):
