@@ -44,10 +44,12 @@ def main(args: argparse.Namespace) -> None:
     from engine.weights.load_network import load_trained
     from engine.weights.load_weights import weights_of
     from integrations.monai_bundle.bundle import About, write_bundle
+    from integrations.monai_bundle.configs import check_texts
     from integrations.monai_bundle.self_test import check_packages, self_test
 
     check_packages()
     trained = load_trained(Path(args.weights), FLAG, deploy=True)
+    check_texts(trained.description, f"{FLAG}: {args.weights}")
     if weights_of(trained.content, args.weights).keys() != trained.network.state_dict().keys():
         print(f"{args.weights} has the weights of training; the bundle has them folded for prediction")
     if any(task in output.name.lower() for task in OTHER_TASKS):

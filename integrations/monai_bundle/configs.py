@@ -1,9 +1,13 @@
 """configs/inference.json of a bundle."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from engine.data.datasets import DatasetDescription
+from engine.runtime.errors import raise_problems
 from engine.weights.checkpoints import NetworkConfig
+
+EVALUATED = ("$", "@", "%")  # how text begins that MONAI evaluates, as code, a reference or the content of a file
 
 
 def inference_config(config: NetworkConfig, description: DatasetDescription) -> dict[str, Any]:
@@ -130,6 +134,29 @@ def preprocessing(description: DatasetDescription) -> dict[str, Any]:
             {"_target_": "EnsureTyped", "keys": ["image"], "dtype": "$np.float32"},
         ],
     }
+
+
+def check_texts(description: DatasetDescription, source: str) -> None:
+    """Make sure that MONAI takes the texts of a description for texts, which in a foreign checkpoint might be code.
+
+    Raises:
+        InputError: one line per other text.
+    """
+    found = [text for text in _texts(description.to_json()) if text.startswith(EVALUATED)]
+    expected = f"expected names that do not begin with {', '.join(EVALUATED)}, which MONAI evaluates"
+    raise_problems([f"{source}: found {text!r} in the description of its dataset, {expected}" for text in found])
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """Yield every text in plain values, keys included."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict):
+        for pair in values.items():
+            yield from _texts(list(pair))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _texts(value)
 
 
 def channel_endings(description: DatasetDescription) -> list[str]:

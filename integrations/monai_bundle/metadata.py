@@ -19,7 +19,7 @@ PAPER = (
     "Lee, H. H., Liu, Q., Bao, S., Huo, Y., Landman, B. A.: Spatially-Adaptive Gradient Re-parameterization for 3D "
     "Large Kernel Optimization. ICML 2026."
 )
-# Fields and their types; MONAI itself refuses a bundle without some of them, and the schema one without any.
+# Fields and their types: those that the specification demands, and some that it leaves open and its readers look for.
 FIELDS: dict[str, type] = {
     "schema": str,
     "version": str,

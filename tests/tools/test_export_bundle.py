@@ -298,6 +298,16 @@ def test_weights_without_a_description_are_refused(weights, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_names_that_monai_evaluates_are_refused(weights, tmp_path, capsys):
+    content = torch.load(weights, weights_only=True)
+    content["description"]["name"] = "$print(1)"
+    path = tmp_path / "foreign.pth"
+    torch.save(content, path)
+    result = export(capsys, "--weights", path, "--output", tmp_path / "out")
+    assert_one_line(result, f"--weights: {path}", "found '$print(1)' in the description", "which MONAI evaluates")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_missing_package_is_named(weights, tmp_path, capsys, monkeypatch):
     find = self_test.importlib.util.find_spec
     monkeypatch.setattr(self_test.importlib.util, "find_spec", lambda name: None if name == "ignite" else find(name))
