@@ -19,13 +19,12 @@ from monai.transforms import (
     Spacingd,
     Transform,
 )
-from torch import Tensor
 
 from engine.data.augmentation import RandRotateScaled
 from engine.data.cases import Case, find_training_cases
 from engine.data.crops import CountCandidatesd, PadToSized, RandCropByCountsd
 from engine.data.datasets import DatasetDescription, find_description
-from engine.data.intensity import ScaleChannelsd
+from engine.data.intensity import AboveMinimum, ScaleChannelsd
 from engine.data.load_volume import LoadVolumed, Pipeline
 from engine.data.split_file import find_split
 from engine.prediction.post_transforms import InOrder, InvertToLabelsd, KeepLargestd, SaveLabelsd, SaveProbabilitiesd
@@ -126,13 +125,3 @@ def _deterministic(keys: list[str], description: DatasetDescription) -> list[Tra
         EnsureTyped("image", dtype=np.float32),
     ]
     return transforms + [EnsureTyped(key, dtype=torch.uint8) for key in keys if key == "label"]
-
-
-class AboveMinimum:
-    """Foreground of an image (channels, D, H, W): voxels above their channel's minimum, or all if there are none."""
-
-    VERSION = 1
-
-    def __call__(self, image: Tensor) -> Tensor:
-        above = image > image.amin(dim=(1, 2, 3), keepdim=True)
-        return above if above.any() else torch.ones_like(image)

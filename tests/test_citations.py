@@ -47,6 +47,7 @@ GENERATED = {
     *("entry.json", "digests.json", "log.jsonl", "plan.json", "plan.args"),
     *("results.csv", "runs.json", "masks.csv", "taps.csv", "figure.png", "masks.png", "taps.png"),
     *("loss.csv", "loss.png", "scores.csv", "wandb.json", "mlflow.json"),
+    *("inference.json", "metadata.json", "data_license.txt"),  # of a MONAI bundle
     *("split.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),
     *("nnUNetPlans.json", "nnUNetRep3DPlans.json", "plans.json", "dataset.json", "checkpoint_final.pth"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),

@@ -1,9 +1,11 @@
-"""Scaling of intensities, each channel by its own rule."""
+"""Scaling of intensities, each channel by its own rule, and the foreground by intensity."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from monai.transforms import MapTransform, NormalizeIntensity, ScaleIntensityRange, Transform
+from torch import Tensor
 
 from engine.data.datasets import Window
 
@@ -34,3 +36,13 @@ def _make_rule(window: Window | None) -> Transform:
         return NormalizeIntensity()
     low, high = window
     return ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
+
+
+class AboveMinimum:
+    """Foreground of an image (channels, D, H, W): voxels above their channel's minimum, or all if there are none."""
+
+    VERSION = 1
+
+    def __call__(self, image: Tensor) -> Tensor:
+        above = image > image.amin(dim=(1, 2, 3), keepdim=True)
+        return above if above.any() else torch.ones_like(image)

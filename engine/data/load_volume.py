@@ -25,12 +25,16 @@ class Pipeline(Compose):
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:
-            cause = error.__cause__
-            while cause is not None and not isinstance(cause, InputError):
-                cause = cause.__cause__
-            if cause is None:
+            if (cause := input_error_of(error)) is None:
                 raise
             raise cause from None
+
+
+def input_error_of(error: BaseException | None) -> InputError | None:
+    """Find the InputError that another error was raised from, such as MONAI's about its transforms, or None."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 class HeaderReader(NibabelReader):

@@ -1,0 +1,1 @@
+"""MONAI bundles: ``scripts`` and ``files`` go into every bundle, the modules here write and test it."""

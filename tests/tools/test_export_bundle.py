@@ -1,0 +1,364 @@
+"""Bundles as exported: run without this repository they predict what test_seg.py does; bad input leaves nothing."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import assert_one_line, write_nifti
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor
+from scipy.ndimage import gaussian_filter
+
+import test_seg as predict_script
+from engine.data.cases import make_case
+from engine.data.datasets import DatasetDescription
+from engine.data.fingerprint import fingerprint
+from engine.data.labels import to_classes
+from engine.data.nifti import read_voxels
+from engine.runtime.errors import run
+from engine.weights.checkpoints import NetworkConfig, save_checkpoint
+from engine.weights.load_network import load_trained
+from integrations.monai_bundle import self_test
+from load_datasets_transforms import test_pipeline as prediction_pipeline
+from tools import export_bundle
+
+# Two channels with different rules, classes with other values than their indices, NaN.
+DESCRIPTION = {
+    "name": "odd",
+    "modality": "MRI",
+    "labels": {"background": 0, "edema": 1, "core": 2, "enhancing": 4},
+    "regions": {"tumour": ["edema", "core", "enhancing"]},
+    "spacing": [1.0, 1.2, 1.5],
+    "channels": {"FLAIR": "-flair", "ratio": "-ratio"},
+    "intensity": {"FLAIR": {"zscore": True}, "ratio": {"window": [0.0, 2.0]}},
+    "nan": "minimum",
+}
+ROI = (32, 32, 16)
+SHEARED = np.array([[1.1, 0.4, 0, 3], [0, 1.0, 0.2, -5], [0, 0, 1.3, 2], [0, 0, 0, 1]])
+TURNED = np.array([[0, -1.3, 0.02, 10], [-0.9, 0, 0, 4], [0, 0.03, -2.0, 7], [0, 0, 0, 1]])
+AFFINES = {"sheared": SHEARED, "turned": TURNED, "lps": np.diag([-1.0, -1.0, 1.4, 1])}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Checkpoint of a random network, as trained: its masks are not folded."""
+    description = DatasetDescription.from_json(DESCRIPTION, "odd.json")
+    config = NetworkConfig.for_dataset(description, "REP3D", ROI, {"feat_size": [8, 8, 8, 8], "kernel_size": 5})
+    torch.manual_seed(1)
+    network = config.build()
+    for parameter in network.parameters():  # so that every class wins somewhere
+        parameter.data *= 1.5
+    path = tmp_path_factory.mktemp("run") / "best_metric_model.pth"
+    content = {"model": network.state_dict(), "config": config.to_plain(), "description": description.to_json()}
+    save_checkpoint(path, content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(weights, tmp_path_factory):
+    """Folder of a bundle, and what the command printed."""
+    output, printed = tmp_path_factory.mktemp("bundles") / "odd_rep3d", io.StringIO()
+    args = export_bundle.parse_args(["--weights", str(weights), "--output", str(output)])
+    with redirect_stdout(printed):
+        assert run(export_bundle.main, args) == 0
+    return output, printed.getvalue()
+
+
+def write_images(folder):
+    """Write a case of two channels for each affine, smaller than the window along at least one axis."""
+    rng = np.random.default_rng(3)
+    for name, affine in AFFINES.items():
+        for ending, ends in (("-flair", (100, 300)), ("-ratio", (0.4, 1.9))):
+            blobs = gaussian_filter(rng.normal(size=(38, 25, 14)), 2)
+            blobs = (blobs - blobs.min()) / np.ptp(blobs) * (ends[1] - ends[0]) + ends[0]
+            blobs[0, 0, :4] = np.nan
+            suffix = ".nii" if name == "lps" else ".nii.gz"
+            write_nifti(folder / f"{name}{ending}{suffix}", blobs.astype(np.float32), affine)
+
+
+def export(capsys, *words):
+    capsys.readouterr()
+    try:
+        status = run(export_bundle.main, export_bundle.parse_args([str(word) for word in words]))
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture
+def on_path(exported, monkeypatch):
+    """Put a bundle on the path as MONAI does, for one test."""
+    bundle, _ = exported
+    monkeypatch.syspath_prepend(bundle)
+    yield bundle
+    forget_scripts()
+
+
+def forget_scripts():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        del sys.modules[name]
+
+
+def read_config(bundle):
+    config = ConfigParser()
+    config.read_config(bundle / "configs" / "inference.json")
+    return config
+
+
+def test_the_command_folds_the_weights_and_tests_the_bundle(exported):
+    bundle, printed = exported
+    assert "best_metric_model.pth has the weights of training; the bundle has them folded" in printed
+    assert "test of the bundle: 0 of " in printed
+    assert [path.name for path in bundle.parent.iterdir()] == ["odd_rep3d"]
+    assert {path.name for path in bundle.iterdir()} == {"LICENSE", "configs", "docs", "models", "scripts"}
+    assert {path.name for path in (bundle / "configs").iterdir()} == {"inference.json", "logging.conf", "metadata.json"}
+    assert {path.name for path in (bundle / "docs").iterdir()} == {"README.md", "data_license.txt"}
+    assert not list(bundle.rglob("__pycache__"))
+
+
+def test_a_few_classes_win_on_the_synthetic_volume(exported):
+    _, printed = exported
+    assert int(printed.split(" predicted")[0].split()[-2]) >= 2, printed
+
+
+def test_the_readme_is_filled_in(exported):
+    bundle, _ = exported
+    text = (bundle / "docs" / "README.md").read_text()
+    assert "$" not in text
+    assert "0 background, 1 edema, 2 core, 4 enhancing" in text
+    assert "FLAIR (z-score), ratio (0 to 2)" in text
+    assert "`<case>-flair.nii.gz`, `<case>-ratio.nii.gz`" in text
+    assert "licence of these data was not stated" in (bundle / "docs" / "data_license.txt").read_text()
+
+
+def test_weights_are_plain_tensors_that_fit_strictly(on_path):
+    network = read_config(on_path).get_parsed_content("network_def")
+    network.load_state_dict(torch.load(on_path / "models" / "model.pt", weights_only=True), strict=True)
+    assert type(network).__module__.startswith("scripts.rep3d.")
+    assert not any(".lrbm." in name for name in network.state_dict())
+
+
+def test_preprocessing_is_that_of_prediction(on_path):
+    found = read_config(on_path).get_parsed_content("preprocessing").transforms
+    own = [transform for transform in found if type(transform).__name__ != "ForgetFiled"]  # changes no voxel
+    assert len(own) == len(found) - 1
+    description = DatasetDescription.from_json(DESCRIPTION, "odd.json")
+    expected = prediction_pipeline(description)
+    assert json.dumps(fingerprint(own)) == json.dumps(fingerprint(expected.transforms))  # NaN equals NaN
+
+
+def test_monai_finds_every_property(on_path, tmp_path):
+    write_images(tmp_path / "images")
+    config, images = on_path / "configs" / "inference.json", tmp_path / "images"
+    workflow = ConfigWorkflow(config, workflow_type="infer", dataset_dir=str(images), device="cpu")
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.bundle_root == str(on_path)
+
+
+def test_a_finished_folder_is_left_alone(on_path, tmp_path, capsys):
+    write_images(tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    for name in AFFINES:
+        (tmp_path / "labels" / f"{name}_seg.nii.gz").touch()
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "labels")}
+    workflow = ConfigWorkflow(on_path / "configs" / "inference.json", workflow_type="infer", device="cpu", **folders)
+    workflow.initialize()
+    workflow.run()
+    assert "3 of 3 label maps exist in" in capsys.readouterr().out
+    assert [path.stat().st_size for path in (tmp_path / "labels").iterdir()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_file_is_named_in_the_last_line(on_path, tmp_path, capsys, num_workers):
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "sheared-flair.nii.gz").write_bytes(b"no image")
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "labels")}
+    more = {"device": "cpu", "num_workers": num_workers, "amp": "off"}
+    workflow = ConfigWorkflow(on_path / "configs" / "inference.json", workflow_type="infer", **more, **folders)
+    workflow.initialize()
+    with pytest.raises(SystemExit) as stop:
+        workflow.run()
+    assert stop.value.code == 2
+    assert "sheared-flair.nii.gz: cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["lps_seg.nii.gz"]
+
+
+def test_network_fits_the_metadata(on_path):
+    from monai.bundle import verify_net_in_out
+
+    configs = on_path / "configs"
+    verify_net_in_out("network_def", str(configs / "metadata.json"), str(configs / "inference.json"), "cpu")
+
+
+def test_monai_label_can_run_it(on_path, weights, tmp_path):
+    """Play the part of MONAI Label: it runs these ids itself, forgets the package in between, and saves the result."""
+    rng = np.random.default_rng(0)
+    voxels = rng.uniform(0.4, 1.9, (38, 25, 14, 2)).astype(np.float32)  # one file, channels along its fourth axis
+    write_nifti(tmp_path / "case.nii.gz", voxels, SHEARED)
+    config = read_config(on_path)
+    config.config.update({"bundle_root": str(on_path), "device": "cpu"})
+    network = config.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(on_path / "models" / "model.pt", weights_only=True))
+    data = {"image": str(tmp_path / "case.nii.gz"), "image_path": str(tmp_path / "case.nii.gz"), "device": "cpu"}
+    forget_scripts()
+    for transform in config.get_parsed_content("preprocessing").transforms:
+        data = transform(data)
+    forget_scripts()
+    with torch.no_grad():
+        data["pred"] = config.get_parsed_content("inferer")(data["image"][None], network.eval())[0]
+    forget_scripts()
+    for transform in config.get_parsed_content("postprocessing").transforms:
+        data = transform(data)
+    pred = data["pred"]
+    assert isinstance(pred, MetaTensor)
+    assert (tuple(pred.shape), pred.dtype) == ((1, 38, 25, 14), torch.uint8)
+    np.testing.assert_allclose(pred.affine, SHEARED, atol=1e-6)
+    trained = load_trained(weights, "--weights", deploy=True)
+    comparison = self_test.compare(pred.numpy()[0], make_case("case", data["image_path"]), trained)
+    assert comparison.wrong == 0
+    assert comparison.classes > 1
+
+
+@pytest.mark.slow
+def test_any_geometry_gives_the_label_maps_of_test_seg(exported, weights, tmp_path):
+    bundle, _ = exported
+    images, output, expected = tmp_path / "images", tmp_path / "labels", tmp_path / "expected"
+    write_images(images)
+    python = [sys.executable, "-I"]  # sees neither this repository nor the working directory
+    search = "import importlib.util as util; print(*map(util.find_spec, ('engine', 'networks', 'rep3d', 'scripts')))"
+    found = subprocess.run([*python, "-c", search], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.split() == ["None"] * 4
+    command = [*python, "-m", "monai.bundle", "run", "--config_file", bundle / "configs" / "inference.json"]
+    flags = ["--dataset_dir", images, "--output_dir", output]
+    done = subprocess.run([str(word) for word in [*command, *flags]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = ["--images", images, "--output", expected, "--trained_weights", weights, "--gpu", "cpu"]
+    assert run(predict_script.main, predict_script.parse_args([str(word) for word in words])) == 0
+    trained = load_trained(weights, "--weights", deploy=True)
+    values = set()
+    for name in AFFINES:
+        files = [nib.load(folder / f"{name}_seg.nii.gz") for folder in (output, expected)]
+        assert files[0].header == files[1].header
+        maps = [read_voxels(str(folder / f"{name}_seg.nii.gz")) for folder in (output, expected)]
+        values |= set(np.unique(maps[0]))
+        paths = [str(next(images.glob(f"{name}{ending}.nii*"))) for ending in ("-flair", "-ratio")]
+        classes, _ = to_classes(maps[0], trained.description.labels)
+        comparison = self_test.compare(classes, make_case(name, paths), trained)
+        assert comparison.wrong == 0
+        assert np.count_nonzero(maps[0] != maps[1]) <= comparison.near_ties
+    assert 4 in values
+    assert len(values) > 2
+
+
+def test_images_are_found_as_test_seg_finds_them(on_path, tmp_path, capsys):
+    from scripts.cases import find_images
+    from scripts.engine.runtime.errors import InputError
+
+    write_images(tmp_path / "images")
+    endings = ["-flair", "-ratio"]
+    found = find_images(str(tmp_path / "images"), str(tmp_path / "labels"), 2, endings)
+    assert [image["id"] for image in found] == sorted(AFFINES)
+    assert [Path(path).name for path in found[0]["image"]] == ["lps-flair.nii", "lps-ratio.nii"]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "lps_seg.nii.gz").touch()
+    found = find_images(str(tmp_path / "images"), str(tmp_path / "labels"), 2, endings)
+    assert [image["id"] for image in found] == ["sheared", "turned"]
+    assert "1 of 3 label maps exist in" in capsys.readouterr().out
+    with pytest.raises(InputError, match="output_dir: found the folder of the images"):
+        find_images(str(tmp_path / "images"), str(tmp_path / "images"), 2, endings)
+    with pytest.raises(InputError, match="not found, expected a folder"):
+        find_images(str(tmp_path / "nowhere"), str(tmp_path / "labels"), 2, endings)
+
+
+def test_an_existing_folder_is_kept(weights, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    result = export(capsys, "--weights", weights, "--output", tmp_path / "mine")
+    assert_one_line(result, f"--output: {tmp_path / 'mine'} exists, expected a new folder")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+def test_weights_without_a_description_are_refused(weights, tmp_path, capsys):
+    path = tmp_path / "bare.pth"
+    torch.save(torch.load(weights, weights_only=True)["model"], path)
+    result = export(capsys, "--weights", path, "--output", tmp_path / "out")
+    assert_one_line(result, "--weights:", "bare state dict, expected a checkpoint of main_train.py")
+    torch.save({"weights": torch.nn.Linear(1, 1)}, path)
+    assert_one_line(export(capsys, "--weights", path, "--output", tmp_path / "out"), "is no plain checkpoint")
+    missing = export(capsys, "--weights", tmp_path / "none.pth", "--output", tmp_path / "out")
+    assert_one_line(missing, "none.pth cannot be read")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_that_monai_evaluates_are_refused(weights, tmp_path, capsys):
+    content = torch.load(weights, weights_only=True)
+    content["description"]["name"] = "$print(1)"
+    path = tmp_path / "foreign.pth"
+    torch.save(content, path)
+    result = export(capsys, "--weights", path, "--output", tmp_path / "out")
+    assert_one_line(result, f"--weights: {path}", "found '$print(1)' in the description", "which MONAI evaluates")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_package_is_named(weights, tmp_path, capsys, monkeypatch):
+    find = self_test.importlib.util.find_spec
+    monkeypatch.setattr(self_test.importlib.util, "find_spec", lambda name: None if name == "ignite" else find(name))
+    result = export(capsys, "--weights", weights, "--output", tmp_path / "out")
+    assert_one_line(result, "the package pytorch-ignite is not installed", "pip install pytorch-ignite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_licence_of_the_data_is_copied_or_its_file_is_named(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(self_test, "run_bundle", predict_nothing)
+    monkeypatch.setattr(self_test, "compare", lambda *_: self_test.Comparison(9, 0, 0, 0, 1))
+    missing = export(capsys, "--weights", weights, "--output", tmp_path / "out", "--data_license", tmp_path / "none")
+    assert_one_line(missing, "--data_license:", "cannot be read")
+    (tmp_path / "license").write_text("CC BY 4.0\n")
+    words = ["--weights", weights, "--output", tmp_path / "detection_1", "--data_license", tmp_path / "license"]
+    status, out, _ = export(capsys, *words, "--authors", "A. Author")
+    assert status == 0
+    assert "MONAI Label takes a bundle named detection_1 for one of another task" in out
+    assert (tmp_path / "detection_1" / "docs" / "data_license.txt").read_text() == "CC BY 4.0\n"
+    metadata = json.loads((tmp_path / "detection_1" / "configs" / "metadata.json").read_text())
+    assert (metadata["name"], metadata["authors"]) == ("detection_1", "A. Author")
+
+
+def predict_nothing(bundle, images, output):
+    """Write a label map of nothing but background, as a bundle that does not work might."""
+    image = nib.load(next(images.glob("*.nii.gz")))
+    write_nifti(output / f"{self_test.NAME}_seg.nii.gz", np.zeros(image.shape, np.uint8), image.affine)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (predict_nothing, "the bundle failed its test: "),
+        (lambda *_: None, "the bundle has written no label map in its test"),
+    ],
+)
+def test_a_bundle_that_fails_its_test_is_not_left(weights, tmp_path, capsys, monkeypatch, fault, message):
+    monkeypatch.setattr(self_test, "run_bundle", fault)
+    assert_one_line(export(capsys, "--weights", weights, "--output", tmp_path / "out"), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_of_a_bundle_that_does_not_run_is_shown(tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], 1, "", "Traceback ...\nModuleNotFoundError: No module named 'x'\n")
+    monkeypatch.setattr(self_test.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ValueError, match="does not run in its test: ModuleNotFoundError: No module named 'x'"):
+        self_test.run_bundle(tmp_path, tmp_path, tmp_path)
+
+
+def test_what_a_killed_export_has_left_is_removed(tmp_path):
+    (tmp_path / ".out.part" / "models").mkdir(parents=True)
+    with export_bundle.complete_or_absent(tmp_path / "out") as folder:
+        folder.mkdir()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
