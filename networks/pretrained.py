@@ -222,7 +222,7 @@ def _digest(settings: Settings, weights: Weights) -> str:
     whole = hashlib.sha256(json.dumps(settings).encode())
     for name, value in sorted(weights.items()):
         whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        whole.update(value.reshape(-1).view(torch.uint8).numpy())
+        whole.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
