@@ -65,7 +65,8 @@ def spawn_server(way: str, config: NetworkConfig, runs: int, folder: Path) -> tu
 def collect(server: tuple[BaseProcess, Connection], runs: int, limit_s: float) -> tuple[list[float], str]:
     """Receive the seconds of the windows until the limit, and why there are no more."""
     process, receiver = server
-    end, seconds = time.monotonic() + limit_s, []
+    seconds: list[float] = []
+    end = time.monotonic() + limit_s
     try:
         while len(seconds) < runs and receiver.poll(max(0.0, end - time.monotonic())):
             seconds.append(receiver.recv())

@@ -49,6 +49,7 @@ GENERATED = {
     *("loss.csv", "loss.png", "scores.csv", "wandb.json", "mlflow.json"),
     *("split.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
+    *("config.json", "rep3d.json"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")
 MODULE = re.compile(r"(?<![\w./-])((?:engine|networks|tools|benchmarks|experiments)(?:\.[A-Za-z_]\w*)+)")

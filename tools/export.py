@@ -96,9 +96,7 @@ def write_onnx(export: Export, path: Path) -> None:
     """Write an ONNX file that holds its weights; InputError if they do not fit in one."""
     size = sum(value.nbytes for value in export.network.state_dict().values())
     if size > LARGEST_ONNX:
-        raise InputError(
-            f"--format: found weights of {size / 1e9:.1f} GB, expected at most 2.1 GB, which ONNX can hold"
-        )
+        raise InputError(f"--format onnx: found weights of {size / 1e9:.1f} GB, expected at most 2.1 GB in one file")
     window, inputs, outputs = (export.window,), [INPUT], [OUTPUT]
     program = torch.onnx.export(
         export.network, window, dynamo=True, verbose=False, input_names=inputs, output_names=outputs
@@ -196,9 +194,7 @@ def check_packages(name: str) -> None:
             importlib.import_module(package)
         except ImportError as error:
             install = f"pip install {' '.join(FORMATS[name].packages)}"
-            raise InputError(
-                f"--format: {name} needs the package {package}, expected it installed: {install}"
-            ) from error
+            raise InputError(f"--format {name}: found no package {package}, expected it: {install}") from error
 
 
 def was_folded(trained: TrainedNetwork, path: str) -> bool:

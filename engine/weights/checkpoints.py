@@ -127,6 +127,8 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected a checkpoint") from error
+    except ImportError as error:
+        raise InputError(f"{flag}: {error}") from error
     except Exception as error:  # a damaged archive may raise any error
         if is_out_of_memory(error):
             raise
