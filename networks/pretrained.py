@@ -97,6 +97,8 @@ def from_pretrained(source: str | os.PathLike[str], revision: str | None = None)
         network = build_described(settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} does not describe its network, expected a file of save_pretrained") from error
+    except ValueError as error:  # a network or an argument that this version does not know
+        raise ValueError(f"{file}: {error}") from error
     fill_aliases(network, weights)
     try:
         network.load_state_dict(weights)

@@ -15,6 +15,8 @@ from smallest import build_narrow, smallest_input
 from networks import NETWORKS, build_network, from_pretrained, pretrained, save_pretrained
 
 DESCRIPTION = {"name": "boxes", "labels": {"background": 0, "left": 1, "right": 2}, "spacing": [1.0, 1.0, 2.5]}
+UNKNOWN = {"network": "REP4D", "in_chans": 1, "out_chans": 3, "roi_size": [32, 32, 16], "overrides": {}}
+FOLDING = ("REP3D", "REP3D_FIXED", "3DUXNET_LRBM", "REPUXNET")  # networks whose deployed form differs
 TINY = {"feat_size": (4, 4, 4, 4), "depths": (1, 1, 1, 1), "kernel_size": 5}
 
 
@@ -44,8 +46,9 @@ def predict(network, name="REP3D"):
         return network(torch.randn(1, 1, *smallest_input(name)))
 
 
-@pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "deploy"), [*((name, False) for name in NETWORKS), *((name, True) for name in FOLDING)]
+)
 def test_every_network_comes_back_in_its_form(name, deploy, tmp_path):
     torch.manual_seed(0)
     network = randomise(build_narrow(name))
@@ -222,6 +225,7 @@ def test_a_config_that_contradicts_the_weights(change, message, saved):
         ('{"config": {}}', "does not describe its network"),
         ('{"config": {"network": "REP3D"}, "deploy": false}', "does not describe its network"),
         ('{"config": [], "deploy": false}', "does not describe its network"),
+        (json.dumps({"config": UNKNOWN, "deploy": False}), r"model\.safetensors: network: found 'REP4D'"),
     ],
 )
 def test_a_config_of_another_program(settings, message, saved):
