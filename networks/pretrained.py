@@ -92,7 +92,8 @@ def from_pretrained(source: str | os.PathLike[str], revision: str | None = None)
     """
     file = _find(source, revision)
     weights, settings = read_weights(file)
-    settings = _compare(settings, file.with_name(CONFIG), file)
+    if file != Path(source):
+        settings = _agree(settings, file.with_name(CONFIG))
     try:
         network = build_described(settings)
     except (KeyError, TypeError, AttributeError) as error:
@@ -212,7 +213,7 @@ def read_weights(file: Path) -> tuple[Weights, Settings]:
             text = (opened.metadata() or {}).get(SETTINGS)
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         settings = {} if text is None else dict(json.loads(text))
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({_one_line(error)}), expected a whole safetensors file") from error
     if text is not None and settings.pop(DIGEST, None) != _digest(settings, weights):
         raise ValueError(f"{file} is damaged (its content does not have its digest), expected a whole safetensors file")
@@ -248,20 +249,20 @@ def _download(name: str, revision: str | None) -> Path:
         raise ValueError(f"{name}: found no such folder, and none on the Hub: {_one_line(error)}") from error
 
 
-def _compare(settings: Settings, config: Path, file: Path) -> Settings:
-    """Return the settings of a file, or those of config.json if a program has dropped the metadata; never two kinds.
+def _agree(settings: Settings, config: Path) -> Settings:
+    """Return the settings of a file, or those of config.json beside it if a program has dropped the file's metadata.
 
     Raises:
-        ValueError: they differ, or there are none.
+        ValueError: config.json cannot be read, or they differ.
     """
     try:
         beside = json.loads(config.read_text(encoding="utf-8")) if config.exists() else settings
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{config} cannot be read ({_one_line(error)}), expected JSON of save_pretrained") from error
     if settings and beside != settings:
-        raise ValueError(f"{config} differs from the metadata of {file.name}, expected both as save_pretrained wrote")
-    if not isinstance(beside, dict) or "config" not in beside:
-        raise ValueError(f"{file} does not describe its network, expected a file of save_pretrained")
+        raise ValueError(
+            f"{config} differs from the metadata of {WEIGHTS}, expected both as save_pretrained wrote them"
+        )
     return beside
 
 

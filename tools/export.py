@@ -169,11 +169,10 @@ def main(args: argparse.Namespace) -> None:
     with torch.inference_mode():
         expected = export.network(export.window)
     choose_convolution(export.network, args.convolution or chosen.convolution)
+    print("exporting, and comparing with PyTorch ...", flush=True)
     with complete_or_absent(output, "--output") as path:
-        with quiet():
-            chosen.write(export, path)
-        print("comparing with PyTorch ...", flush=True)
         with quiet(), torch.inference_mode():
+            chosen.write(export, path)
             found = chosen.run(path, export.window)
         difference = compare(found, expected, export.dtype)
     print("\n".join([f"{output}: {size_of(output) / 1e6:.1f} MB", *describe(export, trained.description), difference]))

@@ -92,6 +92,8 @@ def test_the_weights_alone_are_enough(saved, tmp_path):
     found = from_pretrained(tmp_path / "alone.safetensors")
     assert found.description == DESCRIPTION
     assert torch.equal(predict(found), predict(build_tiny()))
+    (tmp_path / "config.json").write_text("that of another program")
+    assert from_pretrained(tmp_path / "alone.safetensors").description == DESCRIPTION
 
 
 def test_config_json_is_enough_beside_weights_without_metadata(saved):
@@ -243,8 +245,9 @@ def test_weights_of_another_network(saved):
         from_pretrained(saved)
 
 
-def test_what_is_no_folder_of_a_network(tmp_path, trained):
-    for path in (tmp_path, tmp_path / "nowhere", trained / "best_metric_model.pth"):
+def test_what_is_no_folder_of_a_network(tmp_path):
+    (tmp_path / "weights.pth").write_text("")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "weights.pth"):
         with pytest.raises(ValueError, match=r"found no such file, expected a folder with model\.safetensors"):
             from_pretrained(path)
 

@@ -101,7 +101,7 @@ def test_torch_export(tool, checkpoint, config, description, tmp_path):
     assert done.returncode == 0, done.stderr
     first, second, *lines = out.splitlines()
     assert first == f"{checkpoint} has the weights of training; they are exported folded for prediction"
-    assert second == "comparing with PyTorch ..."
+    assert second == "exporting, and comparing with PyTorch ..."
     assert lines[0].startswith(f"{tmp_path / 'new' / 'network.pt2'}: ")
     assert lines[1].startswith("input image: float32 (1, 1, 32, 32, 16): batch, channel, ")
     assert lines[2] == "voxels of 1 x 1 x 1 mm; intensities: image as its z-score"
