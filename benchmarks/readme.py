@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import many_cases
+from benchmarks import many_cases, onnx_runtime
 from benchmarks.gpu.report import table
 from benchmarks.gpu.schedule import STEPS
 from benchmarks.gpu.steps import convolution, training_step
@@ -43,6 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prediction_REP3D": {"shape": [512, 512, 200], "roi_size": [96, 96, 96], "network": "REP3D"},
     "kernel_size": {"feat_size": [48, 96, 192, 384]},
     "many_cases": {"cases": [250, 500, 1000]},
+    "onnx_runtime": {"kernel_size": 21, "roi_size": [96, 96, 96], "feat_size": [48, 96, 192, 384]},
 }
 # Commands of results whose file name is not the module's name.
 COMMANDS = {
@@ -152,6 +153,11 @@ CLAIMS = (
         "share of voxels labelled differently from the published method",
         "0",
         cpu=("prediction", lambda found: f"{found['differing']:.1e}" if found["differing"] else "0"),
+    ),
+    Claim(
+        f"seconds of a 96³ window of REP3D: {', '.join(onnx_runtime.WAYS)}",
+        "",
+        cpu=("onnx_runtime", lambda found: ", ".join(map(onnx_runtime.format_seconds, found["rows"]))),
     ),
 )
 

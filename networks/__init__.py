@@ -1,4 +1,6 @@
-"""All networks by name, and ``build_network``, which builds any of them. A network's module is imported on demand.
+"""All networks by name, and ``build_network``, which builds any of them; ``pretrained`` keeps them in files.
+
+Modules are imported on demand: a script's --help does not wait for PyTorch.
 
 The folder works as a package under any name: ``networks`` in a clone, ``rep3d`` once installed.
 """
@@ -14,8 +16,9 @@ from .argument_types import check_types
 
 if TYPE_CHECKING:
     from .base import SegmentationNetwork
+    from .pretrained import from_pretrained, save_pretrained
 
-__all__ = ["NETWORKS", "__version__", "build_network"]
+__all__ = ["NETWORKS", "__version__", "build_network", "from_pretrained", "save_pretrained"]
 
 __version__ = "0.1.0"
 
@@ -71,6 +74,7 @@ def build_network(
         deploy: build the folded form, if the network has one.
         overrides: further arguments of the network's constructor; ``kernel_size`` is the side of its large kernels,
             whatever the constructor calls it.
+    Returns: the network, whose attribute ``config`` holds these arguments.
     Raises:
         ValueError: an unknown name or argument, an argument of the wrong type or out of range, or a ``roi_size`` that
             the network does not accept.
@@ -78,7 +82,7 @@ def build_network(
     if name not in NETWORKS:
         raise ValueError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
     path, implied = NETWORKS[name]
-    constructor: Callable[..., SegmentationNetwork] = partial(_import_constructor(path), **implied)
+    constructor: Callable[..., SegmentationNetwork] = partial(_import_by_name(path), **implied)
     known = set(inspect.signature(constructor).parameters)
     context = {"roi_size": tuple(roi_size), "deploy": deploy}
     # A name that implies a mask or a size fixes it; the other implied arguments are defaults.
@@ -91,16 +95,30 @@ def build_network(
         raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(sorted(options))}")
     shared = {key: value for key, value in context.items() if key in known}
     try:
-        check_types(_import_constructor(path), arguments)
+        check_types(_import_by_name(path), arguments)
         network = constructor(in_chans=in_chans, out_chans=out_chans, **shared, **arguments)
         network.input_sizes.check(roi_size, "roi_size")
     except (ImportError, TypeError, ValueError) as error:  # MONAI's messages may have several lines
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
+    network.config = {
+        "network": name,
+        "in_chans": in_chans,
+        "out_chans": out_chans,
+        "roi_size": list(roi_size),
+        "overrides": overrides,
+    }
     return network
 
 
-def _import_constructor(path: str) -> Any:
-    """Import the constructor "module:class" of an entry of ``NETWORKS``."""
+def __getattr__(name: str) -> Any:
+    """Import the functions of ``pretrained`` on demand."""
+    if name in ("from_pretrained", "save_pretrained"):
+        return _import_by_name(f".pretrained:{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _import_by_name(path: str) -> Any:
+    """Import "module:name", as an entry of ``NETWORKS`` names its constructor."""
     stay_importable()
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module, __name__), name)

@@ -115,6 +115,10 @@ class SegmentationNetwork(nn.Module):
     unused_prefixes: tuple[str, ...] = ()
     ignored_prefixes: tuple[str, ...] = ()  # keys of official checkpoints that have no parameters here
 
+    # What files of ``pretrained`` say of a network. Constructors do not set it.
+    config: dict[str, Any] | None = None  # arguments of build_network, set by it
+    description: dict[str, Any] | None = None  # dataset that it was trained for, in the form of --dataset
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         stay_importable()
         super().__init__(*args, **kwargs)  # the arguments are those of MONAI's class, if any

@@ -155,6 +155,7 @@ class LargeKernelConv3d(nn.Conv3d):
     """
 
     kept_spectrum: KernelSpectrum | None = None  # set by ``keep_kernel_spectra``
+    method: Method | None = None  # of both passes; by default the cheaper one of each
 
     def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -163,7 +164,7 @@ class LargeKernelConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         known = None if self.training else self.kept_spectrum
-        return large_kernel_conv3d(input, self.weight, self.bias, known=known)
+        return large_kernel_conv3d(input, self.weight, self.bias, self.method, known=known)
 
 
 def choose_method(x: Tensor, weight: Tensor, direction: Literal["forward", "backward"]) -> Method:

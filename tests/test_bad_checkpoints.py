@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import sys
 
 import pytest
 import torch
 from conftest import assert_one_line, train_arguments
+from safetensors.torch import save_file
 
 
 class Malicious:
@@ -54,6 +56,51 @@ def test_bad_checkpoint(boxes, tmp_path, train, predict, monkeypatch, write, par
     arguments = train_arguments(boxes, last.parent, "--resume")
     assert_one_line(train(*arguments), "--resume", last)
     assert not (tmp_path / "made").exists()
+
+
+def write_forged(path):
+    """Write a file whose description is not that of its digest."""
+    save_file({"weight": torch.zeros(3)}, path, {"rep3d": '{"config": {}, "digest": "00"}'})
+
+
+def write_huge_header(path):
+    path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+
+
+def write_half_of_safetensors(path):
+    save_file({"weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+BAD_SAFETENSORS = {
+    "empty file": (lambda path: path.write_bytes(b""), "is damaged, expected a whole checkpoint"),
+    "a checkpoint": (lambda path: torch.save({"model": {"a": torch.zeros(3)}}, path), "is damaged"),
+    "half": (write_half_of_safetensors, "is damaged"),
+    "huge header": (write_huge_header, "is damaged"),
+    "forged": (write_forged, "is damaged"),
+    "a folder": (lambda path: path.mkdir(), "cannot be read"),
+    "missing": (lambda path: None, "cannot be read (No such file or directory)"),
+    "no weights": (lambda path: save_file({}, path), "holds no weights"),
+    "other network": (lambda path: save_file({"a": torch.zeros(3)}, path), "0 of them known"),
+}
+
+
+@pytest.mark.parametrize(("write", "part"), BAD_SAFETENSORS.values(), ids=BAD_SAFETENSORS)
+def test_bad_safetensors(boxes, tmp_path, train, predict, write, part):
+    path = tmp_path / "weights.safetensors"
+    write(path)
+    arguments = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu", "--dataset", boxes / "boxes.json")
+    assert_one_line(predict(*arguments, "--trained_weights", path), "--trained_weights", path, part)
+    pretrain = ("--pretrain", "True", "--pretrained_weights", path)
+    assert_one_line(train(*train_arguments(boxes, tmp_path / "out", *pretrain)), "--pretrained_weights", path, part)
+
+
+def test_a_missing_package_is_named(boxes, tmp_path, predict, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    save_file({"a": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    arguments = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu")
+    found = predict(*arguments, "--trained_weights", tmp_path / "weights.safetensors")
+    assert_one_line(found, "--trained_weights", "found no package safetensors", "pip install safetensors")
 
 
 BAD_CONFIGS = [

@@ -51,6 +51,7 @@ GENERATED = {
     *("split.json", "meta.csv", "labeled_data_meta_0000_0599.csv"),
     *("nnUNetPlans.json", "nnUNetRep3DPlans.json", "plans.json", "dataset.json", "checkpoint_final.pth"),
     *("erf.png", "erf.csv", "profiles.png", "profiles.csv"),
+    *("config.json", "rep3d.json"),
 }
 FILE = re.compile(rf"(?<![\w/.<>*$~{{-])((?:[\w.-]+/)*[\w-]+(?:\.[\w-]+)*\.(?:{ENDINGS}))(?![\w/(])")
 MODULE = re.compile(r"(?<![\w./-])((?:engine|networks|tools|benchmarks|experiments)(?:\.[A-Za-z_]\w*)+)")

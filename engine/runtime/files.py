@@ -5,14 +5,15 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from engine.runtime.errors import DiskError, InputError
+from engine.runtime.errors import NOT_WRITABLE, DiskError, InputError
 
 # Checkpoints in the folder of a training run.
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
@@ -48,7 +49,7 @@ def write_whole(
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(aside, path)
-        _flush_folder(path.parent)
+        _flush(path.parent)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's own error hides it
         if not isinstance(cause, OSError):
@@ -62,14 +63,57 @@ def write_whole(
             aside.unlink()
 
 
+@contextmanager
+def complete_or_absent(path: Path, flag: str) -> Iterator[Path]:
+    """Yield another path beside ``path`` for a new file or folder, and rename it at the end; remove it after an error.
+
+    A killed process leaves it, and the next one with the same ``path`` removes it.
+
+    Args:
+        path: file or folder to create.
+        flag: flag that named it, for messages.
+    Raises:
+        InputError: there is something of that name, or a name on the way is no folder.
+        DiskError: it cannot be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{flag}: {path} exists, expected a new name")
+    aside = path.with_name(f".{path.name}{PARTIAL}")
+    _remove(aside)
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        for part in (aside, *aside.rglob("*")):
+            _flush(part)
+        os.rename(aside, path)
+        _flush(path.parent)
+    except InputError:
+        raise
+    except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            raise DiskError(
+                f"{flag}: {path} cannot be written ({error.strerror}), expected a disk with space"
+            ) from error
+        raise InputError(f"{flag}: {path} cannot be written ({error.strerror}), expected another place") from error
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
+
+
 def name_aside(path: Path) -> Path:
     """Make a unique name for a temporary file or folder next to ``path``."""
     return path.with_name(f".{uuid4().hex}{PARTIAL}")
 
 
-def _flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: without this a power cut could undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk: without this a power cut could undo a rename."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)

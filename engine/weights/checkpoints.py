@@ -1,4 +1,4 @@
-"""Checkpoints: plain dictionaries of tensors and plain values, the weights under "model"."""
+"""Checkpoints: plain dictionaries of tensors and plain values, the weights under "model". Reads safetensors, too."""
 
 import errno
 import operator
@@ -23,6 +23,7 @@ from engine.runtime.errors import InputError, is_out_of_memory
 from engine.runtime.files import DAMAGED, LAST, PREVIOUS, write_whole
 from networks import build_network
 from networks.base import SegmentationNetwork
+from networks.pretrained import WEIGHTS, read_weights
 
 # NumPy numbers, which nnU-Net stores next to its weights; under their names in NumPy 1 and in NumPy 2.
 MAKE_SCALAR = np.float64().__reduce__()[0]
@@ -104,15 +105,19 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: Path | None = Non
 
 
 def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
-    """Read a checkpoint without running any code from it.
+    """Read a checkpoint or a safetensors file without running any code from it.
 
     Args:
         path: file to read.
         flag: flag that named the file, for messages.
+    Returns: the checkpoint; of a safetensors file of another program only "model".
     Raises:
         InputError: the file does not exist, is damaged, or needs pickle code execution.
     """
     try:
+        if path.suffix == Path(WEIGHTS).suffix:
+            weights, settings = read_weights(path)
+            return {"model": weights, **settings}
         _check_sums(path)
         with warnings.catch_warnings(action="ignore"), safe_globals(NUMPY_SCALARS):  # warns of old pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -122,6 +127,8 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected a checkpoint") from error
+    except ImportError as error:
+        raise InputError(f"{flag}: {error}") from error
     except Exception as error:  # a damaged archive may raise any error
         if is_out_of_memory(error):
             raise
@@ -207,7 +214,7 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
         description = DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{flag}: {path} does not describe its network, expected a checkpoint of main_train"
+            f"{flag}: {path} does not describe its network and its dataset, expected a checkpoint of main_train"
         ) from error
     return config, description
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.runtime.errors import InputError
 from networks.base import SegmentationNetwork
+from networks.pretrained import fill_aliases
 from networks.Rep3D.rep3d_encoder import MaskedKernelBlock
 
 WRAPPERS = ("model", "state_dict", "network_weights")  # keys that main_train, most projects and nnU-Net use
@@ -61,7 +62,7 @@ def load_weights(
             partly loaded by then.
     """
     weights = _take_off_prefixes(weights_of(content, source), network)
-    _fill_aliases(network, weights)
+    fill_aliases(network, weights)
     own = network.state_dict()
     wanted = {key: value for key, value in weights.items() if not key.startswith(network.ignored_prefixes)}
     folded: set[str] = set()
@@ -95,16 +96,6 @@ def _find_weights(content: object) -> dict[str, Tensor] | None:
         return dict(content)
     found = (_find_weights(content.get(key)) for key in WRAPPERS)
     return next((weights for weights in found if weights is not None), None)
-
-
-def _fill_aliases(network: SegmentationNetwork, weights: dict[str, Tensor]) -> None:
-    """Add the missing names of shared modules: a module used in two places has two names, a file may hold only one."""
-    names: dict[int, list[str]] = {}
-    for name, value in network.state_dict(keep_vars=True).items():
-        names.setdefault(id(value), []).append(name)
-    for aliases in names.values():
-        if present := next((name for name in aliases if name in weights), None):
-            weights.update({name: weights[present] for name in aliases if name not in weights})
 
 
 def _take_off_prefixes(weights: dict[str, Tensor], network: SegmentationNetwork) -> dict[str, Tensor]:

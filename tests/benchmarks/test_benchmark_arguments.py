@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import data_loading, kernel_size, large_kernel_conv, prediction, training_step
+from benchmarks import data_loading, kernel_size, large_kernel_conv, onnx_runtime, prediction, training_step
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ from benchmarks import data_loading, kernel_size, large_kernel_conv, prediction,
         (large_kernel_conv, ["--kernel_size", "4"]),
         (large_kernel_conv, ["--repeats", "0"]),
         (large_kernel_conv, ["--stages", "3x6"]),
+        (onnx_runtime, ["--kernel_size", "4"]),
+        (onnx_runtime, ["--limit_s", "0"]),
     ],
 )
 def test_benchmark_refuses_invalid_arguments(benchmark, command, capsys):

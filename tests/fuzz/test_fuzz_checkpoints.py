@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.runtime.files import BEST, LAST, PREVIOUS
+from engine.weights.load_network import load_trained
+from networks import save_pretrained
 
 plain = (
     st.none()
@@ -132,6 +134,18 @@ def test_predicting_with_damaged_bytes(box_template, trained, damages):
     with copies(boxes=box_template, run=trained) as folder:
         damage_bytes(folder / "run" / BEST, damages)
         end_well("test_seg.py", *predict_arguments(folder / "boxes", folder / "new", folder / "run"))
+
+
+@examples(6)
+@given(damages=byte_damages)
+def test_predicting_with_damaged_safetensors(box_template, trained, damages):
+    with copies(boxes=box_template) as folder:
+        network, _, description, _ = load_trained(trained / BEST, "")
+        save_pretrained(network, folder / "run", description.to_json())
+        path = folder / "run" / "model.safetensors"
+        damage_bytes(path, damages)
+        weights = ("--trained_weights", path)
+        end_well("test_seg.py", *predict_arguments(folder / "boxes", folder / "new", folder / "run", *weights))
 
 
 @examples(10)

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import networks
 from networks import NETWORKS, build_network
 from networks.monai_networks import MedNeXt
 from networks.Rep3D import rep3d_block
@@ -160,3 +161,15 @@ def test_resenc_unet_starts_as_nnunet_starts_it():
 def test_mednext_comes_in_four_sizes():
     with pytest.raises(ValueError, match="size: found 'XL', expected one of S, B, M, L"):
         MedNeXt(size="XL")
+
+
+def test_a_network_knows_the_arguments_that_built_it():
+    network = build_network("REP3D", 2, 3, (32, 32, 16), deploy=True, feat_size=(4, 4, 4, 4), kernel_size=5)
+    sizes = {"in_chans": 2, "out_chans": 3, "roi_size": [32, 32, 16]}
+    assert network.config == {"network": "REP3D", **sizes, "overrides": {"feat_size": (4, 4, 4, 4), "kernel_size": 5}}
+
+
+def test_the_package_has_no_other_names():
+    assert not hasattr(networks, "load_pretrained")
+    assert set(networks.__all__) <= set(vars(networks)) | {"from_pretrained", "save_pretrained"}
+    assert all(hasattr(networks, name) for name in networks.__all__)

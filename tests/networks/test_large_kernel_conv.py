@@ -331,3 +331,16 @@ def test_a_single_sample_needs_no_batch(forward, backward, set_methods):
 def test_layer_refuses_an_invalid_kernel_size(kernel_size):
     with pytest.raises(ValueError, match=f"kernel_size: found {kernel_size}, expected an odd"):
         LargeKernelConv3d(2, kernel_size)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layer_takes_the_method_that_is_set(method, monkeypatch):
+    layer, called = LargeKernelConv3d(2, 5), []
+    transform = torch.fft.rfftn
+    monkeypatch.setattr(torch.fft, "rfftn", lambda *rest, **more: called.append(1) or transform(*rest, **more))
+    x = torch.randn(1, 2, 8, 8, 8)
+    expected = nn.functional.conv3d(x, layer.weight, layer.bias, padding=2, groups=2)
+    layer.method = method
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+    assert bool(called) == (method == "fft")

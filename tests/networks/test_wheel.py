@@ -29,6 +29,12 @@ for name in rep3d.NETWORKS:
             rep3d.build_network(name, 1, 3)
     except ValueError as error:
         assert "found no package dynamic-network-architectures" in str(error)
+for call in (lambda: rep3d.save_pretrained(network, "new"), lambda: rep3d.from_pretrained("user/name")):
+    try:
+        call()
+        raise AssertionError("did not miss its package")
+    except ImportError as error:
+        assert "pip install" in str(error)
 assert "networks" not in sys.modules
 print(rep3d.__file__, rep3d.__version__)
 """
