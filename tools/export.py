@@ -31,9 +31,8 @@ from torch import Tensor
 from engine.data.datasets import DatasetDescription
 from engine.runtime.arguments import number
 from engine.runtime.errors import InputError, OneLineParser, run
-from engine.runtime.files import complete_or_absent
+from engine.runtime.files import check_absent, complete_or_absent
 from engine.weights.load_network import TrainedNetwork, load_trained
-from engine.weights.load_weights import weights_of
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import LargeKernelConv3d
 from networks.pretrained import SETTINGS, Settings, from_pretrained, save_pretrained, settings_of
@@ -161,9 +160,10 @@ def main(args: argparse.Namespace) -> None:
     """Load, export, compare, and print what a user of the file needs to know."""
     check_flags(args)
     chosen, output = FORMATS[args.format], Path(args.output)
+    check_absent(output, "--output")
     check_packages(args.format)
     trained = load_trained(Path(args.weights), "--weights", deploy=True)
-    if was_folded(trained, args.weights):
+    if trained.was_folded:
         print(f"{args.weights} has the weights of training; they are exported folded for prediction")
     export = prepare(trained, args.roi_size, DTYPES[args.dtype])
     with torch.inference_mode():
@@ -194,11 +194,6 @@ def check_packages(name: str) -> None:
         except ImportError as error:
             install = f"pip install {' '.join(FORMATS[name].packages)}"
             raise InputError(f"--format {name}: found no package {package}, expected it: {install}") from error
-
-
-def was_folded(trained: TrainedNetwork, path: str) -> bool:
-    """Tell whether a checkpoint has tensors that the deployed network has not."""
-    return not weights_of(trained.content, path).keys() <= trained.network.state_dict().keys()
 
 
 def prepare(trained: TrainedNetwork, roi_size: Sequence[int] | None, dtype: torch.dtype) -> Export:

@@ -9,15 +9,12 @@ test_seg.py. docs/deploy.md says how it is used.
 
 import argparse
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engine.runtime.errors import InputError, OneLineParser, run
-from engine.runtime.files import PARTIAL, make_output_folder
+from engine.runtime.files import check_absent, complete_or_absent
 
 FLAG = "--weights"
 OTHER_TASKS = ("deepedit", "deepgrow", "detection", "classification")  # of MONAI Label, by the name of the folder
@@ -38,11 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Write the bundle under another name, test it, and rename it."""
     output = Path(os.path.abspath(args.output))
-    if os.path.lexists(output):
-        raise InputError(f"--output: {args.output} exists, expected a new folder")
+    check_absent(output, "--output")
     data_license = None if args.data_license is None else read_license(Path(args.data_license))
     from engine.weights.load_network import load_trained
-    from engine.weights.load_weights import weights_of
     from integrations.monai_bundle.bundle import About, write_bundle
     from integrations.monai_bundle.configs import check_texts
     from integrations.monai_bundle.self_test import check_packages, self_test
@@ -50,12 +45,11 @@ def main(args: argparse.Namespace) -> None:
     check_packages()
     trained = load_trained(Path(args.weights), FLAG, deploy=True)
     check_texts(trained.description, f"{FLAG}: {args.weights}")
-    if weights_of(trained.content, args.weights).keys() != trained.network.state_dict().keys():
+    if trained.was_folded:
         print(f"{args.weights} has the weights of training; the bundle has them folded for prediction")
     if any(task in output.name.lower() for task in OTHER_TASKS):
         print(f"warning: --output: MONAI Label takes a bundle named {output.name} for one of another task")
-    make_output_folder(output.parent)
-    with complete_or_absent(output) as folder, TemporaryDirectory(prefix="export_bundle_") as scratch:
+    with complete_or_absent(output, "--output") as folder, TemporaryDirectory(prefix="export_bundle_") as scratch:
         write_bundle(folder, trained, About(output.name, args.version, args.authors, data_license))
         print(f"test of the bundle: {self_test(folder, trained, Path(scratch))}")
     print(f"{args.output}: {sum(path.stat().st_size for path in output.rglob('*')) / 2**20:.1f} MB")
@@ -67,21 +61,6 @@ def read_license(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--data_license: {path} cannot be read ({error}), expected a text file") from error
-
-
-@contextmanager
-def complete_or_absent(folder: Path) -> Iterator[Path]:
-    """Yield another folder beside this one, and rename it at the end; remove it after an error.
-
-    A killed process leaves it, and the next one for the same folder removes it.
-    """
-    aside = folder.with_name(f".{folder.name}{PARTIAL}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        yield aside
-        os.rename(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 if __name__ == "__main__":

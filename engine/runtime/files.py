@@ -76,8 +76,7 @@ def complete_or_absent(path: Path, flag: str) -> Iterator[Path]:
         InputError: there is something of that name, or a name on the way is no folder.
         DiskError: it cannot be written.
     """
-    if os.path.lexists(path):
-        raise InputError(f"{flag}: {path} exists, expected a new name")
+    check_absent(path, flag)
     aside = path.with_name(f".{path.name}{PARTIAL}")
     _remove(aside)
     try:
@@ -97,6 +96,12 @@ def complete_or_absent(path: Path, flag: str) -> Iterator[Path]:
         raise InputError(f"{flag}: {path} cannot be written ({error.strerror}), expected another place") from error
     finally:
         _remove(aside)
+
+
+def check_absent(path: Path, flag: str) -> None:
+    """Raise InputError if there is something at ``path``, named by ``flag``."""
+    if os.path.lexists(path):
+        raise InputError(f"{flag}: {path} exists, expected a new name")
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from engine.data.splits import TRAINING
 from engine.runtime.arguments import format_value, name_network_flags
 from engine.runtime.errors import InputError
 from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, split_of
-from engine.weights.load_weights import load_weights
+from engine.weights.load_weights import load_weights, weights_of
 from networks.base import SegmentationNetwork
 
 FLAG = "--trained_weights"
@@ -35,6 +35,11 @@ class TrainedNetwork(NamedTuple):
     config: NetworkConfig
     description: DatasetDescription
     content: dict[str, Any]
+
+    @property
+    def was_folded(self) -> bool:
+        """Whether loading has folded the weights: the checkpoint has tensors that the network lacks."""
+        return not weights_of(self.content, "checkpoint").keys() <= self.network.state_dict().keys()
 
 
 class NetworkToPredict(NamedTuple):

@@ -282,7 +282,7 @@ def test_images_are_found_as_test_seg_finds_them(on_path, tmp_path, capsys):
 def test_an_existing_folder_is_kept(weights, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     result = export(capsys, "--weights", weights, "--output", tmp_path / "mine")
-    assert_one_line(result, f"--output: {tmp_path / 'mine'} exists, expected a new folder")
+    assert_one_line(result, f"--output: {tmp_path / 'mine'} exists, expected a new name")
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
