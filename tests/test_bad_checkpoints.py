@@ -139,6 +139,15 @@ def test_prediction_refuses_what_the_checkpoint_contradicts(boxes, tmp_path, tra
     assert_one_line(predict("--root", boxes, "--output", "/dev/null/out", *weights), "--output", "/dev/null/out")
 
 
+def test_prediction_refuses_weights_of_nnunet(boxes, tmp_path, trained, predict):
+    """Their names may fit, but axes, spacing and intensities of what they were trained on differ."""
+    path = tmp_path / "checkpoint_final.pth"
+    weights = torch.load(trained / "best_metric_model.pth", weights_only=True)["model"]
+    torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainerRep3D"}, path)
+    arguments = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu", "--dataset", boxes / "boxes.json")
+    assert_one_line(predict(*arguments, "--trained_weights", path), f"--trained_weights: {path} is of nnU-Net")
+
+
 def test_class_count_of_a_state_dict(boxes, tmp_path, trained, predict):
     path = tmp_path / "bare.pth"
     torch.save(torch.load(trained / "best_metric_model.pth", weights_only=True)["model"], path)

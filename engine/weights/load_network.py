@@ -150,6 +150,11 @@ def load_network(
     saved = config_of(content, path, FLAG)
     if saved is not None:
         config, description = _adapt(*saved, description, network, overrides, path)
+    elif "trainer_name" in content:
+        raise InputError(
+            f"{FLAG}: {path} is of nnU-Net, which prepares volumes in another way, expected a checkpoint of "
+            "main_train.py; nnUNetv2_predict predicts with it"
+        )
     elif description is not None:
         config = NetworkConfig.for_dataset(description, network, roi_size, overrides)
     else:
