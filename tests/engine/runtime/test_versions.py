@@ -35,7 +35,17 @@ def test_the_commit_is_that_of_the_clone_with_its_changes(tmp_path, monkeypatch)
     assert versions.find_commit() == "unknown"
 
 
-def test_without_git_the_commit_is_unknown(monkeypatch):
+def test_without_git_the_commit_is_that_of_the_image_or_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert shutil.which("git") is None
     assert versions.find_commit() == "unknown"
+    monkeypatch.setenv("REP3D_COMMIT", "0123456789ab")  # as the Dockerfile does
+    assert versions.find_commit() == "0123456789ab"
+
+
+def test_a_clone_has_its_own_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("REP3D_COMMIT", "0123456789ab")
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "first")
+    assert versions.find_commit() not in ("0123456789ab", "unknown")
