@@ -71,9 +71,9 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-optional.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-optional.txt requirements-nnunet.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -r requirements-dev.txt
-	$(BIN)/pip install --quiet $(PIP_ARGS) --no-deps -r requirements-optional.txt
+	$(BIN)/pip install --quiet $(PIP_ARGS) --no-deps -r requirements-optional.txt -r requirements-nnunet.txt
 	touch $@
 
 clean:

@@ -19,16 +19,17 @@ from engine.runtime.arguments import network_overrides
 from networks import NETWORKS, build_network
 
 README = REPOSITORY / "README.md"
-PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md")), *sorted((REPOSITORY / "experiments").rglob("README.md"))]
+PAGES = [path for folder in (".", "docs", "experiments/**") for path in sorted(REPOSITORY.glob(f"{folder}/*.md"))]
 NETWORKS_PAGE = (REPOSITORY / "docs" / "networks.md").read_text()
 PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
 TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
 # Files of flags that commands of docs/walkthrough.md write, and what they hold.
 WRITTEN = {"@walkthrough/plan.args": ["--dataset", "walkthrough/plan.json", "--roi_size", "48", "48", "32"]}
 EXTERNAL_COMMANDS = {  # commands and Python modules
-    *("git", "export", "tar", "pip", "pytest", "mkdir", "ln"),
+    *("git", "export", "tar", "pip", "pytest", "mkdir", "ln", "ruff", "docker", "apptainer"),
     *("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_predict_from_modelfolder"),
 }
+IMAGES = {"rep3d", "rep3d.sif"}
 
 
 def blocks(page, language):
@@ -58,6 +59,9 @@ def check(words):
         script = next(word for word in rest if word.endswith(".py"))
         assert script in PARSERS
         PARSERS[script](rest[rest.index(script) + 1 :])
+    elif program in ("docker", "apptainer") and rest[0] == "run":  # arguments of python follow the image
+        image = next(index for index, word in enumerate(rest) if word in IMAGES)
+        check(["python", *rest[image + 1 :]])
     else:
         assert program in EXTERNAL_COMMANDS
 

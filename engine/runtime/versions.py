@@ -1,5 +1,6 @@
 """Versions of the software that a run depends on."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -21,14 +22,18 @@ def software_versions() -> dict[str, str]:
 
 
 def find_commit() -> str:
-    """Return the commit of this clone, with "changed" if tracked files differ from it; "unknown" outside a clone."""
+    """Return the commit of this clone, with "changed" if tracked files differ from it.
+
+    Outside a clone it is what the variable REP3D_COMMIT says, which the Dockerfile sets, or "unknown".
+    """
+    outside = os.environ.get("REP3D_COMMIT", "unknown")
     try:
         if Path(_git("rev-parse", "--show-toplevel")) != ROOT.resolve():  # a copy within another repository
-            return "unknown"
+            return outside
         commit = _git("rev-parse", "--short=12", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return outside
     return f"{commit} (changed)" if changes else commit
 
 

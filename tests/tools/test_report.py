@@ -23,6 +23,7 @@ from engine.report.case_pictures import choose_extremes, draw_case
 from engine.report.run_folder import Predictions
 from engine.report.scores import read_dice
 from engine.runtime.errors import run
+from engine.runtime.versions import software_versions
 from tools import report
 
 SECTIONS = [
@@ -103,7 +104,7 @@ def test_a_report_has_everything(write, trained, predicted):
             "% of the time of all steps",
             "--kernel_size 5",
             "--lr 0.01",
-            f"torch {torch.__version__}",
+            f"torch {software_versions()['torch']}",
         ),
     ):
         assert words in page.text, words
