@@ -5,6 +5,7 @@
 #   make lint        ruff and mypy
 #   make bench       benchmarks, four minutes on two CPU cores, and the tables of docs/speed.md from their results
 #   make bench-slow  benchmarks of PyTorch's own large kernels, a real network on a CT, ONNX Runtime: over an hour and a half
+#   make notebook    run notebooks/rep3d_tour.ipynb and store its outputs: two minutes on two CPU cores
 #   make soak        stop a small training run at random moments, and compare its end with that of an undisturbed run
 #   make fuzz        run the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 # Waiting threads must not occupy cores that other processes need.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-slow lint bench bench-slow soak fuzz clean
+.PHONY: demo test test-slow lint bench bench-slow notebook soak fuzz clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -55,6 +56,9 @@ bench-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.kernel_size
 	$(BIN)/python -m benchmarks.onnx_runtime
 	$(BIN)/python -m benchmarks.readme
+
+notebook: $(VENV)/.installed-dev
+	$(BIN)/jupyter execute --inplace notebooks/rep3d_tour.ipynb
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m experiments.reliability.soak

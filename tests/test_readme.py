@@ -133,13 +133,14 @@ def test_json_is_a_description():
 
 
 def test_notebook_cells_run(monkeypatch):
-    in_a_clone, installed = blocks(README, "python")
+    (in_a_clone,) = blocks(README, "python")
+    (installed,) = re.findall(r"`(rep3d\.\w+\(.*?\))`", README.read_text())
     names = {}
     exec(in_a_clone, names)
     assert names["network"].rep3d.stages[0][0].lrbm is None
     # What pip installs is the folder networks/ under this name: tests/networks/test_wheel.py.
     monkeypatch.setitem(sys.modules, "rep3d", importlib.import_module("networks"))
-    exec(installed, names)
+    exec(f"import rep3d\nnetwork = {installed}", names)
     assert names["network"].rep3d.stages[0][0].lrbm is not None
 
 
