@@ -25,7 +25,6 @@ MEMORY_MESSAGES = (
     "Storage size calculation overflowed",
     *("out of shared memory", "</torch_"),  # the latter is part of the names of shared-memory files
 )
-FROM_A_LOADER = "Caught InputError in "  # start of the message, with traceback, of an error in a data-loading process
 
 
 class InputError(ValueError):
@@ -102,6 +101,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's message; if it comes from a data-loading process, without the traceback that PyTorch adds."""
+    text, name = str(error), type(error).__name__
+    return text.rpartition(f"{name}: ")[2].strip() if text.startswith(f"Caught {name} in ") else text
+
+
 def describe_error(case: str, error: BaseException, to_lower: str) -> str:
     """Describe the failure of a case in one line; an ``InputError`` already names the file.
 
@@ -113,7 +118,7 @@ def describe_error(case: str, error: BaseException, to_lower: str) -> str:
     out_of_memory = is_out_of_memory(error)
     while error.__cause__ is not None and not isinstance(error, InputError):  # MONAI wraps its transforms' errors
         error = error.__cause__
-    lines = str(error).splitlines() or [""]
+    lines = message_of(error).splitlines() or [""]
     if isinstance(error, InputError):
         return "; ".join(lines)
     reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
@@ -137,10 +142,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         main(args)
         sys.stdout.flush()
     except InputError as mistake:
-        text = str(mistake)
-        if text.startswith(FROM_A_LOADER):
-            text = text.rpartition(f"{InputError.__name__}: ")[2].strip()
-        print(*(f"error: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr)
+        print(*(f"error: {line}" for line in message_of(mistake).splitlines()), sep="\n", file=sys.stderr)
         return mistake.status
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all processes stop, and rank 0 reports it
