@@ -61,6 +61,7 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "batch_size": 1,
             "shuffle": False,
             "num_workers": "@num_workers",
+            "prefetch_factor": "$1 if @num_workers else None",  # volumes are large
         },
         "inferer": {
             "_target_": "scripts.inferer.WindowInferer",

@@ -1,7 +1,9 @@
 """Bundles as exported: run without this repository they predict what test_seg.py does; bad input leaves nothing."""
 
+import gc
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -227,6 +229,25 @@ def test_an_image_that_fails_in_the_network_does_not_stop_the_others(on_path, fo
     assert [line.partition(" (")[0] for line in lines] == ["error: lps: out of memory", "error: turned: out of memory"]
     assert all(line.endswith("expected lower sw_batch_size or num_workers") for line in lines)
     assert written(folders) == ["sheared"]
+
+
+def test_the_loader_of_an_image_that_failed_has_ended(on_path, folders, monkeypatch):
+    from scripts import inferer
+
+    predict, processes = inferer.predict_logits, []
+
+    def count_processes(*args):
+        processes.append(len(multiprocessing.active_children()))
+        return predict(*args)
+
+    (folders["dataset_dir"] / "sheared-flair.nii.gz").write_bytes(b"no image")
+    monkeypatch.setattr(inferer, "predict_logits", count_processes)
+    gc.disable()
+    try:
+        assert run_workflow(on_path, **folders, num_workers=1) == 1
+    finally:
+        gc.enable()
+    assert processes == [1, 1]
 
 
 def test_a_full_disk_ends_the_run(on_path, folders, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -97,6 +98,8 @@ def segment_images(evaluator: Evaluator, dataset: Dataset) -> None:
         if not isinstance(error, Exception) or isinstance(cause, DiskError):  # no fault of the image
             raise cause or error
         failures.append(describe_error(images[len(finished)]["id"], error, TO_LOWER))
+        # Its frames hold volumes, and the loader, whose processes would end seconds later.
+        traceback.clear_frames(error.__traceback__)
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, count)  # after the evaluator's own, which saves the image
     evaluator.add_event_handler(Events.EXCEPTION_RAISED, note)  # without it ignite would raise the error
