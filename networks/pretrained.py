@@ -33,6 +33,8 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SETTINGS, DIGEST = "rep3d", "digest"
 HALVES = (torch.float16, torch.bfloat16)
 STORED = (torch.float32, *HALVES)
+UNKNOWN_LICENSE = "unknown"  # the Hub's name for it
+LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Settings = dict[str, Any]
@@ -44,7 +46,7 @@ def save_pretrained(
     folder: str | os.PathLike[str],
     description: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    license: str = "unknown",
+    license: str = UNKNOWN_LICENSE,
 ) -> None:
     """Write a network to a new folder, as a whole or not at all.
 
@@ -55,16 +57,18 @@ def save_pretrained(
             which nobody can prepare an input; by default ``network.description``.
         dtype: type of the stored weights, float32, float16 or bfloat16; half precision halves the file. Tensors with
             one axis, those of normalisations among them, keep theirs.
-        license: licence of the weights for the model card, by its name on the Hub.
+        license: licence of the weights for the model card, by its name on the Hub, such as "cc-by-4.0".
     Raises:
         ValueError: the folder exists and is not empty; the network is not one that ``build_network`` builds, or is
             wrapped, as by DistributedDataParallel or torch.compile; another ``dtype``, or a weight that is too large
-            for it.
+            for it; no licence can have this name.
         ImportError: safetensors is not installed.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists, expected a new or an empty folder")
+    if not LICENSE_NAME.fullmatch(license):
+        raise ValueError(f"license: found {license!r}, expected a name of the Hub in lower case, such as cc-by-4.0")
     settings = settings_of(network, description)
     content = pack_weights(stored_weights(network, dtype), settings)
     aside = folder.with_name(f".{folder.name}.part")

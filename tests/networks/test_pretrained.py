@@ -147,6 +147,13 @@ def test_the_card_as_the_hub_reads_it(saved, tmp_path):
     assert "folded" not in plain.text
 
 
+@pytest.mark.parametrize("name", ["CC BY 4.0", "", "MIT\n", "MIT"])
+def test_what_is_no_name_of_a_licence(name, tmp_path):
+    with pytest.raises(ValueError, match=r"license: found '.*', expected a name of the Hub"):
+        save_pretrained(build_tiny(), tmp_path / "saved", license=name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_layout_of_the_hub(saved):
     assert {path.name for path in saved.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     config = json.loads((saved / "config.json").read_text())["config"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 import subprocess
 import sys
 
@@ -128,11 +129,12 @@ def test_onnx(convolution, transforms, tool, checkpoint, config, description, tm
 
 
 def test_safetensors(tool, checkpoint, config, description, tmp_path):
-    status, _, err = tool("safetensors")
+    status, _, err = tool("safetensors", "--license", "cc-by-4.0")
     assert (status, err) == (0, "")
     network = from_pretrained(tmp_path / "out")
     assert (network.config, network.description) == (config.to_plain(), description.to_json())
     assert not any(".lrbm." in name for name in network.state_dict())
+    assert '\nlicense: "cc-by-4.0"\n' in (tmp_path / "out" / "README.md").read_text()
     window, expected = expect(checkpoint)
     assert_near(network(window), expected)
 
@@ -193,6 +195,18 @@ def test_logits_that_are_no_numbers(tool, monkeypatch):
     assert_one_line(tool("torch_export"), "returns (1, 2, 32, 32, 16), expected (1, 3, 32, 32, 16)")
 
 
+@pytest.mark.parametrize(("value", "status"), [(torch.nan, 2), (0.0, 0)])
+def test_logits_of_nan_and_of_zeros(value, status, tool, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    for name in ("weight", "bias"):
+        content["model"][f"out.conv.conv.{name}"][:] = value
+    torch.save(content, tmp_path / "constant.pth")
+    found = tool("safetensors", "--weights", tmp_path / "constant.pth")
+    assert found[0] == status
+    if status:
+        assert_one_line(found, "--weights: ", "constant.pth gives logits that are not finite")
+
+
 @pytest.mark.parametrize("kind", export.FORMATS)
 def test_nothing_is_overwritten(kind, tool, tmp_path):
     (tmp_path / "out").write_text("mine")
@@ -207,6 +221,8 @@ def test_places_that_cannot_be_written(tool):
 def test_wrong_flags(tool, tmp_path):
     assert_one_line(tool("onnx", "--roi_size", 20, 32, 32), "--roi_size: found 20 x 32 x 32")
     assert_one_line(tool("onnx", "--dtype", "float16"), "--dtype: found float16 with onnx")
+    assert_one_line(tool("onnx", "--license", "mit"), "--license: found mit with onnx")
+    assert_one_line(tool("safetensors", "--license", "CC BY"), "--license: found 'CC BY', expected a name of the Hub")
     assert_one_line(tool("safetensors", "--convolution", "auto"), "--convolution: found auto with safetensors")
     assert_one_line(tool("onnx", "--convolution", "fft"), "--convolution")
     assert_one_line(tool("torchscript"), "--format")
@@ -224,6 +240,14 @@ def test_files_that_are_no_checkpoints(tool, checkpoint, tmp_path):
     torch.save(content, tmp_path / "other.pth")
     assert_one_line(tool("onnx", "--weights", tmp_path / "other.pth"), "does not fit the network")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_that_fits_in_no_memory(checkpoint, tmp_path, monkeypatch, capsys):
+    words = ["--weights", checkpoint, "--format", "onnx", "--output", tmp_path / "out", "--roi_size", *3 * [16000]]
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(export.__file__, run_name="__main__")
+    assert_one_line((stop.value.code, "", capsys.readouterr().err), "out of memory", "expected lower --roi_size")
 
 
 @pytest.mark.parametrize("package", export.FORMATS["onnx"].packages)
