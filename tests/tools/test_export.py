@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import assert_one_line, train_arguments
+from conftest import REPOSITORY, assert_one_line, train_arguments
 from safetensors.torch import load_file
 
 from engine.data.datasets import DatasetDescription
@@ -22,14 +23,19 @@ from networks.pretrained import save_pretrained
 from tools import export
 
 SIZE = (32, 32, 16)
-# Runs an archive without access to a clone.
-ALONE = """
+# What the page says to run, without access to a clone.
+PAGE = (REPOSITORY / "docs" / "deploy.md").read_text()
+((OF_TORCH, OF_ONNX),) = re.findall(r"^```python\n(extra = .*?)\n\n(session = .*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+ALONE = f"""
+import json
 import sys
 import torch
 
-network = torch.export.load("network.pt2").module()
-assert network(torch.zeros(1, 1, 32, 32, 16)).shape == (1, 3, 32, 32, 16)
-assert not {"networks", "rep3d", "monai"} & set(sys.modules)
+window = torch.zeros(1, 1, 32, 32, 16)
+{OF_TORCH}
+assert logits.shape == (1, 3, 32, 32, 16)
+assert settings["config"]["network"] == "REP3D"
+assert not {{"networks", "rep3d", "monai"}} & set(sys.modules)
 """
 
 
@@ -91,10 +97,11 @@ def assert_described(settings, config, description):
 
 
 def test_torch_export(tool, checkpoint, config, description, tmp_path):
-    status, out, err = tool("torch_export", "--output", tmp_path / "new" / "network.pt2")
+    path = tmp_path / "new" / "amos.pt2"
+    status, out, err = tool("torch_export", "--output", path)
     assert (status, err) == (0, "")
     extra = {"rep3d.json": ""}
-    program = torch.export.load(str(tmp_path / "new" / "network.pt2"), extra_files=extra)
+    program = torch.export.load(str(path), extra_files=extra)
     assert_described(json.loads(extra["rep3d.json"]), config, description)
     window, expected = expect(checkpoint)
     assert_near(program.module()(window), expected)
@@ -103,29 +110,31 @@ def test_torch_export(tool, checkpoint, config, description, tmp_path):
     first, second, *lines = out.splitlines()
     assert first == f"{checkpoint} has the weights of training; they are exported folded for prediction"
     assert second == "exporting, and comparing with PyTorch ..."
-    assert lines[0].startswith(f"{tmp_path / 'new' / 'network.pt2'}: ")
+    assert lines[0].startswith(f"{path}: ")
     assert lines[1].startswith("input image: float32 (1, 1, 32, 32, 16): batch, channel, ")
     assert lines[2] == "voxels of 1 x 1 x 1 mm; intensities: image as its z-score"
     assert lines[3] == "output logits: float32 (1, 3, 32, 32, 16); channels: background, left, right"
     assert lines[4].startswith("largest difference from PyTorch's logits on a random window: ")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["network.pt2"]
+    assert [other.name for other in path.parent.iterdir()] == ["amos.pt2"]
 
 
 @pytest.mark.parametrize(("convolution", "transforms"), [("direct", False), ("auto", True)])
-def test_onnx(convolution, transforms, tool, checkpoint, config, description, tmp_path):
-    path = tmp_path / "network.onnx"
+def test_onnx(convolution, transforms, tool, checkpoint, config, description, tmp_path, monkeypatch):
+    path = tmp_path / "amos.onnx"
     status, _, err = tool("onnx", "--output", path, *(("--convolution", "auto") if transforms else ()))
     assert (status, err) == (0, "")
-    assert [other.name for other in tmp_path.iterdir()] == ["network.onnx"]  # the weights are in it
+    assert [other.name for other in tmp_path.iterdir()] == ["amos.onnx"]  # the weights are in it
     operations = {node.op_type for node in onnx.load(path).graph.node}
     assert ("DFT" in operations) == transforms
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert_described(json.loads(session.get_modelmeta().custom_metadata_map["rep3d"]), config, description)
-    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    window, expected = expect(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    names = {"json": json, "onnxruntime": onnxruntime, "window": window.numpy()}
+    exec(OF_ONNX, names)
+    assert_near(torch.from_numpy(names["logits"]), expected)
+    assert_described(names["settings"], config, description)
+    (image,), (logits,) = names["session"].get_inputs(), names["session"].get_outputs()
     assert (image.name, image.shape) == ("image", [1, 1, *SIZE])
     assert (logits.name, logits.shape) == ("logits", [1, 3, *SIZE])
-    window, expected = expect(checkpoint)
-    assert_near(torch.from_numpy(session.run(["logits"], {"image": window.numpy()})[0]), expected)
 
 
 def test_safetensors(tool, checkpoint, config, description, tmp_path):
