@@ -242,6 +242,10 @@ def test_files_that_are_no_checkpoints(tool, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content["model"], tmp_path / "bare.pth")
     assert_one_line(tool("onnx", "--weights", tmp_path / "bare.pth"), "bare state dict, expected a checkpoint of main")
+    torch.save({"network_weights": content["model"], "trainer_name": "nnUNetTrainerRep3D"}, tmp_path / "nnunet.pth")
+    assert_one_line(
+        tool("onnx", "--weights", tmp_path / "nnunet.pth"), "nnunet.pth is of nnU-Net, expected a checkpoint"
+    )
     (tmp_path / "text.pth").write_text("text")
     assert_one_line(tool("onnx", "--weights", tmp_path / "text.pth"), "--weights", "text.pth")
     assert_one_line(tool("onnx", "--weights", tmp_path / "nowhere.pth"), "nowhere.pth cannot be read")
