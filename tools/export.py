@@ -35,14 +35,7 @@ from engine.runtime.files import check_absent, complete_or_absent
 from engine.weights.load_network import TrainedNetwork, load_trained
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import LargeKernelConv3d
-from networks.pretrained import (
-    SETTINGS,
-    UNKNOWN_LICENSE,
-    Settings,
-    from_pretrained,
-    save_pretrained,
-    settings_of,
-)
+from networks.pretrained import SETTINGS, UNKNOWN_LICENSE, Settings, from_pretrained, save_pretrained, settings_of
 
 EXTRA_FILE = f"{SETTINGS}.json"
 INPUT, OUTPUT = "image", "logits"
