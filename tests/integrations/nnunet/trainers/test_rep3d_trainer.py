@@ -9,6 +9,8 @@ import torch
 from conftest import assert_one_line
 from nnunet_plans import DATASET, OURS, PATCH, SMALL, make_configuration, make_plans
 
+import main_train
+
 
 @pytest.fixture(scope="module")
 def trainers(rep3d):
@@ -36,13 +38,14 @@ def make(trainers, plans, results):
     return build
 
 
-def test_the_recipe(make):
+def test_the_recipe_is_that_of_main_train(make):
+    flags = main_train.parse_args(["--root", "data", "--dataset", "amos", "--output", "run"])
     trainer = make()
     trainer.network = torch.nn.Linear(2, 2)
     optimizer, schedule = trainer.configure_optimizers()
     (group,) = optimizer.param_groups
-    assert (type(optimizer), group["lr"], group["weight_decay"]) == (torch.optim.AdamW, 1e-4, 0.08)
-    assert (schedule.peak, schedule.iterations) == (1e-4, 250_000)
+    assert (type(optimizer).__name__, group["lr"], group["weight_decay"]) == (flags.optim, flags.lr, flags.weight_decay)
+    assert (schedule.peak, schedule.iterations) == (flags.lr, 250_000)
     assert trainer.enable_deep_supervision is False
     assert type(trainer._build_loss()).__name__ == "DC_and_CE_loss"
 
@@ -145,6 +148,12 @@ def test_plans_that_it_cannot_train_are_one_line_before_any_folder(make, plans, 
         make()
     assert_one_line((stop.value.code, *capsys.readouterr()), *parts)
     assert not results.exists()
+
+
+def test_a_torch_without_distributed_training_is_enough(make, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_initialized")
+    assert make().enable_deep_supervision is False
 
 
 def test_several_gpus_are_refused(make, results, capsys, monkeypatch):
