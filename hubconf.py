@@ -16,14 +16,16 @@ PACKAGE = "rep3d_hub"  # not "networks", a name that other repositories use as w
 
 
 def _import_networks() -> ModuleType:
-    """Import the folder networks/ beside this file under the name ``PACKAGE``."""
+    """Import the folder networks/ beside this file under the name ``PACKAGE``; ImportError if it is another clone's."""
+    file = Path(__file__).resolve().parent / "networks" / "__init__.py"
     if PACKAGE not in sys.modules:
-        folder = Path(__file__).parent / "networks"
-        spec = importlib.util.spec_from_file_location(PACKAGE, folder / "__init__.py")
+        spec = importlib.util.spec_from_file_location(PACKAGE, file)
         assert spec is not None
         assert spec.loader is not None
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PACKAGE])
+    if (found := sys.modules[PACKAGE].__file__) != str(file):
+        raise ImportError(f"found {found} imported already, expected {file}: a process can have one clone only")
     return sys.modules[PACKAGE]
 
 

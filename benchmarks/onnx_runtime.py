@@ -100,7 +100,7 @@ def prepare(
         return to_device(network, torch.device("cpu"))
     choose_convolution(network, convolution)
     with quiet():
-        write_onnx(Export(network, window, settings_of(network), torch.float32), path)
+        write_onnx(Export(network, window, settings_of(network)), path)
         return open_onnx(path)
 
 

@@ -32,6 +32,9 @@ from .model_card import write_card
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SETTINGS, DIGEST = "rep3d", "digest"
 HALVES = (torch.float16, torch.bfloat16)
+STORED = (torch.float32, *HALVES)
+UNKNOWN_LICENSE = "unknown"  # the Hub's name for it
+LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Settings = dict[str, Any]
@@ -43,7 +46,7 @@ def save_pretrained(
     folder: str | os.PathLike[str],
     description: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    license: str = "unknown",
+    license: str = UNKNOWN_LICENSE,
 ) -> None:
     """Write a network to a new folder, as a whole or not at all.
 
@@ -52,17 +55,20 @@ def save_pretrained(
         folder: folder to create.
         description: description of the dataset (spacing, intensities, classes) in the form of ``--dataset``, without
             which nobody can prepare an input; by default ``network.description``.
-        dtype: type of the stored weights; half precision halves the file. Tensors with one axis, those of
-            normalisations among them, keep theirs.
-        license: licence of the weights for the model card, by its name on the Hub.
+        dtype: type of the stored weights, float32, float16 or bfloat16; half precision halves the file. Tensors with
+            one axis, those of normalisations among them, keep theirs.
+        license: licence of the weights for the model card, by its name on the Hub, such as "cc-by-4.0".
     Raises:
-        ValueError: the folder exists and is not empty; the network is not one that ``build_network`` builds; a weight
-            is too large for ``dtype``.
+        ValueError: the folder exists and is not empty; the network is not one that ``build_network`` builds, or is
+            wrapped, as by DistributedDataParallel or torch.compile; another ``dtype``, or a weight that is too large
+            for it; no licence can have this name.
         ImportError: safetensors is not installed.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists, expected a new or an empty folder")
+    if not LICENSE_NAME.fullmatch(license):
+        raise ValueError(f"license: found {license!r}, expected a name of the Hub in lower case, such as cc-by-4.0")
     settings = settings_of(network, description)
     content = pack_weights(stored_weights(network, dtype), settings)
     aside = folder.with_name(f".{folder.name}.part")
@@ -100,6 +106,8 @@ def from_pretrained(source: str | os.PathLike[str], revision: str | None = None)
         raise ValueError(f"{file} does not describe its network, expected a file of save_pretrained") from error
     except ValueError as error:  # a network or an argument that this version does not know
         raise ValueError(f"{file}: {error}") from error
+    except RuntimeError as error:  # PyTorch's, which finds no memory
+        raise ValueError(f"{file} describes a network that cannot be built: {_one_line(error)}") from error
     fill_aliases(network, weights)
     try:
         network.load_state_dict(weights)
@@ -118,7 +126,7 @@ def settings_of(network: SegmentationNetwork, description: dict[str, Any] | None
     Raises:
         ValueError: the network is not one that ``build_network`` builds, or a value cannot be written as JSON.
     """
-    if network.config is None:
+    if vars(network).get("config") is None:  # torch.compile's wrapper passes attributes on, but renames the weights
         raise ValueError(f"network: found a {type(network).__name__} without config, expected one of build_network")
     settings = {"config": network.config, "deploy": _is_deployed(network)}
     if described := description or network.description:
@@ -161,8 +169,10 @@ def stored_weights(network: SegmentationNetwork, dtype: torch.dtype | None = Non
         network: the network.
         dtype: as in ``save_pretrained``.
     Raises:
-        ValueError: a weight is too large for ``dtype``.
+        ValueError: another ``dtype``, or a weight that is too large for it.
     """
+    if dtype not in (None, *STORED):
+        raise ValueError(f"dtype: found {dtype}, expected {', '.join(map(str, STORED))} or None")
     weights: Weights = {}
     seen: set[int] = set()
     for name, value in network.state_dict(keep_vars=True).items():
@@ -231,11 +241,11 @@ def _digest(settings: Settings, weights: Weights) -> str:
 
 def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
     """Find the weights: in a folder, the file itself, or downloaded."""
-    path = Path(source)
-    if not path.exists() and isinstance(source, str) and HUB_NAME.fullmatch(source):
+    path, suffix = Path(source), Path(WEIGHTS).suffix
+    if not path.exists() and path.suffix != suffix and isinstance(source, str) and HUB_NAME.fullmatch(source):
         path = _download(source, revision)
     file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file() or file.suffix != Path(WEIGHTS).suffix:
+    if not file.is_file() or file.suffix != suffix:
         raise ValueError(f"{file}: found no such file, expected a folder with {WEIGHTS}, or that file")
     return file
 

@@ -1,5 +1,6 @@
 """torch.hub loads networks from a clone, from any folder, beside another package called networks."""
 
+import shutil
 import subprocess
 import sys
 
@@ -27,12 +28,19 @@ assert (type(other).__name__, other.in_chans, other.out_chans) == ("UNet3D", 2, 
 loaded = torch.hub.load(clone, "pretrained", source="local", path=folder)
 assert (loaded.out_chans, loaded.description, loaded.training) == (2, {"name": "boxes"}, False)
 assert networks.MINE
+try:
+    torch.hub.load("other", "rep3d", source="local")
+    raise AssertionError("took the networks of another clone")
+except ImportError as error:
+    assert "a process can have one clone only" in str(error)
 """
 
 
 def test_torch_hub(tmp_path):
     (tmp_path / "networks.py").write_text("MINE = True\n")
     save_pretrained(build_network("REP3D", 1, 2, (32, 32, 16), **SMALL), tmp_path / "saved", {"name": "boxes"})
+    (tmp_path / "other").mkdir()
+    shutil.copy(REPOSITORY / "hubconf.py", tmp_path / "other")
     command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), "saved"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ from engine.runtime.files import check_absent, complete_or_absent
 from engine.weights.load_network import TrainedNetwork, load_trained
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import LargeKernelConv3d
-from networks.pretrained import SETTINGS, Settings, from_pretrained, save_pretrained, settings_of
+from networks.pretrained import SETTINGS, UNKNOWN_LICENSE, Settings, from_pretrained, save_pretrained, settings_of
 
 EXTRA_FILE = f"{SETTINGS}.json"
 INPUT, OUTPUT = "image", "logits"
@@ -54,12 +54,14 @@ class Export(NamedTuple):
         window: example input (1, channels, D, H, W).
         settings: ``settings_of`` the network.
         dtype: type of the weights in a safetensors file.
+        license: licence of the weights for the model card beside it.
     """
 
     network: SegmentationNetwork
     window: Tensor
     settings: Settings
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
+    license: str = UNKNOWN_LICENSE
 
 
 class Format(NamedTuple):
@@ -121,8 +123,8 @@ def run_onnx(path: Path, window: Tensor) -> Tensor:
 def write_safetensors(export: Export, folder: Path) -> None:
     """Write a folder of ``save_pretrained``."""
     try:
-        save_pretrained(export.network, folder, export.settings["description"], export.dtype)
-    except ValueError as error:  # a weight is too large for the type
+        save_pretrained(export.network, folder, export.settings["description"], export.dtype, export.license)
+    except ValueError as error:  # a weight is too large for the type, or no licence has such a name
         raise InputError(f"--{error}") from error
 
 
@@ -153,6 +155,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--convolution", choices=("auto", "direct"), help=convolution)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights in safetensors")
+    license = "licence of the weights for the model card of safetensors, by its name on the Hub, such as cc-by-4.0"
+    parser.add_argument("--license", metavar="NAME", default=UNKNOWN_LICENSE, help=license)
     return parser.parse_args(argv)
 
 
@@ -165,9 +169,11 @@ def main(args: argparse.Namespace) -> None:
     trained = load_trained(Path(args.weights), "--weights", deploy=True)
     if trained.was_folded:
         print(f"{args.weights} has the weights of training; they are exported folded for prediction")
-    export = prepare(trained, args.roi_size, DTYPES[args.dtype])
+    export = prepare(trained, args.roi_size)._replace(dtype=DTYPES[args.dtype], license=args.license)
     with torch.inference_mode():
         expected = export.network(export.window)
+    if not expected.isfinite().all():
+        raise InputError(f"--weights: {args.weights} gives logits that are not finite, expected trained weights")
     choose_convolution(export.network, args.convolution or chosen.convolution)
     print("exporting, and comparing with PyTorch ...", flush=True)
     with complete_or_absent(output, "--output") as path:
@@ -184,6 +190,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"--convolution: found {args.convolution} with safetensors, expected it with another --format")
     if args.format != "safetensors" and args.dtype != "float32":
         raise InputError(f"--dtype: found {args.dtype} with {args.format}, expected it with --format safetensors")
+    if args.format != "safetensors" and args.license != UNKNOWN_LICENSE:
+        raise InputError(f"--license: found {args.license} with {args.format}, expected it with --format safetensors")
 
 
 def check_packages(name: str) -> None:
@@ -196,7 +204,7 @@ def check_packages(name: str) -> None:
             raise InputError(f"--format {name}: found no package {package}, expected it: {install}") from error
 
 
-def prepare(trained: TrainedNetwork, roi_size: Sequence[int] | None, dtype: torch.dtype) -> Export:
+def prepare(trained: TrainedNetwork, roi_size: Sequence[int] | None) -> Export:
     """Collect what is exported; InputError if the network does not accept the window."""
     network = trained.network.eval().requires_grad_(False)
     sides = list(roi_size or trained.config.roi_size)
@@ -207,7 +215,7 @@ def prepare(trained: TrainedNetwork, roi_size: Sequence[int] | None, dtype: torc
     network.config = {**trained.config.to_plain(), "roi_size": sides}
     generator = torch.Generator().manual_seed(0)
     window = torch.randn(1, trained.config.in_chans, *sides, generator=generator)
-    return Export(network, window, settings_of(network, trained.description.to_json()), dtype)
+    return Export(network, window, settings_of(network, trained.description.to_json()))
 
 
 def choose_convolution(network: SegmentationNetwork, convolution: str | None) -> None:
@@ -238,7 +246,7 @@ def compare(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
     if found.shape != expected.shape:
         raise InputError(f"--format: the file returns {tuple(found.shape)}, expected {tuple(expected.shape)}")
     absolute = (found - expected).abs().max().item()
-    relative = absolute / expected.abs().max().item()
+    relative = absolute / max(expected.abs().max().item(), torch.finfo(expected.dtype).tiny)
     text = f"largest difference from PyTorch's logits on a random window: {absolute:.1e}, {relative:.1e} of the largest"
     if not relative <= TOLERANCES[dtype]:  # NaN is not
         raise InputError(f"--format: {text}, expected at most {TOLERANCES[dtype]:.1e}; nothing was written")
@@ -266,4 +274,4 @@ def describe(export: Export, description: DatasetDescription) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, parse_args()))
+    sys.exit(run(main, parse_args(), "--roi_size"))

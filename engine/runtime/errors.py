@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from engine.runtime.argument_files import expand_argument_files
@@ -23,8 +23,10 @@ NOT_WRITABLE = (*DISK_IS_FULL, errno.EROFS)  # a failing disk becomes read-only
 MEMORY_MESSAGES = (
     *("out of memory", "allocate memory", "bad_alloc", "killed by signal: Killed", "MemoryError", "ALLOC_FAILED"),
     "Storage size calculation overflowed",
-    *("out of shared memory", "</torch_"),  # the latter is part of the names of shared-memory files
 )
+# The same for shared memory, of which containers have little; the second is part of the names of its files.
+SHARED_MEMORY_MESSAGES = ("out of shared memory", "</torch_")
+MORE_SHARED_MEMORY = "a larger /dev/shm (in a container: --shm-size) or --num_workers 0"
 
 
 class InputError(ValueError):
@@ -94,11 +96,28 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Check whether an exception means that the machine or a device ran out of memory."""
-    reported = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_MESSAGES)
-    if reported or isinstance(error, MemoryError):
-        return True
-    return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps errors of its transforms
+    """Check whether an exception means that the machine or a device ran out of memory, shared memory included."""
+    reported = _reports(error, (*MEMORY_MESSAGES, *SHARED_MEMORY_MESSAGES))
+    return reported or any(isinstance(each, MemoryError) for each in _chain(error))
+
+
+def _reports(error: BaseException, texts: Sequence[str]) -> bool:
+    """Check whether a RuntimeError has one of these texts in its message."""
+    return any(isinstance(each, RuntimeError) and text in str(each) for each in _chain(error) for text in texts)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that it was raised from: MONAI wraps errors of its transforms."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _describe_lack_of_memory(error: BaseException, reason: str, to_lower: str) -> str:
+    """Say that memory ran out, and what helps."""
+    if _reports(error, SHARED_MEMORY_MESSAGES):
+        return f"out of shared memory ({reason}), expected {MORE_SHARED_MEMORY}"
+    return f"out of memory ({reason}), expected lower {to_lower}"
 
 
 def message_of(error: BaseException) -> str:
@@ -115,15 +134,14 @@ def describe_error(case: str, error: BaseException, to_lower: str) -> str:
         error: the exception.
         to_lower: flags to lower if memory ran out.
     """
-    out_of_memory = is_out_of_memory(error)
-    while error.__cause__ is not None and not isinstance(error, InputError):  # MONAI wraps its transforms' errors
-        error = error.__cause__
-    lines = message_of(error).splitlines() or [""]
-    if isinstance(error, InputError):
+    causes = list(_chain(error))
+    cause = next((each for each in causes if isinstance(each, InputError)), causes[-1])
+    lines = message_of(cause).splitlines() or [""]
+    if isinstance(cause, InputError):
         return "; ".join(lines)
-    reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
-    if out_of_memory:
-        return f"{case}: out of memory ({reason}), expected lower {to_lower}"
+    reason = f"{type(cause).__name__}: {lines[0]}".removesuffix(": ")
+    if is_out_of_memory(error):
+        return f"{case}: {_describe_lack_of_memory(error, reason, to_lower)}"
     return f"{case}: {reason}"
 
 
@@ -155,7 +173,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         if not to_lower or not is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"error: out of memory ({reason}), expected lower {to_lower}", file=sys.stderr)
+        print(f"error: {_describe_lack_of_memory(error, reason, to_lower)}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:  # from writers of libraries, for instance TensorBoard's
         if isinstance(error, BrokenPipeError) and _nobody_reads():

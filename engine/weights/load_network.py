@@ -17,6 +17,7 @@ from engine.weights.load_weights import load_weights, weights_of
 from networks.base import SegmentationNetwork
 
 FLAG = "--trained_weights"
+OF_NNUNET = "trainer_name"  # key of nnU-Net's checkpoints
 # Fields of a description that the networks of an ensemble must have in common.
 SHARED = ("labels", "channels", "spacing", "intensity", "nan")
 
@@ -71,7 +72,8 @@ def load_trained(path: Path, flag: str, deploy: bool = False) -> TrainedNetwork:
     content = load_checkpoint(path, flag)
     described = config_of(content, path, flag)
     if described is None:
-        raise InputError(f"{flag}: {path} is a bare state dict, expected a checkpoint of main_train.py")
+        found = "of nnU-Net" if OF_NNUNET in content else "a bare state dict"
+        raise InputError(f"{flag}: {path} is {found}, expected a checkpoint of main_train.py")
     network = described[0].build(deploy=deploy, source=f"{flag}: {path}")
     load_weights(network, content, f"{flag}: {path}", strict=True)
     return TrainedNetwork(network, *described, content)
@@ -150,7 +152,7 @@ def load_network(
     saved = config_of(content, path, FLAG)
     if saved is not None:
         config, description = _adapt(*saved, description, network, overrides, path)
-    elif "trainer_name" in content:
+    elif OF_NNUNET in content:
         raise InputError(
             f"{FLAG}: {path} is of nnU-Net, which prepares volumes in another way, expected a checkpoint of "
             "main_train.py; nnUNetv2_predict predicts with it"

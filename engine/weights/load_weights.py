@@ -118,7 +118,10 @@ def _check_match(network: SegmentationNetwork, weights: dict[str, Tensor], sourc
 
 
 def _fold_other_masks(network: SegmentationNetwork, weights: dict[str, Tensor], changes: list[str]) -> set[str]:
-    """Fold the file's masks into their kernels where the network has other masks; return the names of those masks."""
+    """Fold the file's masks into their kernels where the network has other masks; return the names of those masks.
+
+    While loading, blocks with a mask divide kernels without one by theirs: the convolution stays the same.
+    """
     before = set(weights)
     blocks = {name: block for name, block in network.named_modules() if isinstance(block, MaskedKernelBlock)}
     others = [name for name, block in blocks.items() if block.has_other_mask(weights, f"{name}.")]
@@ -126,6 +129,9 @@ def _fold_other_masks(network: SegmentationNetwork, weights: dict[str, Tensor], 
         blocks[name].fold_stored_mask(weights, f"{name}.")
     if others:
         changes.append(f"other masks, {len(others)} of them folded into the kernels")
+    masked = {name: block for name, block in blocks.items() if block.lrbm is not None}
+    if new := sum(block.stores_no_mask(weights, f"{name}.") for name, block in masked.items()):
+        changes.append(f"{new} masks start anew, the kernels divided by them")
     return before - weights.keys()
 
 

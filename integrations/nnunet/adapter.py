@@ -98,8 +98,8 @@ def by(sides: Sequence[int]) -> str:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn the errors of ``build_network`` for bad arguments into a ``PlansError``."""
+    """Turn the errors of ``build_network`` for bad arguments and sizes beyond any memory into a ``PlansError``."""
     try:
         yield
-    except (TypeError, ValueError) as error:
-        raise PlansError(str(error)) from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise PlansError(" ".join(str(error).split())) from error

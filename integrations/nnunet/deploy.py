@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .adapter import CLASS, NetworkFromPlans
 from .errors import OneLineParser, PlansError, run
 from .files import read_json, write_json
 
+NEEDED = ("network_weights", "init_args", "inference_allowed_mirroring_axes")
 FINAL = "checkpoint_final.pth"  # what nnU-Net predicts with unless told otherwise
 STOCK_TRAINER = "nnUNetTrainerNoDeepSupervision"  # builds what the plans say, like the trainer with the recipe
 # NumPy's numbers, which nnU-Net stores beside the weights; reading them runs no other code.
@@ -36,14 +38,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help=trained)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     file = "file of each fold (default: %(default)s)"
-    parser.add_argument("--checkpoint", default=FINAL, metavar="NAME", help=file)
+    parser.add_argument("--checkpoint", default=FINAL, type=_file_name, metavar="NAME", help=file)
     return parser.parse_args(argv)
+
+
+def _file_name(text: str) -> str:
+    if not text or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of a file in the folders fold_*")
+    return text
 
 
 def main(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise PlansError(f"--output: found {args.output}, expected no such folder")
-    paths = sorted(args.model.glob(f"fold_*/{args.checkpoint}"))
+    paths = sorted(path for fold in args.model.glob("fold_*") if (path := fold / args.checkpoint).is_file())
     if not paths:
         raise PlansError(f"--model: found no fold_*/{args.checkpoint} in {args.model}, expected a trained model")
     plans, dataset = (read_json(args.model / name) for name in ("plans.json", "dataset.json"))
@@ -71,19 +79,37 @@ def main(args: argparse.Namespace) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of nnU-Net without running any code from it.
+    """Read what a checkpoint of nnU-Net has under ``NEEDED`` without running any code from it.
 
     Raises:
         PlansError: the file is damaged, needs code from pickles, or is no checkpoint of nnU-Net.
     """
     try:
+        check_sums(path)
         with safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"network_weights", "init_args", "inference_allowed_mirroring_axes"} <= set(content):
-            raise TypeError(sorted(content))
-    except (RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        raise PlansError(f"{path}: found no whole checkpoint, expected one that nnU-Net wrote") from error
-    return content
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise PlansError(f"{path}: found pickled code, which is never run, expected a plain checkpoint") from error
+    except Exception as error:  # a damaged archive may raise any error
+        raise PlansError(f"{path}: found a damaged file, expected a whole checkpoint") from error
+    found = content if isinstance(content, dict) else {}
+    origin = found.get("init_args")
+    if not set(NEEDED) <= set(found) or not isinstance(origin, dict) or "configuration" not in origin:
+        raise PlansError(f"{path}: found other content, expected a checkpoint that nnU-Net wrote")
+    return {name: found[name] for name in NEEDED}  # without the state of the optimiser, twice as large as the weights
+
+
+def check_sums(path: Path) -> None:
+    """Verify the checksums in a checkpoint's archive, which PyTorch writes but does not check.
+
+    Raises:
+        BadZipFile: one differs, or the file is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(name)
 
 
 def deploy_plans(plans: dict[str, Any], configuration: str, model: Path) -> dict[str, Any]:
@@ -95,12 +121,12 @@ def deploy_plans(plans: dict[str, Any], configuration: str, model: Path) -> dict
     try:
         found = plans["configurations"][configuration]
         architecture = found["architecture"]
+        arguments = {**architecture["arch_kwargs"], "deploy": True}
         known = architecture["network_class_name"] == CLASS
     except (KeyError, TypeError):
         known = False
     if not known:
         raise PlansError(f"{model}: found no network of rep3d in {configuration} of plans.json, expected {CLASS}")
-    arguments = {**architecture["arch_kwargs"], "deploy": True}
     folded = {**found, "architecture": {**architecture, "arch_kwargs": arguments}}
     return {**plans, "configurations": {configuration: folded}}
 
@@ -115,10 +141,10 @@ def build_folded(
     """
     channels, heads = count_inputs_and_outputs(plans, configuration, dataset)
     arguments = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
-    network = NetworkFromPlans(channels, heads, **arguments)
     try:
+        network = NetworkFromPlans(channels, heads, **arguments)
         network.load_state_dict(content["network_weights"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise PlansError(f"{path}: found other weights, expected those of the network in plans.json") from error
     return network
 
@@ -135,8 +161,8 @@ def count_inputs_and_outputs(plans: dict[str, Any], configuration: str, dataset:
     try:
         channels = determine_num_input_channels(manager, configuration, dataset)
         return channels, manager.get_label_manager(dataset).num_segmentation_heads
-    except KeyError as error:
-        raise PlansError(f"dataset.json: found no {error}, expected the one that nnU-Net copied") from error
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise PlansError("dataset.json: found no channels and labels, expected the file that nnU-Net copied") from error
 
 
 if __name__ == "__main__":

@@ -5,17 +5,22 @@ network accepts, so the preprocessed data serve both. Only 3D configurations are
 """
 
 import argparse
+import inspect
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from rep3d import build_network
 
 from . import TRAINERS
 from .adapter import CLASS, NetworkFromPlans, by, nearest_patch
 from .errors import OneLineParser, PlansError, run
 from .files import read_json, write_json
+
+# Arguments of the two functions that build a network, besides those that they pass on to its constructor.
+TAKEN = {name for build in (NetworkFromPlans, build_network) for name in inspect.signature(build).parameters}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -129,8 +134,11 @@ def rewrite(configuration: dict[str, Any], args: argparse.Namespace) -> dict[str
         PlansError: the network cannot be built, or does not accept ``--patch_size``.
     """
     overrides = dict(args.network_args)
-    if "deploy" in overrides:
-        raise PlansError("--network_args: found deploy, expected the training form, which rep3d.nnunet.deploy folds")
+    if taken := sorted(TAKEN & set(overrides)):
+        raise PlansError(
+            f"--network_args: found {', '.join(taken)}, expected arguments of the network's constructor that neither "
+            "other flags nor nnU-Net set; rep3d.nnunet.deploy makes the folded form"
+        )
     patch = args.patch_size or nearest_patch(configuration["patch_size"], args.network, overrides)
     arguments = {"network": args.network, "patch_size": list(patch), **overrides}
     with torch.device("meta"):

@@ -126,6 +126,10 @@ class MaskedKernelBlock(FoldableBlock):
         """Return True if a state_dict stores this block's kernel with another kind of mask than the block's."""
         return _stored_mask(state_dict, prefix) not in ("none", self.kind)
 
+    def stores_no_mask(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+        """Return True if a state_dict stores this block's kernel without a mask."""
+        return f"{prefix}dwconv.weight" in state_dict and _stored_mask(state_dict, prefix) == "none"
+
 
 class rep3d_block(MaskedKernelBlock):
     """Depthwise large-kernel convolution with the kernel W * M, batch normalisation, GELU; no residual.

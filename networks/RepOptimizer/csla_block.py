@@ -80,7 +80,8 @@ class csla_block(rep3d_block):
     Args:
         dim: channels.
         ks: odd side of the large kernel, voxels.
-        deploy: build the folded form, a plain block; it loads training checkpoints as well.
+        deploy: build the folded form, a plain block; it loads training checkpoints as well. A training block also
+            loads folded kernels and subtracts its small one, so that the convolution stays the same.
         constants: arguments of ``Branches``.
     Shape: (N, dim, D, H, W) -> (N, dim, D, H, W).
     Raises:
@@ -92,7 +93,7 @@ class csla_block(rep3d_block):
         self.branches = Branches(**constants)
         self.branches.check_fit(ks)
         self.small = None if deploy else self.branches.make_small(dim)
-        self.register_load_state_dict_pre_hook(_fold_branches_while_loading)
+        self.register_load_state_dict_pre_hook(_fold_or_split_while_loading)
 
     def get_equivalent_kernel(self) -> Tensor:
         """Compute the effective kernel aL WL + pad(aS WS), shape (dim, 1, ks, ks, ks)."""
@@ -161,8 +162,15 @@ class repopt_block(rep3d_block):
         return branches.large_scale**power * branches.large_rate + branches.pad(window, self.ks)
 
 
-def _fold_branches_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Add up the branches of a training checkpoint before a deployed block loads it."""
+@torch.no_grad()
+def _fold_or_split_while_loading(block: csla_block, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Convert a kernel stored with or without a small one to the form of the block."""
     large, small = f"{prefix}dwconv.weight", f"{prefix}small.weight"
-    if block.small is None and large in state_dict and small in state_dict:
+    if large not in state_dict or state_dict[large].shape != block.dwconv.weight.shape:
+        return
+    if block.small is None and small in state_dict:
         state_dict[large] = block.branches.add(state_dict[large], state_dict.pop(small))
+    elif block.small is not None and small not in state_dict:
+        state_dict[small] = block.small.weight.detach().clone()
+        rest = block.branches.add(torch.zeros_like(state_dict[large]), state_dict[small].to(state_dict[large]))
+        state_dict[large] = (state_dict[large] - rest) / block.branches.large_scale

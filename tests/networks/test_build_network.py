@@ -72,6 +72,9 @@ def test_csla_folds_into_the_plain_network():
     plain = build_network("REP3D_NONE", 1, 3, (32, 32, 16), **TINY, kernel_size=5).eval()
     plain.load_state_dict(network.switch_to_deploy().state_dict())
     torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-5)
+    again = build_network("REPOPT", 1, 3, **arguments, large_scale=2.0).eval()
+    again.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(again(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,13 @@ def test_a_weight_beyond_half_precision(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, "float16"])
+def test_other_types_of_weights_are_refused(dtype, tmp_path):
+    with pytest.raises(ValueError, match=r"dtype: found .*, expected torch\.float32, torch\.float16, torch\.bfloat16"):
+        save_pretrained(build_tiny(), tmp_path / "saved", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_card_as_the_hub_reads_it(saved, tmp_path):
     save_pretrained(build_tiny(deploy=True), tmp_path / "deployed", DESCRIPTION, license="cc-by-4.0")
     card = huggingface_hub.ModelCard.load(tmp_path / "deployed" / "README.md")
@@ -138,6 +145,13 @@ def test_the_card_as_the_hub_reads_it(saved, tmp_path):
     plain = huggingface_hub.ModelCard.load(saved / "README.md")
     assert plain.data.license == "unknown"
     assert "folded" not in plain.text
+
+
+@pytest.mark.parametrize("name", ["CC BY 4.0", "", "MIT\n", "MIT"])
+def test_what_is_no_name_of_a_licence(name, tmp_path):
+    with pytest.raises(ValueError, match=r"license: found '.*', expected a name of the Hub"):
+        save_pretrained(build_tiny(), tmp_path / "saved", license=name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_layout_of_the_hub(saved):
@@ -178,6 +192,9 @@ def test_networks_that_cannot_be_described(tmp_path):
     module = importlib.import_module("networks.Rep3D")
     with pytest.raises(ValueError, match="found a REP3D without config, expected one of build_network"):
         save_pretrained(module.REP3D(1, 3, ks=5), tmp_path / "new")
+    for other in (torch.nn.DataParallel(build_tiny()), torch.compile(build_tiny()), torch.nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match=f"found a {type(other).__name__} without config, expected one of build"):
+            save_pretrained(other, tmp_path / "new")
     with pytest.raises(ValueError, match="JSON does not have"):
         save_pretrained(build_tiny(), tmp_path / "new", {"spacing": torch.ones(3)})
 
@@ -237,6 +254,14 @@ def test_a_config_of_another_program(settings, message, saved):
         from_pretrained(saved)
 
 
+def test_a_config_of_a_network_that_fits_in_no_memory(saved):
+    save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors")
+    huge = {"config": {**UNKNOWN, "network": "REP3D", "out_chans": 10**15}, "deploy": False}
+    (saved / "config.json").write_text(json.dumps(huge))
+    with pytest.raises(ValueError, match=r"model\.safetensors describes a network that cannot be built: .*memory"):
+        from_pretrained(saved)
+
+
 def test_weights_of_another_network(saved):
     weights = load_file(saved / "model.safetensors")
     weights.pop("out.conv.conv.bias")
@@ -279,7 +304,7 @@ def test_folders_are_not_downloaded(hub, saved, tmp_path, monkeypatch):
     shutil.copytree(saved, tmp_path / "user" / "boxes")
     monkeypatch.chdir(tmp_path)
     from_pretrained("user/boxes")
-    for name in ("boxes", "./user/other", os.path.join("a", "b", "c")):
+    for name in ("boxes", "./user/other", os.path.join("a", "b", "c"), "user/model.safetensors"):
         with pytest.raises(ValueError, match="found no such file"):
             from_pretrained(name)
     assert hub == []

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import runpy
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import assert_one_line, train_arguments
+from conftest import REPOSITORY, assert_one_line, train_arguments
 from safetensors.torch import load_file
 
 from engine.data.datasets import DatasetDescription
@@ -21,14 +23,19 @@ from networks.pretrained import save_pretrained
 from tools import export
 
 SIZE = (32, 32, 16)
-# Runs an archive without access to a clone.
-ALONE = """
+# What the page says to run, without access to a clone.
+PAGE = (REPOSITORY / "docs" / "deploy.md").read_text()
+((OF_TORCH, OF_ONNX),) = re.findall(r"^```python\n(extra = .*?)\n\n(session = .*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+ALONE = f"""
+import json
 import sys
 import torch
 
-network = torch.export.load("network.pt2").module()
-assert network(torch.zeros(1, 1, 32, 32, 16)).shape == (1, 3, 32, 32, 16)
-assert not {"networks", "rep3d", "monai"} & set(sys.modules)
+window = torch.zeros(1, 1, 32, 32, 16)
+{OF_TORCH}
+assert logits.shape == (1, 3, 32, 32, 16)
+assert settings["config"]["network"] == "REP3D"
+assert not {{"networks", "rep3d", "monai"}} & set(sys.modules)
 """
 
 
@@ -90,10 +97,11 @@ def assert_described(settings, config, description):
 
 
 def test_torch_export(tool, checkpoint, config, description, tmp_path):
-    status, out, err = tool("torch_export", "--output", tmp_path / "new" / "network.pt2")
+    path = tmp_path / "new" / "amos.pt2"
+    status, out, err = tool("torch_export", "--output", path)
     assert (status, err) == (0, "")
     extra = {"rep3d.json": ""}
-    program = torch.export.load(str(tmp_path / "new" / "network.pt2"), extra_files=extra)
+    program = torch.export.load(str(path), extra_files=extra)
     assert_described(json.loads(extra["rep3d.json"]), config, description)
     window, expected = expect(checkpoint)
     assert_near(program.module()(window), expected)
@@ -102,37 +110,40 @@ def test_torch_export(tool, checkpoint, config, description, tmp_path):
     first, second, *lines = out.splitlines()
     assert first == f"{checkpoint} has the weights of training; they are exported folded for prediction"
     assert second == "exporting, and comparing with PyTorch ..."
-    assert lines[0].startswith(f"{tmp_path / 'new' / 'network.pt2'}: ")
+    assert lines[0].startswith(f"{path}: ")
     assert lines[1].startswith("input image: float32 (1, 1, 32, 32, 16): batch, channel, ")
     assert lines[2] == "voxels of 1 x 1 x 1 mm; intensities: image as its z-score"
     assert lines[3] == "output logits: float32 (1, 3, 32, 32, 16); channels: background, left, right"
     assert lines[4].startswith("largest difference from PyTorch's logits on a random window: ")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["network.pt2"]
+    assert [other.name for other in path.parent.iterdir()] == ["amos.pt2"]
 
 
 @pytest.mark.parametrize(("convolution", "transforms"), [("direct", False), ("auto", True)])
-def test_onnx(convolution, transforms, tool, checkpoint, config, description, tmp_path):
-    path = tmp_path / "network.onnx"
+def test_onnx(convolution, transforms, tool, checkpoint, config, description, tmp_path, monkeypatch):
+    path = tmp_path / "amos.onnx"
     status, _, err = tool("onnx", "--output", path, *(("--convolution", "auto") if transforms else ()))
     assert (status, err) == (0, "")
-    assert [other.name for other in tmp_path.iterdir()] == ["network.onnx"]  # the weights are in it
+    assert [other.name for other in tmp_path.iterdir()] == ["amos.onnx"]  # the weights are in it
     operations = {node.op_type for node in onnx.load(path).graph.node}
     assert ("DFT" in operations) == transforms
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert_described(json.loads(session.get_modelmeta().custom_metadata_map["rep3d"]), config, description)
-    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    window, expected = expect(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    names = {"json": json, "onnxruntime": onnxruntime, "window": window.numpy()}
+    exec(OF_ONNX, names)
+    assert_near(torch.from_numpy(names["logits"]), expected)
+    assert_described(names["settings"], config, description)
+    (image,), (logits,) = names["session"].get_inputs(), names["session"].get_outputs()
     assert (image.name, image.shape) == ("image", [1, 1, *SIZE])
     assert (logits.name, logits.shape) == ("logits", [1, 3, *SIZE])
-    window, expected = expect(checkpoint)
-    assert_near(torch.from_numpy(session.run(["logits"], {"image": window.numpy()})[0]), expected)
 
 
 def test_safetensors(tool, checkpoint, config, description, tmp_path):
-    status, _, err = tool("safetensors")
+    status, _, err = tool("safetensors", "--license", "cc-by-4.0")
     assert (status, err) == (0, "")
     network = from_pretrained(tmp_path / "out")
     assert (network.config, network.description) == (config.to_plain(), description.to_json())
     assert not any(".lrbm." in name for name in network.state_dict())
+    assert '\nlicense: "cc-by-4.0"\n' in (tmp_path / "out" / "README.md").read_text()
     window, expected = expect(checkpoint)
     assert_near(network(window), expected)
 
@@ -174,7 +185,7 @@ def test_training_starts_from_the_exported_weights(boxes, trained, tool, train, 
     start = ("--pretrain", "True", "--pretrained_weights", tmp_path / "out" / "model.safetensors", "--max_iter", "1")
     status, out, err = train(*train_arguments(boxes, tmp_path / "run", *start))
     assert status == 0, err
-    assert "skipped 0, missing 0" in out
+    assert "skipped 0, missing 0; 8 masks start anew, the kernels divided by them" in out
 
 
 def test_a_difference_leaves_nothing(tool, tmp_path, monkeypatch):
@@ -193,6 +204,18 @@ def test_logits_that_are_no_numbers(tool, monkeypatch):
     assert_one_line(tool("torch_export"), "returns (1, 2, 32, 32, 16), expected (1, 3, 32, 32, 16)")
 
 
+@pytest.mark.parametrize(("value", "status"), [(torch.nan, 2), (0.0, 0)])
+def test_logits_of_nan_and_of_zeros(value, status, tool, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    for name in ("weight", "bias"):
+        content["model"][f"out.conv.conv.{name}"][:] = value
+    torch.save(content, tmp_path / "constant.pth")
+    found = tool("safetensors", "--weights", tmp_path / "constant.pth")
+    assert found[0] == status
+    if status:
+        assert_one_line(found, "--weights: ", "constant.pth gives logits that are not finite")
+
+
 @pytest.mark.parametrize("kind", export.FORMATS)
 def test_nothing_is_overwritten(kind, tool, tmp_path):
     (tmp_path / "out").write_text("mine")
@@ -207,6 +230,8 @@ def test_places_that_cannot_be_written(tool):
 def test_wrong_flags(tool, tmp_path):
     assert_one_line(tool("onnx", "--roi_size", 20, 32, 32), "--roi_size: found 20 x 32 x 32")
     assert_one_line(tool("onnx", "--dtype", "float16"), "--dtype: found float16 with onnx")
+    assert_one_line(tool("onnx", "--license", "mit"), "--license: found mit with onnx")
+    assert_one_line(tool("safetensors", "--license", "CC BY"), "--license: found 'CC BY', expected a name of the Hub")
     assert_one_line(tool("safetensors", "--convolution", "auto"), "--convolution: found auto with safetensors")
     assert_one_line(tool("onnx", "--convolution", "fft"), "--convolution")
     assert_one_line(tool("torchscript"), "--format")
@@ -217,6 +242,10 @@ def test_files_that_are_no_checkpoints(tool, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content["model"], tmp_path / "bare.pth")
     assert_one_line(tool("onnx", "--weights", tmp_path / "bare.pth"), "bare state dict, expected a checkpoint of main")
+    torch.save({"network_weights": content["model"], "trainer_name": "nnUNetTrainerRep3D"}, tmp_path / "nnunet.pth")
+    assert_one_line(
+        tool("onnx", "--weights", tmp_path / "nnunet.pth"), "nnunet.pth is of nnU-Net, expected a checkpoint"
+    )
     (tmp_path / "text.pth").write_text("text")
     assert_one_line(tool("onnx", "--weights", tmp_path / "text.pth"), "--weights", "text.pth")
     assert_one_line(tool("onnx", "--weights", tmp_path / "nowhere.pth"), "nowhere.pth cannot be read")
@@ -224,6 +253,14 @@ def test_files_that_are_no_checkpoints(tool, checkpoint, tmp_path):
     torch.save(content, tmp_path / "other.pth")
     assert_one_line(tool("onnx", "--weights", tmp_path / "other.pth"), "does not fit the network")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_that_fits_in_no_memory(checkpoint, tmp_path, monkeypatch, capsys):
+    words = ["--weights", checkpoint, "--format", "onnx", "--output", tmp_path / "out", "--roi_size", *3 * [16000]]
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(export.__file__, run_name="__main__")
+    assert_one_line((stop.value.code, "", capsys.readouterr().err), "out of memory", "expected lower --roi_size")
 
 
 @pytest.mark.parametrize("package", export.FORMATS["onnx"].packages)

@@ -20,7 +20,8 @@ class nnUNetTrainerRep3D(nnUNetTrainerNoDeepSupervision):
     """Trainer for plans of ``rep3d.nnunet.write_plans``: AdamW, warm-up and cosine, bf16, no deep supervision.
 
     Everything else is nnU-Net's: its augmentation, Dice and cross-entropy, gradients clipped to a norm of 12, mirroring
-    in prediction. GPUs with native bf16 train and validate in it, others in nnU-Net's fp16, and CPUs in float32.
+    in prediction. GPUs with native bf16 train in it, others in nnU-Net's fp16, and CPUs in float32. The validation
+    after the last epoch is a prediction, which nnU-Net computes in fp16 on every GPU.
 
     A subclass changes the length and the rates of a training by the attributes below.
     """
@@ -74,7 +75,7 @@ def check_plans(plans: dict[str, Any], configuration: str) -> None:
         raise PlansError(f"{name}: found the network {found}, expected {CLASS}; {WRITE_PLANS} writes such plans")
     if manager.previous_stage_name is not None:
         raise PlansError(f"{name}: found {configuration}, a stage of a cascade, expected a configuration of its own")
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise PlansError("found several GPUs, expected one: training on several was not tested")
     arguments = manager.network_arch_init_kwargs
     found, expected = arguments.get("patch_size"), list(manager.patch_size)

@@ -60,8 +60,6 @@ def test_an_input_error_in_a_loading_process_is_one_line(capsys, workers):
         fail_with(MemoryError()),
         fail_with(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nGPU 0 has ...")),
         fail_with(RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. ")),
-        fail_with(RuntimeError("DataLoader worker is killed by signal: Bus error. ... out of shared memory")),
-        fail_with(RuntimeError("unable to write to file </torch_9_1_0>: No space left on device (28)")),
         fail_with(RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED")),
         wrap_as_monai_does,
     ],
@@ -71,6 +69,21 @@ def test_lack_of_memory_is_one_line_that_names_the_flag_to_lower(capsys, main):
     message = capsys.readouterr().err
     assert message.startswith("error: out of memory (")
     assert message.endswith("), expected lower --batch_size\n")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker is killed by signal: Bus error. ... out of shared memory",
+        "Caught RuntimeError in DataLoader worker process 0.\n... file </torch_9_1_0>: No space left on device (28)",
+    ],
+)
+def test_lack_of_shared_memory_is_told_from_lack_of_memory(capsys, text):
+    assert run(fail_with(RuntimeError(text)), ARGS, to_lower="--batch_size") == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: out of shared memory ({text.splitlines()[0]}), expected a larger /dev/shm")
+    assert message.endswith("--num_workers 0\n")
     assert message.count("\n") == 1
 
 

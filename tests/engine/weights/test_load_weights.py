@@ -204,6 +204,7 @@ def test_networks_that_differ_only_in_the_mask_exchange_weights_with_the_same_ou
     torch.testing.assert_close(network(x), expected, rtol=1e-3, atol=1e-4)
     assert report.missing == report.skipped == ()
     assert ("other masks, 4 of them folded" in str(report)) == any("lrbm" in key for key in source.state_dict())
+    assert ("4 masks start anew" in str(report)) == any("lrbm" in key for key in network.state_dict())
 
 
 def test_strict_refuses_a_mask_of_another_kind():
@@ -255,4 +256,6 @@ def test_reported_counts_refer_to_the_file():
     assert report.skipped == ("linear_encoding.weight",)
     assert report.loaded == len(source.state_dict()) - 1
     folded = tiny("REP3D", deploy=True).state_dict()
-    assert load_weights(tiny("REP3D"), folded, "weights.pth").loaded == len(folded)
+    report = load_weights(tiny("REP3D"), folded, "weights.pth")
+    assert (report.loaded, report.changes) == (len(folded), ("4 masks start anew, the kernels divided by them",))
+    assert load_weights(tiny("REP3D"), tiny("REP3D").state_dict(), "weights.pth").changes == ()

@@ -98,6 +98,11 @@ def test_another_checkpoint(deploy, model, tmp_path):
     assert (tmp_path / "out" / "deployed" / "fold_3" / "checkpoint_final.pth").exists()
 
 
+@pytest.mark.parametrize("name", ["", "fold_0/checkpoint_best.pth", "/models/fold_0/checkpoint_best.pth"])
+def test_a_path_as_checkpoint_is_refused(deploy, name):
+    assert_one_line(deploy("--checkpoint", name), "--checkpoint", repr(name))
+
+
 def test_an_existing_output_is_kept(deploy, tmp_path):
     (tmp_path / "out" / "deployed").mkdir(parents=True)
     assert_one_line(deploy(), "--output", tmp_path / "out" / "deployed")
@@ -107,17 +112,38 @@ def save(path, **changes):
     torch.save({**torch.load(path, weights_only=False), **changes}, path)
 
 
+def clear_a_weight(path):
+    """Set bytes of a weight to 0 in the file, which PyTorch would read without complaint."""
+    weight = next(iter(torch.load(path, weights_only=False)["network_weights"].values()))
+    content = path.read_bytes()
+    known = weight.numpy().tobytes()[:64]
+    assert content.count(known) == 1
+    path.write_bytes(content.replace(known, bytes(len(known))))
+
+
+def remove_patch(model):
+    plans = json.loads((model / "plans.json").read_text())
+    del plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["patch_size"]
+    (model / "plans.json").write_text(json.dumps(plans))
+
+
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
         (lambda model: (model / "plans.json").unlink(), ("plans.json", "No such file")),
         (lambda model: (model / "dataset.json").write_text("{"), ("dataset.json", "JSON")),
         (lambda model: (model / "plans.json").write_text("{}"), ("3d_fullres", "NetworkFromPlans")),
+        (remove_patch, ("fold_0", "plans.json")),
         (lambda model: (model / "dataset.json").write_text("{}"), ("dataset.json", "labels")),
-        (lambda model: (model / "fold_3/checkpoint_final.pth").write_bytes(b"0"), ("fold_3", "checkpoint")),
+        (lambda model: (model / "dataset.json").write_text(json.dumps({**DATASET, "labels": 3})), ("dataset.json",)),
+        (lambda model: (model / "fold_3/checkpoint_final.pth").write_bytes(b"0"), ("fold_3", "damaged")),
+        (lambda model: clear_a_weight(model / "fold_3/checkpoint_final.pth"), ("fold_3", "damaged")),
         (lambda model: torch.save({"a": 1}, model / "fold_3/checkpoint_final.pth"), ("fold_3", "nnU-Net")),
-        (lambda model: save(model / "fold_3/checkpoint_final.pth", logging=json.loads), ("fold_3", "checkpoint")),
+        (lambda model: torch.save(torch.ones(3), model / "fold_3/checkpoint_final.pth"), ("fold_3", "nnU-Net")),
+        (lambda model: save(model / "fold_3/checkpoint_final.pth", init_args={}), ("fold_3", "nnU-Net")),
+        (lambda model: save(model / "fold_3/checkpoint_final.pth", logging=json.loads), ("fold_3", "pickled code")),
         (lambda model: save(model / "fold_3/checkpoint_final.pth", network_weights={}), ("fold_3", "plans.json")),
+        (lambda model: save(model / "fold_3/checkpoint_final.pth", network_weights=[]), ("fold_3", "plans.json")),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(deploy, model, tmp_path, damage, parts):

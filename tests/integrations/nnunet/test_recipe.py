@@ -4,10 +4,15 @@ import importlib
 
 import pytest
 import torch
+from nnunet_plans import SMALL
 from torch import nn
 
+import main_train
 from engine.training.optimizer import LearningRateSchedule, make_optimizer
 from networks import build_network
+
+# Some parameters of the first are frozen; the second has masks.
+NETWORKS = {"TransBTS": {"embed_dim": 8, "num_layers": 1, "mlp_dim": 8}, "REP3D": SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -15,19 +20,28 @@ def recipe(rep3d):
     return importlib.import_module("rep3d.nnunet.recipe")
 
 
-def test_adamw_is_that_of_main_train(recipe):
-    network = build_network("TransBTS", 1, 2, (16, 16, 16), embed_dim=8, num_layers=1, mlp_dim=8)  # some are frozen
-    (ours,) = recipe.make_adamw(network.parameters(), 1e-4, 0.08).param_groups
-    (expected,) = make_optimizer("AdamW", network, 1e-4, 0.08).param_groups
-    assert len(ours["params"]) == len(expected["params"]) < len(list(network.parameters()))
-    options = set(ours) - {"params"}
-    assert {name: ours[name] for name in options} == {name: expected[name] for name in options}
+def default_flags(iterations):
+    return main_train.parse_args(["--root", "r", "--dataset", "d", "--output", "o", "--max_iter", str(iterations)])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_adamw_is_that_of_main_train(recipe, name):
+    flags = default_flags(200)
+    network = build_network(name, 1, 2, (32, 32, 32), **NETWORKS[name])
+    (ours,) = recipe.make_adamw(network.parameters(), flags.lr, flags.weight_decay).param_groups
+    default = make_optimizer(flags.optim, network, flags.lr, flags.weight_decay, flags.mask_lr_factor)
+    (expected,) = default.param_groups  # one decay and one rate for all: kernels, biases, norms, masks
+    assert [id(weight) for weight in ours["params"]] == [id(weight) for weight in expected["params"]]
+    assert expected.pop("rate_factor") == 1
+    del ours["params"], expected["params"]
+    assert (type(default), expected) == (torch.optim.AdamW, ours)
 
 
 @pytest.mark.parametrize(("per_epoch", "epochs"), [(25, 8), (3, 2), (1, 1)])
 def test_learning_rates_are_those_of_main_train_also_after_a_restart(recipe, per_epoch, epochs):
     total = per_epoch * epochs
-    expected = LearningRateSchedule("warmup_cosine", 1e-4, total // 50, total)
+    flags = default_flags(total)
+    expected = LearningRateSchedule(flags.lr_schedule, 1e-4, flags.warmup_iter, total)
     optimizer = recipe.make_adamw(nn.Linear(2, 2).parameters(), 1.0, 0.08)
     schedule = recipe.WarmupCosine(optimizer, 1e-4, per_epoch, epochs)
     for epoch in (*range(epochs), epochs - 1):  # the last one again, as after a crash

@@ -9,6 +9,8 @@ import torch
 from conftest import assert_one_line
 from nnunet_plans import DATASET, OURS, PATCH, SMALL, make_configuration, make_plans
 
+import main_train
+
 
 @pytest.fixture(scope="module")
 def trainers(rep3d):
@@ -30,19 +32,20 @@ def results(monkeypatch, tmp_path):
 
 @pytest.fixture
 def make(trainers, plans, results):
-    def build(kind=None, configuration="3d_fullres", device="cpu"):
+    def build(kind=None, configuration="3d_fullres", device="cpu", plans=plans):
         return (kind or trainers.nnUNetTrainerRep3D)(plans, configuration, 0, DATASET, torch.device(device))
 
     return build
 
 
-def test_the_recipe(make):
+def test_the_recipe_is_that_of_main_train(make):
+    flags = main_train.parse_args(["--root", "data", "--dataset", "amos", "--output", "run"])
     trainer = make()
     trainer.network = torch.nn.Linear(2, 2)
     optimizer, schedule = trainer.configure_optimizers()
     (group,) = optimizer.param_groups
-    assert (type(optimizer), group["lr"], group["weight_decay"]) == (torch.optim.AdamW, 1e-4, 0.08)
-    assert (schedule.peak, schedule.iterations) == (1e-4, 250_000)
+    assert (type(optimizer).__name__, group["lr"], group["weight_decay"]) == (flags.optim, flags.lr, flags.weight_decay)
+    assert (schedule.peak, schedule.iterations) == (flags.lr, 250_000)
     assert trainer.enable_deep_supervision is False
     assert type(trainer._build_loss()).__name__ == "DC_and_CE_loss"
 
@@ -77,14 +80,24 @@ def test_gpus_with_bf16_use_it_and_need_no_scaler(make, monkeypatch, native, pre
     assert (trainer.grad_scaler is None) == native
 
 
-def test_a_step_has_the_rate_of_its_iteration_and_the_precision(make, trainers):
-    """nnU-Net leaves the CPU without autocast; its default precision shows what an autocast would use."""
-    trainer = make()
+def initialize(trainer, trainers):
+    """Do what nnU-Net's ``initialize`` does without preprocessed data, for two epochs of 50 iterations."""
     torch.manual_seed(0)
     trainer.network = trainers.NetworkFromPlans(1, 3, PATCH, **SMALL)
     trainer.num_iterations_per_epoch, trainer.num_epochs = 50, 2
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
-    trainer.precision, trainer.enable_deep_supervision = torch.float16, False
+    trainer.loss, trainer.was_initialized = trainer._build_loss(), True
+    return trainer
+
+
+def make_batch():
+    return {"data": torch.randn(1, 1, *PATCH), "target": torch.randint(0, 3, (1, 1, *PATCH)).float()}
+
+
+def test_a_step_has_the_rate_of_its_iteration_and_the_precision(make, trainers):
+    """nnU-Net leaves the CPU without autocast; its default precision shows what an autocast would use."""
+    trainer = initialize(make(), trainers)
+    trainer.precision = torch.float16
     loss, seen = trainer._build_loss(), []
 
     def spy(logits, target):
@@ -92,7 +105,7 @@ def test_a_step_has_the_rate_of_its_iteration_and_the_precision(make, trainers):
         return loss(logits, target)
 
     trainer.loss = spy
-    batch = {"data": torch.randn(1, 1, *PATCH), "target": torch.randint(0, 3, (1, 1, *PATCH)).float()}
+    batch = make_batch()
     before = torch.get_autocast_dtype("cpu")
     trainer.lr_scheduler.step(0)
     losses = [float(trainer.train_step(batch)["loss"]) for _ in range(4)]
@@ -103,6 +116,23 @@ def test_a_step_has_the_rate_of_its_iteration_and_the_precision(make, trainers):
     rates = [rate for _, rate in seen[:4]]
     assert rates == [pytest.approx(rate) for rate in (1e-4 / 3, 2e-4 / 3, 1e-4, trainer.lr_scheduler.rate(3))]
     assert losses[-1] < losses[0]
+
+
+def test_a_training_that_goes_on_has_the_rate_and_the_moments_of_the_undisturbed_one(make, trainers, plans, tmp_path):
+    undisturbed, batch = initialize(make(), trainers), make_batch()
+    undisturbed.on_train_epoch_start()
+    undisturbed.train_step(batch)
+    undisturbed.save_checkpoint(str(tmp_path / "latest.pth"))
+    resumed = initialize(make(plans={**plans, "continue_training": True}), trainers)
+    resumed.load_checkpoint(str(tmp_path / "latest.pth"))
+    undisturbed.current_epoch += 1
+    for trainer in (undisturbed, resumed):
+        trainer.on_train_epoch_start()
+        trainer.train_step(batch)
+        assert trainer.optimizer.param_groups[0]["lr"] == trainer.lr_scheduler.rate(50) < 0.6e-4
+    weights = resumed.network.state_dict()
+    for name, value in undisturbed.network.state_dict().items():
+        torch.testing.assert_close(weights[name], value)
 
 
 def test_nnunets_finder_finds_it_and_its_networks_survive(trainers, make, rep3d):
@@ -145,6 +175,12 @@ def test_plans_that_it_cannot_train_are_one_line_before_any_folder(make, plans, 
         make()
     assert_one_line((stop.value.code, *capsys.readouterr()), *parts)
     assert not results.exists()
+
+
+def test_a_torch_without_distributed_training_is_enough(make, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_initialized")
+    assert make().enable_deep_supervision is False
 
 
 def test_several_gpus_are_refused(make, results, capsys, monkeypatch):
