@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
 
     check_packages()
     trained = load_trained(Path(args.weights), FLAG, deploy=True)
-    check_texts(trained.description, f"{FLAG}: {args.weights}")
+    check_texts(trained.config, trained.description, f"{FLAG}: {args.weights}")
     if trained.was_folded:
         print(f"{args.weights} has the weights of training; the bundle has them folded for prediction")
     if any(task in output.name.lower() for task in OTHER_TASKS):

@@ -27,7 +27,6 @@ MEMORY_MESSAGES = (
 # The same for shared memory, of which containers have little; the second is part of the names of its files.
 SHARED_MEMORY_MESSAGES = ("out of shared memory", "</torch_")
 MORE_SHARED_MEMORY = "a larger /dev/shm (in a container: --shm-size) or --num_workers 0"
-FROM_A_LOADER = "Caught InputError in "  # start of the message, with traceback, of an error in a data-loading process
 
 
 class InputError(ValueError):
@@ -121,6 +120,12 @@ def _describe_lack_of_memory(error: BaseException, reason: str, to_lower: str) -
     return f"out of memory ({reason}), expected lower {to_lower}"
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's message; if it comes from a data-loading process, without the traceback that PyTorch adds."""
+    text, name = str(error), type(error).__name__
+    return text.rpartition(f"{name}: ")[2].strip() if text.startswith(f"Caught {name} in ") else text
+
+
 def describe_error(case: str, error: BaseException, to_lower: str) -> str:
     """Describe the failure of a case in one line; an ``InputError`` already names the file.
 
@@ -131,7 +136,7 @@ def describe_error(case: str, error: BaseException, to_lower: str) -> str:
     """
     causes = list(_chain(error))
     cause = next((each for each in causes if isinstance(each, InputError)), causes[-1])
-    lines = str(cause).splitlines() or [""]
+    lines = message_of(cause).splitlines() or [""]
     if isinstance(cause, InputError):
         return "; ".join(lines)
     reason = f"{type(cause).__name__}: {lines[0]}".removesuffix(": ")
@@ -155,10 +160,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         main(args)
         sys.stdout.flush()
     except InputError as mistake:
-        text = str(mistake)
-        if text.startswith(FROM_A_LOADER):
-            text = text.rpartition(f"{InputError.__name__}: ")[2].strip()
-        print(*(f"error: {line}" for line in text.splitlines()), sep="\n", file=sys.stderr)
+        print(*(f"error: {line}" for line in message_of(mistake).splitlines()), sep="\n", file=sys.stderr)
         return mistake.status
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all processes stop, and rank 0 reports it

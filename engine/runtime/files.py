@@ -179,11 +179,11 @@ def combine_digests(digests: Iterable[str]) -> str:
     return whole.hexdigest()
 
 
-def make_output_folder(path: Path) -> None:
-    """Create a folder and make sure that it is writable; InputError naming --output otherwise."""
+def make_output_folder(path: Path, flag: str = "--output") -> None:
+    """Create a folder and make sure that it is writable; InputError naming its flag otherwise."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f"--output: {path} cannot be written to ({error.strerror}), expected a folder") from error
+        raise InputError(f"{flag}: {path} cannot be written to ({error.strerror}), expected a folder") from error

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from string import Template
 
@@ -15,7 +14,7 @@ from engine.runtime.versions import find_commit
 from engine.weights.load_network import TrainedNetwork
 from integrations.monai_bundle.code import ROOT, write_code
 from integrations.monai_bundle.configs import channel_endings, inference_config
-from integrations.monai_bundle.metadata import make_metadata, required_packages
+from integrations.monai_bundle.metadata import install_commands, make_metadata
 
 FILES = Path(__file__).parent / "files"
 
@@ -76,8 +75,7 @@ def describe_bundle(trained: TrainedNetwork, about: About) -> str:
         spacing=" x ".join(f"{side:g}" for side in description.spacing),
         window=" x ".join(map(str, config.roi_size)),
         parameters=f"{sum(parameter.numel() for parameter in trained.network.parameters()) / 1e6:.2f}",
-        monai=version("monai"),
-        packages=" ".join(required_packages(config.network)),
+        install=install_commands(config.network),
         commit=find_commit(),
     )
 

@@ -47,7 +47,7 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
         "dataset": {
             "_target_": "Dataset",
             "data": {
-                "_target_": "scripts.cases.find_images",
+                "_target_": "scripts.segmentation.list_images",
                 "dataset_dir": "@dataset_dir",
                 "output_dir": "@output_dir",
                 "channels": len(description.channels),
@@ -61,6 +61,7 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "batch_size": 1,
             "shuffle": False,
             "num_workers": "@num_workers",
+            "prefetch_factor": "$1 if @num_workers else None",  # volumes are large
         },
         "inferer": {
             "_target_": "scripts.inferer.WindowInferer",
@@ -92,7 +93,16 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "postprocessing": "$monai.transforms.Compose([@postprocessing, @saving])",
             "val_handlers": "@handlers",
         },
-        "run": [{"_target_": "scripts.segmentation.segment_images", "evaluator": "@evaluator", "dataset": "@dataset"}],
+        "run": [
+            {
+                "_target_": "scripts.segmentation.check_settings",
+                **{
+                    name: f"@{name}"
+                    for name in ("output_dir", "device", "amp", "overlap", "sw_batch_size", "num_workers")
+                },
+            },
+            {"_target_": "scripts.segmentation.segment_images", "evaluator": "@evaluator", "dataset": "@dataset"},
+        ],
     }
 
 
@@ -136,15 +146,16 @@ def preprocessing(description: DatasetDescription) -> dict[str, Any]:
     }
 
 
-def check_texts(description: DatasetDescription, source: str) -> None:
-    """Make sure that MONAI takes the texts of a description for texts, which in a foreign checkpoint might be code.
+def check_texts(config: NetworkConfig, description: DatasetDescription, source: str) -> None:
+    """Make sure that MONAI takes the texts of a checkpoint for texts, which in a foreign one might be code.
 
     Raises:
         InputError: one line per other text.
     """
-    found = [text for text in _texts(description.to_json()) if text.startswith(EVALUATED)]
-    expected = f"expected names that do not begin with {', '.join(EVALUATED)}, which MONAI evaluates"
-    raise_problems([f"{source}: found {text!r} in the description of its dataset, {expected}" for text in found])
+    expected = f"expected texts that do not begin with {', '.join(EVALUATED)}, which MONAI evaluates"
+    parts = {"description of its dataset": description.to_json(), "arguments of its network": config.to_plain()}
+    found = [(text, part) for part, values in parts.items() for text in _texts(values) if text.startswith(EVALUATED)]
+    raise_problems([f"{source}: found {text!r} in the {part}, {expected}" for text, part in found])
 
 
 def _texts(values: Any) -> Iterator[str]:
@@ -154,7 +165,7 @@ def _texts(values: Any) -> Iterator[str]:
     elif isinstance(values, dict):
         for pair in values.items():
             yield from _texts(list(pair))
-    elif isinstance(values, list):
+    elif isinstance(values, list | tuple):
         for value in values:
             yield from _texts(value)
 

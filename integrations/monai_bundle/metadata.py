@@ -11,9 +11,13 @@ from engine.data.datasets import DatasetDescription
 from engine.weights.checkpoints import NetworkConfig
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-# What `monai.bundle run` imports besides MONAI, PyTorch and NumPy, and what single networks import.
+# What `monai.bundle run` imports besides MONAI, PyTorch and NumPy, and what single networks import: those of
+# requirements-optional.txt, which pip must install without their dependencies.
 PACKAGES = ("nibabel", "pytorch-ignite", "fire", "einops")
-PACKAGES_OF = {"ResEncUNet": ("dynamic-network-architectures",), "HyenaNDUNETR": ("nvsubquadratic", "omegaconf")}
+PACKAGES_OF = {
+    "ResEncUNet": ("dynamic-network-architectures",),
+    "HyenaNDUNETR": ("nvsubquadratic", "omegaconf", "antlr4-python3-runtime", "pyyaml"),
+}
 MODALITIES = {"MRI": "MR", "": "n/a"}  # names of MONAI's specification for ours
 PAPER = (
     "Lee, H. H., Liu, Q., Bao, S., Huo, Y., Landman, B. A.: Spatially-Adaptive Gradient Re-parameterization for 3D "
@@ -120,6 +124,15 @@ def make_metadata(
 def required_packages(network: str) -> tuple[str, ...]:
     """List the packages that a bundle of a network needs besides MONAI, PyTorch and NumPy."""
     return PACKAGES + PACKAGES_OF.get(network, ())
+
+
+def install_commands(network: str) -> str:
+    """List the commands that install what a bundle of a network needs, a line each."""
+    commands = [f'pip install "monai=={version("monai")}" {" ".join(PACKAGES)}']
+    if packages := PACKAGES_OF.get(network):
+        pinned = " ".join(f"{package}=={version(package)}" for package in packages)
+        commands.append(f"pip install --no-deps {pinned}")
+    return "\n".join(commands)
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,9 @@
 """Bundles as exported: run without this repository they predict what test_seg.py does; bad input leaves nothing."""
 
+import gc
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -26,7 +28,9 @@ from engine.runtime.errors import run
 from engine.weights.checkpoints import NetworkConfig, save_checkpoint
 from engine.weights.load_network import load_trained
 from integrations.monai_bundle import self_test
+from integrations.monai_bundle.configs import check_texts
 from load_datasets_transforms import test_pipeline as prediction_pipeline
+from networks.pretrained import save_pretrained
 from tools import export_bundle
 
 # Two channels with different rules, classes with other values than their indices, NaN.
@@ -164,32 +168,134 @@ def test_monai_finds_every_property(on_path, tmp_path):
     assert workflow.bundle_root == str(on_path)
 
 
-def test_a_finished_folder_is_left_alone(on_path, tmp_path, capsys):
-    write_images(tmp_path / "images")
-    (tmp_path / "labels").mkdir()
-    for name in AFFINES:
-        (tmp_path / "labels" / f"{name}_seg.nii.gz").touch()
-    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "labels")}
-    workflow = ConfigWorkflow(on_path / "configs" / "inference.json", workflow_type="infer", device="cpu", **folders)
+def run_workflow(bundle, **flags):
+    """Run a bundle in this process, as `monai.bundle run` does, and return the status that it ends with."""
+    config = bundle / "configs" / "inference.json"
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    workflow = ConfigWorkflow(
+        config, workflow_type="infer", **({"device": "cpu", "amp": "off", "num_workers": 0} | values)
+    )
     workflow.initialize()
-    workflow.run()
+    try:
+        workflow.run()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Flags of a bundle's run on three images."""
+    write_images(tmp_path / "images")
+    return {"dataset_dir": tmp_path / "images", "output_dir": tmp_path / "labels"}
+
+
+def written(folders):
+    return sorted(path.name.removesuffix("_seg.nii.gz") for path in folders["output_dir"].iterdir())
+
+
+def test_a_finished_folder_is_left_alone(on_path, folders, capsys):
+    """The folder is the one whose name says that it has the labels of the images."""
+    assert run_workflow(on_path, **folders) == 0
+    contents = [path.read_bytes() for path in sorted(folders["output_dir"].iterdir())]
+    assert run_workflow(on_path, **folders) == 0
     assert "3 of 3 label maps exist in" in capsys.readouterr().out
-    assert [path.stat().st_size for path in (tmp_path / "labels").iterdir()] == [0, 0, 0]
+    assert [path.read_bytes() for path in sorted(folders["output_dir"].iterdir())] == contents
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_file_is_named_in_the_last_line(on_path, tmp_path, capsys, num_workers):
-    write_images(tmp_path / "images")
-    (tmp_path / "images" / "sheared-flair.nii.gz").write_bytes(b"no image")
-    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "labels")}
-    more = {"device": "cpu", "num_workers": num_workers, "amp": "off"}
-    workflow = ConfigWorkflow(on_path / "configs" / "inference.json", workflow_type="infer", **more, **folders)
-    workflow.initialize()
-    with pytest.raises(SystemExit) as stop:
-        workflow.run()
-    assert stop.value.code == 2
-    assert "sheared-flair.nii.gz: cannot be read" in capsys.readouterr().err.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["lps_seg.nii.gz"]
+def test_a_damaged_file_is_named_at_the_end_and_others_are_segmented(on_path, folders, capsys, num_workers):
+    (folders["dataset_dir"] / "sheared-flair.nii.gz").write_bytes(b"no image")
+    assert run_workflow(on_path, **folders, num_workers=num_workers) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folders['dataset_dir'] / 'sheared-flair.nii.gz'}: cannot be read")
+    assert written(folders) == ["lps", "turned"]
+
+
+def test_an_image_that_fails_in_the_network_does_not_stop_the_others(on_path, folders, capsys, monkeypatch):
+    from scripts import inferer
+
+    predict, calls = inferer.predict_logits, []
+
+    def run_out_of_memory_twice(*args):
+        calls.append(args)
+        if len(calls) in (1, 3):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        return predict(*args)
+
+    monkeypatch.setattr(inferer, "predict_logits", run_out_of_memory_twice)
+    assert run_workflow(on_path, **folders) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == ["error: lps: out of memory", "error: turned: out of memory"]
+    assert all(line.endswith("expected lower sw_batch_size or num_workers") for line in lines)
+    assert written(folders) == ["sheared"]
+
+
+def test_the_loader_of_an_image_that_failed_has_ended(on_path, folders, monkeypatch):
+    from scripts import inferer
+
+    predict, processes = inferer.predict_logits, []
+
+    def count_processes(*args):
+        processes.append(len(multiprocessing.active_children()))
+        return predict(*args)
+
+    (folders["dataset_dir"] / "sheared-flair.nii.gz").write_bytes(b"no image")
+    monkeypatch.setattr(inferer, "predict_logits", count_processes)
+    gc.disable()
+    try:
+        assert run_workflow(on_path, **folders, num_workers=1) == 1
+    finally:
+        gc.enable()
+    assert processes == [1, 1]
+
+
+def test_a_full_disk_ends_the_run(on_path, folders, capsys, monkeypatch):
+    from scripts import label_maps
+    from scripts.engine.runtime.errors import DiskError
+
+    calls = []
+
+    def fail(path, _):
+        calls.append(path)
+        raise DiskError(f"{path}: cannot be written (No space left on device), expected a disk with space")
+
+    monkeypatch.setattr(label_maps, "write_whole", fail)
+    assert run_workflow(on_path, **folders) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {folders['output_dir'] / 'lps_seg.nii.gz'}: cannot be written (No space left on device), "
+        "expected a disk with space"
+    ]
+    assert len(calls) == 1
+
+
+def test_ctrl_c_ends_the_run(on_path, folders, capsys, monkeypatch):
+    from scripts import inferer
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inferer, "predict_logits", stop)
+    assert run_workflow(on_path, **folders) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"amp": "on"}, "amp: found 'on', expected one of auto, bf16, fp16, off"),
+        ({"overlap": 1}, "overlap: found '1', expected a number from 0 to below 1"),
+        ({"sw_batch_size": 0}, "sw_batch_size: found '0', expected a whole number from 1"),
+        ({"num_workers": "many"}, "num_workers: found 'many', expected a whole number from 0"),
+        ({"device": "gpu"}, "device: found 'gpu' ("),
+        ({"dataset_dir": "/nowhere"}, "/nowhere: not found, expected a folder of .nii.gz or .nii files"),
+        ({"output_dir": "/dev/null/labels"}, "output_dir: /dev/null/labels cannot be written to (Not a directory)"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(on_path, folders, capsys, flags, message):
+    assert run_workflow(on_path, **(folders | flags)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
 
 
 def test_network_fits_the_metadata(on_path):
@@ -308,6 +414,28 @@ def test_names_that_monai_evaluates_are_refused(weights, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_arguments_that_monai_evaluates_are_refused():
+    description = DatasetDescription.from_json(DESCRIPTION, "odd.json")
+    config = NetworkConfig.for_dataset(description, "REP3D", ROI, {"feat_size": ("$print(1)", 8)})
+    with pytest.raises(ValueError, match=r"weights: found '\$print\(1\)' in the arguments of its network"):
+        check_texts(config, description, "weights")
+
+
+def test_safetensors_are_exported_too(weights, tmp_path, capsys, monkeypatch):
+    trained = load_trained(weights, "--weights", deploy=True)
+    save_pretrained(trained.network, tmp_path / "model", description=DESCRIPTION)
+    monkeypatch.setattr(self_test, "run_bundle", predict_nothing)
+    monkeypatch.setattr(self_test, "compare", lambda *_: self_test.Comparison(9, 0, 0, 0, 1))
+    path = tmp_path / "model" / "model.safetensors"
+    status, out, err = export(capsys, "--weights", path, "--output", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "folded" not in out
+    copied = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)
+    expected = trained.network.state_dict()
+    assert copied.keys() == expected.keys()
+    assert all(torch.equal(copied[name], expected[name]) for name in copied)
+
+
 def test_a_missing_package_is_named(weights, tmp_path, capsys, monkeypatch):
     find = self_test.importlib.util.find_spec
     monkeypatch.setattr(self_test.importlib.util, "find_spec", lambda name: None if name == "ignite" else find(name))
@@ -355,10 +483,3 @@ def test_the_error_of_a_bundle_that_does_not_run_is_shown(tmp_path, monkeypatch)
     monkeypatch.setattr(self_test.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(ValueError, match="does not run in its test: ModuleNotFoundError: No module named 'x'"):
         self_test.run_bundle(tmp_path, tmp_path, tmp_path)
-
-
-def test_what_a_killed_export_has_left_is_removed(tmp_path):
-    (tmp_path / ".out.part" / "models").mkdir(parents=True)
-    with export_bundle.complete_or_absent(tmp_path / "out") as folder:
-        folder.mkdir()
-    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]

@@ -29,7 +29,10 @@ def find_images(dataset_dir: str, output_dir: str, channels: int, endings: Seque
     if output.resolve() in (folder.resolve(), folder.resolve().parent if folder.is_file() else None):
         raise InputError(f"output_dir: found the folder of the images, {output}, expected another one")
     # A folder of labels beside it, imagesTs and labelsTs, tells how channels are named, as for test_seg.py.
-    found = find_cases(folder, matching_label_folder(folder), channels, endings, every_label=False)
+    labels = matching_label_folder(folder)
+    if labels is not None and labels.resolve() == output.resolve():
+        labels = None
+    found = find_cases(folder, labels, channels, endings, every_label=False)
     print_warnings({kind: lines for kind, lines in found.warnings.items() if kind not in OF_LABELS})
     raise_problems(found.problems)
     missing = [case for case in found.cases if not label_path(output, case["id"]).exists()]

@@ -9,7 +9,9 @@ from monai.utils import BundlePropertyConfig
 
 from engine.data.datasets import DATASETS, DatasetDescription
 from engine.weights.checkpoints import NetworkConfig
-from integrations.monai_bundle.metadata import check_metadata, make_metadata
+from integrations.monai_bundle.code import ROOT
+from integrations.monai_bundle.metadata import PACKAGES_OF, check_metadata, install_commands, make_metadata
+from networks import NETWORKS
 
 BOXES = DatasetDescription.from_json(DESCRIPTION, "boxes.json")
 
@@ -44,9 +46,15 @@ def test_every_field_that_monai_reads_is_there():
         assert value, name
 
 
-def test_packages_of_single_networks_are_listed():
+def test_packages_of_single_networks_are_listed_and_installed_without_dependencies():
     assert "dynamic-network-architectures" in metadata_of(BOXES, "ResEncUNet")["required_packages_version"]
     assert "dynamic-network-architectures" not in metadata_of(BOXES)["required_packages_version"]
+    assert "--no-deps dynamic-network-architectures==" in install_commands("ResEncUNet")
+    assert "--no-deps" not in install_commands("REP3D")
+    lines = (ROOT / "requirements-optional.txt").read_text().splitlines()
+    optional = [line.partition("==")[0] for line in lines if not line.startswith("#")]
+    assert sorted(optional) == sorted(package for packages in PACKAGES_OF.values() for package in packages)
+    assert set(PACKAGES_OF) <= set(NETWORKS)
 
 
 def damaged(path, value):
