@@ -92,7 +92,8 @@ def build_network(
     if len(arguments) < len(overrides):
         raise ValueError(f"{name}: found both kernel_size and ks, expected one of them")
     if unknown := sorted(set(arguments) - options):
-        raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(sorted(options))}")
+        expected = sorted("kernel_size" if option == "ks" else option for option in options)
+        raise ValueError(f"{name}: found argument {', '.join(unknown)}, expected some of {', '.join(expected)}")
     shared = {key: value for key, value in context.items() if key in known}
     try:
         check_types(_import_by_name(path), arguments)

@@ -245,8 +245,11 @@ def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
     if not path.exists() and path.suffix != suffix and isinstance(source, str) and HUB_NAME.fullmatch(source):
         path = _download(source, revision)
     file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file() or file.suffix != suffix:
+    if not file.is_file():
         raise ValueError(f"{file}: found no such file, expected a folder with {WEIGHTS}, or that file")
+    if file.suffix != suffix:
+        made = "which tools.export --format safetensors makes of a checkpoint"
+        raise ValueError(f"{file}: found another kind of file, expected a folder with {WEIGHTS}, {made}")
     return file
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -28,15 +29,28 @@ def write_half(path):
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def write_other_archive(path):
+    """Write an intact archive without the pickle of a checkpoint, as those of torch.export are."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("amos/models/model.json", "{}")
+
+
+def make_folder_of_save_pretrained(path):
+    path.mkdir()
+    (path / "model.safetensors").touch()
+
+
 BAD_CHECKPOINTS = {
     "pickle": (write_malicious, "never run"),
     "archive with code": (write_malicious_archive, "never run"),
     "damaged": (write_half, "expected"),
     "empty file": (lambda path: path.write_bytes(b""), "expected"),
+    "other archive": (write_other_archive, "is no plain checkpoint"),
     "text": (lambda path: path.write_text("weights"), "expected"),
     "no weights": (lambda path: torch.save({"iteration": 3}, path), "holds no weights"),
     "a list": (lambda path: torch.save([torch.zeros(3)], path), "expected a dictionary"),
     "a folder": (lambda path: path.mkdir(), "cannot be read"),
+    "a folder with weights": (make_folder_of_save_pretrained, "weights.pth/model.safetensors"),
     "other network": (lambda path: torch.save({"a": torch.zeros(3)}, path), "0 of them known"),
 }
 

@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"warning: --output: MONAI Label takes a bundle named {output.name} for one of another task")
     with complete_or_absent(output, "--output") as folder, TemporaryDirectory(prefix="export_bundle_") as scratch:
         write_bundle(folder, trained, About(output.name, args.version, args.authors, data_license))
+        print("running the bundle on a synthetic volume, and comparing with test_seg.py ...", flush=True)
         print(f"test of the bundle: {self_test(folder, trained, Path(scratch))}")
     print(f"{args.output}: {sum(path.stat().st_size for path in output.rglob('*')) / 2**20:.1f} MB")
 
@@ -59,8 +60,10 @@ def read_license(path: Path) -> str:
     """Read a text file; InputError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data_license: {path} cannot be read ({error}), expected a text file") from error
+    except OSError as error:
+        raise InputError(f"--data_license: {path} cannot be read ({error.strerror}), expected a text file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--data_license: {path} is no text in UTF-8, expected a text file") from error
 
 
 if __name__ == "__main__":

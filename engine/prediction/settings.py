@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.data.datasets import DatasetDescription
 from engine.prediction.ensemble import Ensemble
 from engine.runtime.arguments import AXES
 from engine.runtime.errors import InputError
+from engine.weights.checkpoints import unreadable
 
 
 def digest_weights(paths: Sequence[str]) -> list[str]:
@@ -25,9 +27,7 @@ def digest_weights(paths: Sequence[str]) -> list[str]:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise InputError(
-                f"--trained_weights: {path} cannot be read ({error.strerror}), expected a checkpoint"
-            ) from error
+            raise unreadable(Path(path), "--trained_weights", error) from error
         if digest in digests:
             raise InputError(f"--trained_weights: {path} is the same as {digests[digest]}, expected different weights")
         digests[digest] = path

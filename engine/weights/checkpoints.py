@@ -126,7 +126,7 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
             f"{flag}: {path} is no plain checkpoint, expected tensors and plain values only (pickled code is never run)"
         ) from error
     except OSError as error:
-        raise InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected a checkpoint") from error
+        raise unreadable(path, flag, error) from error
     except ImportError as error:
         raise InputError(f"{flag}: {error}") from error
     except Exception as error:  # a damaged archive may raise any error
@@ -138,10 +138,18 @@ def load_checkpoint(path: Path, flag: str) -> dict[str, Any]:
     return content
 
 
+def unreadable(path: Path, flag: str, error: OSError) -> InputError:
+    """Describe a checkpoint that cannot be read; for a folder of ``save_pretrained``, name the file in it."""
+    inside = isinstance(error, IsADirectoryError) and (path / WEIGHTS).is_file()
+    expected = path / WEIGHTS if inside else "a checkpoint"
+    return InputError(f"{flag}: {path} cannot be read ({error.strerror}), expected {expected}")
+
+
 def _check_sums(path: Path) -> None:
     """Verify the CRC-32 of every file in a checkpoint's archive, which PyTorch writes but does not check.
 
     Raises:
+        UnpicklingError: it is an archive of something else, for instance of torch.export.
         BadZipFile: a checksum differs. Checkpoints from before PyTorch 1.6 are no archives and have no checksums.
     """
     if not zipfile.is_zipfile(path):
@@ -149,6 +157,8 @@ def _check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (name := archive.testzip()) is not None:
             raise zipfile.BadZipFile(name)
+        if not any(name.endswith("data.pkl") for name in archive.namelist()):
+            raise pickle.UnpicklingError(f"{path} has no data.pkl")
 
 
 def load_last_good(folder: Path, flag: str) -> dict[str, Any]:

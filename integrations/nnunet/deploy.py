@@ -20,7 +20,7 @@ from torch.serialization import safe_globals
 
 from .adapter import CLASS, NetworkFromPlans
 from .errors import OneLineParser, PlansError, run
-from .files import read_json, write_json
+from .files import creating, read_json, write_json
 
 NEEDED = ("network_weights", "init_args", "inference_allowed_mirroring_axes")
 FINAL = "checkpoint_final.pth"  # what nnU-Net predicts with unless told otherwise
@@ -61,17 +61,18 @@ def main(args: argparse.Namespace) -> None:
     aside = args.output.with_name(f".{args.output.name}.part")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     try:
-        for path, content in checkpoints.items():
-            (aside / path.parent.name).mkdir(parents=True)
-            network = build_folded(content, deployed, configuration, dataset, path)
-            kept = {"inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"]}
-            kept |= {"trainer_name": STOCK_TRAINER, "init_args": {"configuration": configuration}}
-            file = io.BytesIO()  # torch.save would hide the reason of a file that cannot be written
-            torch.save({**kept, "network_weights": network.state_dict()}, file)
-            (aside / path.parent.name / FINAL).write_bytes(file.getbuffer())
-        write_json(aside / "plans.json", deployed)
-        write_json(aside / "dataset.json", dataset)
-        os.replace(aside, args.output)
+        with creating(args.output, "--output"):
+            for path, content in checkpoints.items():
+                (aside / path.parent.name).mkdir(parents=True)
+                network = build_folded(content, deployed, configuration, dataset, path)
+                kept = {"inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"]}
+                kept |= {"trainer_name": STOCK_TRAINER, "init_args": {"configuration": configuration}}
+                file = io.BytesIO()  # torch.save would hide the reason of a file that cannot be written
+                torch.save({**kept, "network_weights": network.state_dict()}, file)
+                (aside / path.parent.name / FINAL).write_bytes(file.getbuffer())
+            write_json(aside / "plans.json", deployed)
+            write_json(aside / "dataset.json", dataset)
+            os.replace(aside, args.output)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     folds = " ".join(path.parent.name.removeprefix("fold_") for path in paths)

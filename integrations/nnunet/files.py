@@ -1,7 +1,9 @@
-"""JSON files, read with one-line errors and written whole."""
+"""Files and folders, read and written with one-line errors, and written whole."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def creating(path: Path, flag: str) -> Iterator[None]:
+    """Turn a failure to write into a ``PlansError`` that names the output and its flag instead of a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise PlansError(f"{flag}: {path} cannot be written ({error.strerror}), expected another place") from error

@@ -17,7 +17,7 @@ from rep3d import build_network
 from . import TRAINERS
 from .adapter import CLASS, NetworkFromPlans, by, nearest_patch
 from .errors import OneLineParser, PlansError, run
-from .files import read_json, write_json
+from .files import creating, read_json, write_json
 
 # Arguments of the two functions that build a network, besides those that they pass on to its constructor.
 TAKEN = {name for build in (NetworkFromPlans, build_network) for name in inspect.signature(build).parameters}
@@ -94,7 +94,8 @@ def main(args: argparse.Namespace) -> None:
         ) from error
     if not new:
         raise PlansError(f"{source}: found no 3D configuration besides cascades, expected one")
-    write_json(target, {**plans, "plans_name": args.name, "configurations": new})
+    with creating(target, "--folder"):
+        write_json(target, {**plans, "plans_name": args.name, "configurations": new})
     for name, configuration in new.items():
         patch, before = by(configuration["patch_size"]), by(old[name]["patch_size"])
         changed = "" if patch == before else f" instead of {before}"

@@ -83,6 +83,11 @@ def test_csla_folds_into_the_plain_network():
         ("REP4D", {}, f"network: found 'REP4D', expected one of {', '.join(NETWORKS)}"),
         ("REP3D", {"dropout": 0.5}, "REP3D: found argument dropout, expected some of .*feat_size"),
         ("REP3D", {"mask": "none"}, "REP3D: found argument mask, expected some of"),
+        (
+            "REP3D",
+            {"kernelsize": 7},
+            "REP3D: found argument kernelsize, expected some of .* kernel_size, le",
+        ),
         ("MedNeXt_S", {"size": "L"}, "MedNeXt_S: found argument size, expected some of channels, kernel_size"),
         ("REP3D", {"roi_size": (96, 96, 90)}, "found 96 x 96 x 90"),
         ("REP3D", {"kernel_size": 8}, "found 8, expected an odd"),

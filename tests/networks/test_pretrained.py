@@ -272,9 +272,13 @@ def test_weights_of_another_network(saved):
 
 def test_what_is_no_folder_of_a_network(tmp_path):
     (tmp_path / "weights.pth").write_text("")
-    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "weights.pth"):
+    for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"found no such file, expected a folder with model\.safetensors"):
             from_pretrained(path)
+    with pytest.raises(
+        ValueError, match=r"weights\.pth: found another kind of file, .*tools\.export --format safetens"
+    ):
+        from_pretrained(tmp_path / "weights.pth")
 
 
 @pytest.fixture

@@ -448,7 +448,9 @@ def test_the_licence_of_the_data_is_copied_or_its_file_is_named(weights, tmp_pat
     monkeypatch.setattr(self_test, "run_bundle", predict_nothing)
     monkeypatch.setattr(self_test, "compare", lambda *_: self_test.Comparison(9, 0, 0, 0, 1))
     missing = export(capsys, "--weights", weights, "--output", tmp_path / "out", "--data_license", tmp_path / "none")
-    assert_one_line(missing, "--data_license:", "cannot be read")
+    assert_one_line(missing, f"--data_license: {tmp_path / 'none'} cannot be read (No such file or directory), exp")
+    binary = export(capsys, "--weights", weights, "--output", tmp_path / "out", "--data_license", weights)
+    assert_one_line(binary, f"--data_license: {weights} is no text in UTF-8")
     (tmp_path / "license").write_text("CC BY 4.0\n")
     words = ["--weights", weights, "--output", tmp_path / "detection_1", "--data_license", tmp_path / "license"]
     status, out, _ = export(capsys, *words, "--authors", "A. Author")

@@ -162,8 +162,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(deploy, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    assert_one_line(deploy(), "No space left on device")
+    output = tmp_path / "out" / "deployed"
+    assert_one_line(deploy(), f"--output: {output} cannot be written (No space left on device)")
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_an_output_in_a_file_is_one_line(deploy, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert_one_line(deploy(), f"--output: {tmp_path / 'out' / 'deployed'} cannot be written (Not a directory)")
 
 
 def test_what_a_killed_run_left_is_replaced(deploy, tmp_path):

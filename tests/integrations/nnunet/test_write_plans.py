@@ -146,5 +146,5 @@ def test_a_folder_that_cannot_be_written_is_one_line(write, plans, tmp_path, mon
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     monkeypatch.setattr("os.replace", fail)
-    assert_one_line(write(), tmp_path, "Permission denied")
+    assert_one_line(write(), f"--folder: {tmp_path / NEW} cannot be written (Permission denied)")
     assert [path.name for path in tmp_path.iterdir()] == ["nnUNetPlans.json"]
