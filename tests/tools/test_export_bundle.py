@@ -1,4 +1,4 @@
-"""Bundles as exported: run without this repository they predict what test_seg.py does; bad input leaves nothing."""
+"""Bundles as exported: run without this repository, they predict what test_seg.py does."""
 
 import gc
 import io
@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, write_nifti
+from bundles import DESCRIPTION, write_weights
+from conftest import write_nifti
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
@@ -25,26 +26,11 @@ from engine.data.fingerprint import fingerprint
 from engine.data.labels import to_classes
 from engine.data.nifti import read_voxels
 from engine.runtime.errors import run
-from engine.weights.checkpoints import NetworkConfig, save_checkpoint
 from engine.weights.load_network import load_trained
 from integrations.monai_bundle import self_test
-from integrations.monai_bundle.configs import check_texts
 from load_datasets_transforms import test_pipeline as prediction_pipeline
-from networks.pretrained import save_pretrained
 from tools import export_bundle
 
-# Two channels with different rules, classes with other values than their indices, NaN.
-DESCRIPTION = {
-    "name": "odd",
-    "modality": "MRI",
-    "labels": {"background": 0, "edema": 1, "core": 2, "enhancing": 4},
-    "regions": {"tumour": ["edema", "core", "enhancing"]},
-    "spacing": [1.0, 1.2, 1.5],
-    "channels": {"FLAIR": "-flair", "ratio": "-ratio"},
-    "intensity": {"FLAIR": {"zscore": True}, "ratio": {"window": [0.0, 2.0]}},
-    "nan": "minimum",
-}
-ROI = (32, 32, 16)
 SHEARED = np.array([[1.1, 0.4, 0, 3], [0, 1.0, 0.2, -5], [0, 0, 1.3, 2], [0, 0, 0, 1]])
 TURNED = np.array([[0, -1.3, 0.02, 10], [-0.9, 0, 0, 4], [0, 0.03, -2.0, 7], [0, 0, 0, 1]])
 AFFINES = {"sheared": SHEARED, "turned": TURNED, "lps": np.diag([-1.0, -1.0, 1.4, 1])}
@@ -52,17 +38,7 @@ AFFINES = {"sheared": SHEARED, "turned": TURNED, "lps": np.diag([-1.0, -1.0, 1.4
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Checkpoint of a random network, as trained: its masks are not folded."""
-    description = DatasetDescription.from_json(DESCRIPTION, "odd.json")
-    config = NetworkConfig.for_dataset(description, "REP3D", ROI, {"feat_size": [8, 8, 8, 8], "kernel_size": 5})
-    torch.manual_seed(1)
-    network = config.build()
-    for parameter in network.parameters():  # so that every class wins somewhere
-        parameter.data *= 1.5
-    path = tmp_path_factory.mktemp("run") / "best_metric_model.pth"
-    content = {"model": network.state_dict(), "config": config.to_plain(), "description": description.to_json()}
-    save_checkpoint(path, content)
-    return path
+    return write_weights(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +61,6 @@ def write_images(folder):
             blobs[0, 0, :4] = np.nan
             suffix = ".nii" if name == "lps" else ".nii.gz"
             write_nifti(folder / f"{name}{ending}{suffix}", blobs.astype(np.float32), affine)
-
-
-def export(capsys, *words):
-    capsys.readouterr()
-    try:
-        status = run(export_bundle.main, export_bundle.parse_args([str(word) for word in words]))
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 @pytest.fixture
@@ -383,105 +349,3 @@ def test_images_are_found_as_test_seg_finds_them(on_path, tmp_path, capsys):
         find_images(str(tmp_path / "images"), str(tmp_path / "images"), 2, endings)
     with pytest.raises(InputError, match="not found, expected a folder"):
         find_images(str(tmp_path / "nowhere"), str(tmp_path / "labels"), 2, endings)
-
-
-def test_an_existing_folder_is_kept(weights, tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    result = export(capsys, "--weights", weights, "--output", tmp_path / "mine")
-    assert_one_line(result, f"--output: {tmp_path / 'mine'} exists, expected a new name")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
-
-
-def test_weights_without_a_description_are_refused(weights, tmp_path, capsys):
-    path = tmp_path / "bare.pth"
-    torch.save(torch.load(weights, weights_only=True)["model"], path)
-    result = export(capsys, "--weights", path, "--output", tmp_path / "out")
-    assert_one_line(result, "--weights:", "bare state dict, expected a checkpoint of main_train.py")
-    torch.save({"weights": torch.nn.Linear(1, 1)}, path)
-    assert_one_line(export(capsys, "--weights", path, "--output", tmp_path / "out"), "is no plain checkpoint")
-    missing = export(capsys, "--weights", tmp_path / "none.pth", "--output", tmp_path / "out")
-    assert_one_line(missing, "none.pth cannot be read")
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_names_that_monai_evaluates_are_refused(weights, tmp_path, capsys):
-    content = torch.load(weights, weights_only=True)
-    content["description"]["name"] = "$print(1)"
-    path = tmp_path / "foreign.pth"
-    torch.save(content, path)
-    result = export(capsys, "--weights", path, "--output", tmp_path / "out")
-    assert_one_line(result, f"--weights: {path}", "found '$print(1)' in the description", "which MONAI evaluates")
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_arguments_that_monai_evaluates_are_refused():
-    description = DatasetDescription.from_json(DESCRIPTION, "odd.json")
-    config = NetworkConfig.for_dataset(description, "REP3D", ROI, {"feat_size": ("$print(1)", 8)})
-    with pytest.raises(ValueError, match=r"weights: found '\$print\(1\)' in the arguments of its network"):
-        check_texts(config, description, "weights")
-
-
-def test_safetensors_are_exported_too(weights, tmp_path, capsys, monkeypatch):
-    trained = load_trained(weights, "--weights", deploy=True)
-    save_pretrained(trained.network, tmp_path / "model", description=DESCRIPTION)
-    monkeypatch.setattr(self_test, "run_bundle", predict_nothing)
-    monkeypatch.setattr(self_test, "compare", lambda *_: self_test.Comparison(9, 0, 0, 0, 1))
-    path = tmp_path / "model" / "model.safetensors"
-    status, out, err = export(capsys, "--weights", path, "--output", tmp_path / "out")
-    assert (status, err) == (0, "")
-    assert "folded" not in out
-    copied = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)
-    expected = trained.network.state_dict()
-    assert copied.keys() == expected.keys()
-    assert all(torch.equal(copied[name], expected[name]) for name in copied)
-
-
-def test_a_missing_package_is_named(weights, tmp_path, capsys, monkeypatch):
-    find = self_test.importlib.util.find_spec
-    monkeypatch.setattr(self_test.importlib.util, "find_spec", lambda name: None if name == "ignite" else find(name))
-    result = export(capsys, "--weights", weights, "--output", tmp_path / "out")
-    assert_one_line(result, "the package pytorch-ignite is not installed", "pip install pytorch-ignite")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_licence_of_the_data_is_copied_or_its_file_is_named(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(self_test, "run_bundle", predict_nothing)
-    monkeypatch.setattr(self_test, "compare", lambda *_: self_test.Comparison(9, 0, 0, 0, 1))
-    missing = export(capsys, "--weights", weights, "--output", tmp_path / "out", "--data_license", tmp_path / "none")
-    assert_one_line(missing, f"--data_license: {tmp_path / 'none'} cannot be read (No such file or directory), exp")
-    binary = export(capsys, "--weights", weights, "--output", tmp_path / "out", "--data_license", weights)
-    assert_one_line(binary, f"--data_license: {weights} is no text in UTF-8")
-    (tmp_path / "license").write_text("CC BY 4.0\n")
-    words = ["--weights", weights, "--output", tmp_path / "detection_1", "--data_license", tmp_path / "license"]
-    status, out, _ = export(capsys, *words, "--authors", "A. Author")
-    assert status == 0
-    assert "MONAI Label takes a bundle named detection_1 for one of another task" in out
-    assert (tmp_path / "detection_1" / "docs" / "data_license.txt").read_text() == "CC BY 4.0\n"
-    metadata = json.loads((tmp_path / "detection_1" / "configs" / "metadata.json").read_text())
-    assert (metadata["name"], metadata["authors"]) == ("detection_1", "A. Author")
-
-
-def predict_nothing(bundle, images, output):
-    """Write a label map of nothing but background, as a bundle that does not work might."""
-    image = nib.load(next(images.glob("*.nii.gz")))
-    write_nifti(output / f"{self_test.NAME}_seg.nii.gz", np.zeros(image.shape, np.uint8), image.affine)
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (predict_nothing, "the bundle failed its test: "),
-        (lambda *_: None, "the bundle has written no label map in its test"),
-    ],
-)
-def test_a_bundle_that_fails_its_test_is_not_left(weights, tmp_path, capsys, monkeypatch, fault, message):
-    monkeypatch.setattr(self_test, "run_bundle", fault)
-    assert_one_line(export(capsys, "--weights", weights, "--output", tmp_path / "out"), message)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_error_of_a_bundle_that_does_not_run_is_shown(tmp_path, monkeypatch):
-    done = subprocess.CompletedProcess([], 1, "", "Traceback ...\nModuleNotFoundError: No module named 'x'\n")
-    monkeypatch.setattr(self_test.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(ValueError, match="does not run in its test: ModuleNotFoundError: No module named 'x'"):
-        self_test.run_bundle(tmp_path, tmp_path, tmp_path)
