@@ -170,7 +170,6 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     from load_datasets_transforms import infer_post_transforms, test_pipeline
 
     output = Path(args.output)
-    make_output_folder(output)
     digests = digest_weights(args.trained_weights)
     weights, overrides = list(map(Path, args.trained_weights)), network_overrides(args)
     described = None if args.dataset is None else find_description(args.dataset)
@@ -182,6 +181,7 @@ def predict(args: argparse.Namespace, device: "torch.device") -> None:
     if "RL" in (args.mirror or ()) and (sided := name_sided_classes(description.classes)):
         print(f"warning: --mirror: RL exchanges left and right, which {list_some(sided)} needs training with")
     cases = find_cases(args, description, frozenset().union(*(network.trained_on for network in networks)))
+    make_output_folder(output)
     check_outputs(cases, output)
     ensemble = make_ensemble(networks, args, device)
     network_flags = {name: getattr(args, name) for name in ("network", *NETWORK_FLAGS, "network_args")}

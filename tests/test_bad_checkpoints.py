@@ -160,6 +160,7 @@ def test_prediction_refuses_weights_of_nnunet(boxes, tmp_path, trained, predict)
     torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainerRep3D"}, path)
     arguments = ("--root", boxes, "--output", tmp_path / "out", "--gpu", "cpu", "--dataset", boxes / "boxes.json")
     assert_one_line(predict(*arguments, "--trained_weights", path), f"--trained_weights: {path} is of nnU-Net")
+    assert not (tmp_path / "out").exists()
 
 
 def test_class_count_of_a_state_dict(boxes, tmp_path, trained, predict):
