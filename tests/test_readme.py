@@ -70,7 +70,10 @@ def import_here(name):
     """Import a module, also one of rep3d.nnunet, which is a folder of another name in the repository."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "rep3d", importlib.import_module("networks"))
-        return importlib.import_module(name.replace("rep3d.nnunet.", "integrations.nnunet."))
+        module = importlib.import_module(name.replace("rep3d.nnunet.", "integrations.nnunet."))
+    for copied in [copied for copied in sys.modules if copied.startswith("rep3d.")]:
+        del sys.modules[copied]
+    return module
 
 
 def check_module(name, arguments):

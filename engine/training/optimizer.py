@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.runtime.errors import InputError
-from engine.training.rep_optimizer import scale_updates
 from networks.Rep3D import LRBM
-from networks.RepOptimizer import csla_block
+from networks.RepOptimizer import csla_block, scale_updates
 
 
 @dataclass(frozen=True)

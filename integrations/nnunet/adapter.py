@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from rep3d import build_network
+from rep3d.RepOptimizer import find_scaled_blocks, scale_updates
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .errors import PlansError
 
@@ -27,7 +29,7 @@ class NetworkFromPlans(nn.Module):
         input_channels: channels of the image.
         num_classes: segmentation heads, in general the classes, background included.
         patch_size: (Z, Y, X) of the configuration's patch, voxels.
-        network: key of ``rep3d.NETWORKS``, except REPOPT.
+        network: key of ``rep3d.NETWORKS``.
         deep_supervision: must be False, as the networks return logits at full resolution only.
         deploy: build the folded form for prediction; weights of the training form load as well and are folded.
         overrides: further arguments of the network's constructor, such as ``feat_size`` and ``kernel_size``.
@@ -55,10 +57,21 @@ class NetworkFromPlans(nn.Module):
         check_patch(patch_size, network, overrides)
         with _one_line():
             self.model = build_network(network, input_channels, num_classes, patch_size, deploy=deploy, **overrides)
+        self.needs_scaled_updates = bool(find_scaled_blocks(self.model))
         # nnU-Net sets decoder.deep_supervision before training and after the final validation; nothing reads it.
         self.decoder = SimpleNamespace(deep_supervision=False)
 
+    def scale_updates(self, optimizer: Optimizer) -> None:
+        """Make an optimiser scale its updates as the network asks for: REPOPT does, the others change nothing."""
+        scale_updates(optimizer, self.model)
+        self.needs_scaled_updates = False
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.needs_scaled_updates and self.training and torch.is_grad_enabled():
+            raise PlansError(
+                "network: found REPOPT with an optimiser that does not scale its updates, expected nnUNetTrainerRep3D, "
+                "or branches=true in --network_args, which any optimiser trains"
+            )
         return self.model(x)
 
 
@@ -80,8 +93,6 @@ def nearest_patch(patch: Sequence[int], network: str, overrides: Mapping[str, An
     """
     if len(patch) != 3:
         raise PlansError(f"patch_size: found {by(patch)}, expected three sides: the networks are 3D")
-    if network == "REPOPT":
-        raise PlansError("network: found REPOPT, expected another one: only main_train.py has the optimiser it needs")
     with _one_line(), torch.device("meta"):
         sizes = build_network(network, 1, 2, **overrides).input_sizes
     rounded = [max(1, math.floor(side / divisor + 0.5)) for side, divisor in zip(patch, sizes.divisors, strict=True)]

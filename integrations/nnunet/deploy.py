@@ -51,7 +51,8 @@ def _file_name(text: str) -> str:
 def main(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise PlansError(f"--output: found {args.output}, expected no such folder")
-    paths = sorted(path for fold in args.model.glob("fold_*") if (path := fold / args.checkpoint).is_file())
+    candidates = sorted(fold / args.checkpoint for fold in args.model.glob("fold_*"))
+    paths = [path for path in candidates if path.is_file()]
     if not paths:
         raise PlansError(f"--model: found no fold_*/{args.checkpoint} in {args.model}, expected a trained model")
     plans, dataset = (read_json(args.model / name) for name in ("plans.json", "dataset.json"))
@@ -75,6 +76,8 @@ def main(args: argparse.Namespace) -> None:
             os.replace(aside, args.output)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    for path in [path for path in candidates if path not in paths]:
+        print(f"left out {path.parent.name}, which has no {args.checkpoint}")
     folds = " ".join(path.parent.name.removeprefix("fold_") for path in paths)
     print(f"wrote {args.output}; predict by nnUNetv2_predict_from_modelfolder -m {args.output} -f {folds}")
 

@@ -1,18 +1,24 @@
 """Optimiser and learning-rate schedule of ``main_train.py`` for nnU-Net's trainers."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from .adapter import NetworkFromPlans
 
-def make_adamw(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> AdamW:
-    """Build AdamW (betas 0.9 and 0.999, eps 1e-8) for the trainable ones of the parameters."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    return AdamW(trainable, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
+
+def make_adamw(network: nn.Module, rate: float, weight_decay: float) -> AdamW:
+    """Build AdamW (betas 0.9 and 0.999, eps 1e-8) for the trainable parameters of a network, compiled or not."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = AdamW(trainable, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
+    for module in network.modules():
+        if isinstance(module, NetworkFromPlans):
+            module.scale_updates(optimizer)
+    return optimizer
 
 
 class WarmupCosine:

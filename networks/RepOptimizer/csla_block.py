@@ -3,7 +3,7 @@
 CSLA adds a large and a small kernel with constant scales, W = aL WL + pad(aS WS). With the learning rates lL and lS
 for the two, a step of SGD changes W by its gradient times aL^2 lL, plus aS^2 lS within the small kernel's window; a
 step of Adam by its update times aL lL, plus aS lS within the window. The centre learns faster. A single kernel whose
-updates are scaled in this way (``engine.training.rep_optimizer``) is trained identically.
+updates are scaled in this way (``scale_updates``) is trained identically.
 
 A fixed mask W_eff = W * P does the same with P^2 (SGD) or P (Adam) as the scale, and also starts at P * W: a kernel
 with both, ``field="prior"`` and ``start="prior"``, is trained like ``rep3d_block`` with the fixed mask.

@@ -15,8 +15,8 @@ from .csla_block import RateField, Start, csla_block, repopt_block
 class REPOPT(LargeKernelUNet):
     """Rep3D's network without masks; the updates of its large kernels are scaled tap by tap instead.
 
-    65.83 M parameters; parameters and state_dict keys are those of the plain network. Optimisers from
-    ``engine.training.optimizer.make_optimizer`` scale the updates; any other optimiser trains the plain network.
+    65.83 M parameters; parameters and state_dict keys are those of the plain network. ``scale_updates``
+    makes an optimiser scale the updates; without it the plain network is trained.
 
     Args:
         in_chans: input channels.

@@ -7,9 +7,9 @@ import torch
 from smallest import build_smallest, smallest_input
 
 from engine.runtime.devices import make_autocast, to_device
-from engine.training.rep_optimizer import scale_updates
 from networks import NETWORKS, build_network
 from networks.large_kernel_conv import large_kernel_conv3d
+from networks.RepOptimizer.rep_optimizer import scale_updates
 
 pytestmark = pytest.mark.gpu
 

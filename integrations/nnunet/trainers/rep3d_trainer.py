@@ -50,7 +50,7 @@ class nnUNetTrainerRep3D(nnUNetTrainerNoDeepSupervision):
             self.grad_scaler = None  # gradients underflow in fp16 only
 
     def configure_optimizers(self) -> tuple[AdamW, WarmupCosine]:
-        optimizer = make_adamw(self.network.parameters(), self.initial_lr, self.weight_decay)
+        optimizer = make_adamw(self.network, self.initial_lr, self.weight_decay)
         return optimizer, WarmupCosine(optimizer, self.initial_lr, self.num_iterations_per_epoch, self.num_epochs)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:

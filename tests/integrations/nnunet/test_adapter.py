@@ -38,7 +38,7 @@ def test_nnunet_builds_every_large_kernel_network_with_its_own_initialisation(ad
 
 
 def test_every_network_can_be_served_at_the_patch_that_is_proposed_for_it(adapter):
-    for network in set(NETWORKS) - {"REPOPT"}:
+    for network in NETWORKS:
         patch = adapter.nearest_patch((90, 100, 110), network, {})
         with torch.device("meta"):
             assert adapter.NetworkFromPlans(1, 3, patch, network).model.out_chans == 3
@@ -69,7 +69,6 @@ def test_other_networks_have_other_patches(adapter):
         ({"patch_size": (40, 56, 40)}, ("40 x 56 x 40", "REP3D", "48 x 64 x 48", "rep3d.nnunet.write_plans")),
         ({"patch_size": (56, 40)}, ("56 x 40", "three sides")),
         ({"deep_supervision": True}, ("deep supervision", "nnUNetTrainerNoDeepSupervision")),
-        ({"network": "REPOPT"}, ("REPOPT", "main_train.py")),
         ({"network": "REP4D"}, ("REP4D", "REP3D_FIXED")),
         ({"strides": [2, 2]}, ("strides", "feat_size")),
         ({"in_chans": 2}, ("in_chans",)),

@@ -90,6 +90,14 @@ def test_the_folder_predicts_as_the_model_does_without_masks_and_trainer(deploy,
         torch.testing.assert_close(deployed(image), network(image))
 
 
+def test_a_fold_without_the_checkpoint_is_named(deploy, model):
+    (model / "fold_0" / "checkpoint_final.pth").rename(model / "fold_0" / "checkpoint_latest.pth")
+    status, out, _ = deploy()
+    assert status == 0
+    assert "left out fold_0, which has no checkpoint_final.pth" in out
+    assert "-f 3" in out
+
+
 def test_another_checkpoint(deploy, model, tmp_path):
     for number in (0, 3):
         (model / f"fold_{number}" / "checkpoint_final.pth").rename(model / f"fold_{number}" / "checkpoint_best.pth")

@@ -109,7 +109,6 @@ def test_existing_plans_are_kept_unless_told_otherwise(write, plans, tmp_path):
         (("--patch_size", "0", "16", "16"), ("--patch_size", "'0'")),
         (("--batch_size", "two"), ("--batch_size", "'two'")),
         (("--network", "REP4D"), ("REP4D", "REP3D")),
-        (("--network", "REPOPT"), ("REPOPT",)),
         (("--network_args", "kernel_size=4"), ("REP3D", "4", "odd")),
         (("--network_args", "colour=red"), ("colour", "feat_size")),
         (("--network_args", "deploy=true"), ("--network_args", "found deploy,")),

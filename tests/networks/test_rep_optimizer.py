@@ -6,9 +6,9 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from engine.training.optimizer import group_by_rate
-from engine.training.rep_optimizer import scale_updates
 from networks.Rep3D import compute_distance_prior, rep3d_block
 from networks.RepOptimizer import csla_block, repopt_block
+from networks.RepOptimizer.rep_optimizer import scale_updates
 
 SCALES = {"ks": 7, "small_ks": 3, "large_scale": 0.7, "small_scale": 1.3}
 RATES = {"large_rate": 0.4, "small_rate": 2.5}

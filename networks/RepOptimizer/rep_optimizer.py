@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from networks.RepOptimizer import repopt_block
+from .csla_block import repopt_block
 
 
 def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
@@ -26,7 +26,7 @@ def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
     Raises:
         ValueError: any other optimiser, for which no equivalent of the branches is known.
     """
-    blocks = [block for block in network.modules() if isinstance(block, repopt_block) and block.field != "uniform"]
+    blocks = find_scaled_blocks(network)
     if not blocks:
         return
     if not isinstance(optimizer, SGD | AdamW):
@@ -38,6 +38,11 @@ def scale_updates(optimizer: Optimizer, network: nn.Module) -> None:
         before: dict[Tensor, Tensor] = {}
         optimizer.register_step_pre_hook(lambda *_: before.update(_copy_kernels(masks)))
         optimizer.register_step_post_hook(lambda *_: _scale_steps(optimizer, masks, before))
+
+
+def find_scaled_blocks(network: nn.Module) -> list[repopt_block]:
+    """Find the blocks whose updates ``scale_updates`` scales."""
+    return [block for block in network.modules() if isinstance(block, repopt_block) and block.field != "uniform"]
 
 
 @torch.no_grad()
