@@ -88,6 +88,7 @@ def own_jupyter(tmp_path, monkeypatch):
     """Hide the user's kernels and IPython profile: the notebook's kernel is that of this interpreter."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for a core with another test double the time
 
 
 @pytest.mark.slow
