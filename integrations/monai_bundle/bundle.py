@@ -42,7 +42,7 @@ def write_bundle(folder: Path, trained: TrainedNetwork, about: About) -> None:
     Args:
         folder: its folder, which does not exist yet.
         trained: the network in its deployed form, with its configuration and dataset.
-        about: what else is to be said of it.
+        about: its name, version and authors, and the licence of the training data.
     """
     for name in ("configs", "docs", "models"):
         (folder / name).mkdir(parents=True)

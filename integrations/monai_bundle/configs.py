@@ -7,28 +7,33 @@ from engine.data.datasets import DatasetDescription
 from engine.runtime.errors import raise_problems
 from engine.weights.checkpoints import NetworkConfig
 
+# Ids for users to override, with the defaults of test_seg.py.
+FLAGS: dict[str, Any] = {
+    "dataset_dir": "images",
+    "output_dir": "predictions",
+    "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    "amp": "auto",
+    "overlap": 0.5,
+    "sw_batch_size": 4,
+    "num_workers": 1,
+}
 EVALUATED = ("$", "@", "%")  # how text begins that MONAI evaluates, as code, a reference or the content of a file
 
 
 def inference_config(config: NetworkConfig, description: DatasetDescription) -> dict[str, Any]:
     """Describe inference as ``test_seg.py`` does it with its default flags.
 
-    The ids are those that MONAI and MONAI Label ask for; those before the network are for users to override. MONAI
-    Label runs preprocessing, inferer and postprocessing and writes the result itself, so that is a separate id here.
+    The ids are those that MONAI and MONAI Label ask for. MONAI Label runs preprocessing, inferer and postprocessing and
+    writes the result itself, so that is a separate id here.
 
     Args:
         config: configuration of the network.
         description: description of the dataset.
     """
+    checked = {name: f"@{name}" for name in FLAGS if name != "dataset_dir"}  # reading the images checks that one
     return {
         "bundle_root": {"_target_": "scripts.paths.find_bundle"},
-        "dataset_dir": "images",
-        "output_dir": "predictions",
-        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "amp": "auto",
-        "overlap": 0.5,
-        "sw_batch_size": 4,
-        "num_workers": 1,
+        **FLAGS,
         "network_def": {
             "_target_": "scripts.rep3d.build_network",
             "name": config.network,
@@ -44,6 +49,18 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "classes": [list(values) for values in description.labels.classes],
         },
         "preprocessing": preprocessing(description),
+        **images(description),
+        **segmentation(config),
+        "run": [
+            {"_target_": "scripts.segmentation.check_settings", **checked},
+            {"_target_": "scripts.segmentation.segment_images", "evaluator": "@evaluator", "dataset": "@dataset"},
+        ],
+    }
+
+
+def images(description: DatasetDescription) -> dict[str, Any]:
+    """Describe the images to segment, and the processes that load them."""
+    return {
         "dataset": {
             "_target_": "Dataset",
             "data": {
@@ -63,6 +80,12 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "num_workers": "@num_workers",
             "prefetch_factor": "$1 if @num_workers else None",  # volumes are large
         },
+    }
+
+
+def segmentation(config: NetworkConfig) -> dict[str, Any]:
+    """Describe the way from a loaded image to its label map in a file."""
+    return {
         "inferer": {
             "_target_": "scripts.inferer.WindowInferer",
             "roi_size": list(config.roi_size),
@@ -93,16 +116,6 @@ def inference_config(config: NetworkConfig, description: DatasetDescription) -> 
             "postprocessing": "$monai.transforms.Compose([@postprocessing, @saving])",
             "val_handlers": "@handlers",
         },
-        "run": [
-            {
-                "_target_": "scripts.segmentation.check_settings",
-                **{
-                    name: f"@{name}"
-                    for name in ("output_dir", "device", "amp", "overlap", "sw_batch_size", "num_workers")
-                },
-            },
-            {"_target_": "scripts.segmentation.segment_images", "evaluator": "@evaluator", "dataset": "@dataset"},
-        ],
     }
 
 
