@@ -17,7 +17,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +27,7 @@ from torch import Tensor
 from . import build_network
 from .base import SegmentationNetwork
 from .model_card import write_card
+from .whole_files import complete_or_absent
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SETTINGS, DIGEST = "rep3d", "digest"
@@ -71,16 +71,11 @@ def save_pretrained(
         raise ValueError(f"license: found {license!r}, expected a name of the Hub in lower case, such as cc-by-4.0")
     settings = settings_of(network, description)
     content = pack_weights(stored_weights(network, dtype), settings)
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed call
-    try:
+    with complete_or_absent(folder) as aside:
         aside.mkdir(parents=True)
         (aside / WEIGHTS).write_bytes(content)
         (aside / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         (aside / CARD).write_text(write_card(settings, license), encoding="utf-8")
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def from_pretrained(source: str | os.PathLike[str], revision: str | None = None) -> SegmentationNetwork:

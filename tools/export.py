@@ -31,7 +31,7 @@ from torch import Tensor
 from engine.data.datasets import DatasetDescription
 from engine.runtime.arguments import number
 from engine.runtime.errors import InputError, OneLineParser, run
-from engine.runtime.files import check_absent, complete_or_absent
+from engine.runtime.files import check_absent, new_output
 from engine.weights.load_network import TrainedNetwork, load_trained
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import LargeKernelConv3d
@@ -176,7 +176,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--weights: {args.weights} gives logits that are not finite, expected trained weights")
     choose_convolution(export.network, args.convolution or chosen.convolution)
     print("exporting, and comparing with PyTorch ...", flush=True)
-    with complete_or_absent(output, "--output") as path:
+    with new_output(output, "--output") as path:
         with quiet(), torch.inference_mode():
             chosen.write(export, path)
             found = chosen.run(path, export.window)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engine.runtime.errors import InputError, OneLineParser, run
-from engine.runtime.files import check_absent, complete_or_absent
+from engine.runtime.files import check_absent, new_output
 
 FLAG = "--weights"
 OTHER_TASKS = ("deepedit", "deepgrow", "detection", "classification")  # of MONAI Label, by the name of the folder
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.weights} has the weights of training; the bundle has them folded for prediction")
     if any(task in output.name.lower() for task in OTHER_TASKS):
         print(f"warning: --output: MONAI Label takes a bundle named {output.name} for one of another task")
-    with complete_or_absent(output, "--output") as folder, TemporaryDirectory(prefix="export_bundle_") as scratch:
+    with new_output(output, "--output") as folder, TemporaryDirectory(prefix="export_bundle_") as scratch:
         write_bundle(folder, trained, About(output.name, args.version, args.authors, data_license))
         print("running the bundle on a synthetic volume, and comparing with test_seg.py ...", flush=True)
         print(f"test of the bundle: {self_test(folder, trained, Path(scratch))}")

@@ -8,7 +8,8 @@ from typing import Any
 
 from engine.runtime.arguments import format_value
 from engine.runtime.errors import InputError
-from engine.runtime.files import PARTIAL, write_text
+from engine.runtime.files import write_text
+from networks.whole_files import PARTIAL
 
 NAME = ".prepared.jsonl"
 

@@ -39,7 +39,8 @@ from engine.data.loading import Loader
 from engine.data.nifti import open_volume
 from engine.runtime.distributed import barrier, process_rank, shard
 from engine.runtime.errors import DISK_IS_FULL, InputError
-from engine.runtime.files import DIGEST_BYTES, PARTIAL, name_aside, write_text
+from engine.runtime.files import DIGEST_BYTES, name_aside, write_text
+from networks.whole_files import PARTIAL
 
 DIGESTS = "digests.json"
 ENTRY = f"(.+)-[0-9a-f]{{{2 * DIGEST_BYTES}}}"  # <case id>-<content key>

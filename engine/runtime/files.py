@@ -5,7 +5,6 @@ import errno
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,13 +13,13 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from engine.runtime.errors import NOT_WRITABLE, DiskError, InputError
+from networks.whole_files import PARTIAL, complete_or_absent, flush
 
 # Checkpoints in the folder of a training run.
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
 DAMAGED = "damaged_checkpoint.pth"
 VERSIONS = "versions.json"
 DIGEST_BYTES = 8
-PARTIAL = ".part"
 
 
 def write_whole(
@@ -49,7 +48,7 @@ def write_whole(
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(aside, path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's own error hides it
         if not isinstance(cause, OSError):
@@ -64,10 +63,8 @@ def write_whole(
 
 
 @contextmanager
-def complete_or_absent(path: Path, flag: str) -> Iterator[Path]:
-    """Yield another path beside ``path`` for a new file or folder, and rename it at the end; remove it after an error.
-
-    A killed process leaves it, and the next one with the same ``path`` removes it.
+def new_output(path: Path, flag: str) -> Iterator[Path]:
+    """Yield another path for a new file or folder, which is ``complete_or_absent`` and replaces nothing.
 
     Args:
         path: file or folder to create.
@@ -77,15 +74,10 @@ def complete_or_absent(path: Path, flag: str) -> Iterator[Path]:
         DiskError: it cannot be written.
     """
     check_absent(path, flag)
-    aside = path.with_name(f".{path.name}{PARTIAL}")
-    _remove(aside)
     try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        for part in (aside, *aside.rglob("*")):
-            _flush(part)
-        os.rename(aside, path)
-        _flush(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_or_absent(path) as aside:
+            yield aside
     except InputError:
         raise
     except OSError as error:
@@ -94,8 +86,6 @@ def complete_or_absent(path: Path, flag: str) -> Iterator[Path]:
                 f"{flag}: {path} cannot be written ({error.strerror}), expected a disk with space"
             ) from error
         raise InputError(f"{flag}: {path} cannot be written ({error.strerror}), expected another place") from error
-    finally:
-        _remove(aside)
 
 
 def check_absent(path: Path, flag: str) -> None:
@@ -104,26 +94,9 @@ def check_absent(path: Path, flag: str) -> None:
         raise InputError(f"{flag}: {path} exists, expected a new name")
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
-    shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):
-        path.unlink()
-
-
 def name_aside(path: Path) -> Path:
     """Make a unique name for a temporary file or folder next to ``path``."""
     return path.with_name(f".{uuid4().hex}{PARTIAL}")
-
-
-def _flush(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk: without this a power cut could undo a rename."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems do not support it
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str, shared: bool = False) -> None:

@@ -6,9 +6,7 @@ nnUNetv2_predict_from_modelfolder predicts with it where nnunetv2 and rep3d are 
 
 import argparse
 import io
-import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rep3d.whole_files import complete_or_absent
 from torch.serialization import safe_globals
 
 from .adapter import CLASS, NetworkFromPlans
@@ -59,23 +58,17 @@ def main(args: argparse.Namespace) -> None:
     checkpoints = {path: load_checkpoint(path) for path in paths}
     configuration = checkpoints[paths[0]]["init_args"]["configuration"]
     deployed = deploy_plans(plans, configuration, args.model)
-    aside = args.output.with_name(f".{args.output.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    try:
-        with creating(args.output, "--output"):
-            for path, content in checkpoints.items():
-                (aside / path.parent.name).mkdir(parents=True)
-                network = build_folded(content, deployed, configuration, dataset, path)
-                kept = {"inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"]}
-                kept |= {"trainer_name": STOCK_TRAINER, "init_args": {"configuration": configuration}}
-                file = io.BytesIO()  # torch.save would hide the reason of a file that cannot be written
-                torch.save({**kept, "network_weights": network.state_dict()}, file)
-                (aside / path.parent.name / FINAL).write_bytes(file.getbuffer())
-            write_json(aside / "plans.json", deployed)
-            write_json(aside / "dataset.json", dataset)
-            os.replace(aside, args.output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with creating(args.output, "--output"), complete_or_absent(args.output) as aside:
+        for path, content in checkpoints.items():
+            (aside / path.parent.name).mkdir(parents=True)
+            network = build_folded(content, deployed, configuration, dataset, path)
+            kept = {"inference_allowed_mirroring_axes": content["inference_allowed_mirroring_axes"]}
+            kept |= {"trainer_name": STOCK_TRAINER, "init_args": {"configuration": configuration}}
+            file = io.BytesIO()  # torch.save would hide the reason of a file that cannot be written
+            torch.save({**kept, "network_weights": network.state_dict()}, file)
+            (aside / path.parent.name / FINAL).write_bytes(file.getbuffer())
+        write_json(aside / "plans.json", deployed)
+        write_json(aside / "dataset.json", dataset)
     for path in [path for path in candidates if path not in paths]:
         print(f"left out {path.parent.name}, which has no {args.checkpoint}")
     folds = " ".join(path.parent.name.removeprefix("fold_") for path in paths)

@@ -1,11 +1,12 @@
 """Files and folders, read and written with one-line errors, and written whole."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rep3d.whole_files import complete_or_absent
 
 from .errors import PlansError
 
@@ -29,12 +30,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a temporary file and rename it, so that a kill leaves the old file or the new one."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with complete_or_absent(path) as aside:
         aside.write_text(json.dumps(content, indent=4) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager

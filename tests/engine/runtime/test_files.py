@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.runtime.errors import DiskError, InputError
-from engine.runtime.files import complete_or_absent, write_whole
+from engine.runtime.files import new_output, write_whole
 
 
 def test_a_disk_that_becomes_read_only_is_one_line(tmp_path, monkeypatch):
@@ -30,11 +30,11 @@ def test_other_errors_while_writing_are_not_reported_as_a_full_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_or_file_is_complete_or_absent(tmp_path):
-    with complete_or_absent(tmp_path / "new" / "file", "--output") as path:
+def test_a_folder_or_file_is_new_output(tmp_path):
+    with new_output(tmp_path / "new" / "file", "--output") as path:
         path.write_text("whole")
         assert not (tmp_path / "new" / "file").exists()
-    with complete_or_absent(tmp_path / "folder", "--output") as path:
+    with new_output(tmp_path / "folder", "--output") as path:
         path.mkdir()
         (path / "part").write_text("whole")
     assert (tmp_path / "new" / "file").read_text() == (tmp_path / "folder" / "part").read_text() == "whole"
@@ -44,7 +44,7 @@ def test_a_folder_or_file_is_complete_or_absent(tmp_path):
 @pytest.mark.parametrize("error", [InputError("a problem"), KeyboardInterrupt()])
 def test_a_failure_leaves_neither_file_nor_folder(error, tmp_path):
     def fail(make):
-        with complete_or_absent(tmp_path / "new", "--output") as path:
+        with new_output(tmp_path / "new", "--output") as path:
             make(path)
             raise error
 
@@ -57,7 +57,7 @@ def test_a_failure_leaves_neither_file_nor_folder(error, tmp_path):
 def test_the_rest_of_a_killed_process_is_removed(tmp_path):
     (tmp_path / ".new.part").mkdir()
     (tmp_path / ".new.part" / "rest").write_text("")
-    with complete_or_absent(tmp_path / "new", "--output") as path:
+    with new_output(tmp_path / "new", "--output") as path:
         path.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -68,7 +68,7 @@ def test_what_exists_stays(tmp_path):
     for name in ("link", "file"):
         with (
             pytest.raises(InputError, match=f"--output: .*{name} exists, expected a new name"),
-            complete_or_absent(tmp_path / name, "--output"),
+            new_output(tmp_path / name, "--output"),
         ):
             pytest.fail("began to write")
     assert (tmp_path / "file").read_text() == "mine"
@@ -78,7 +78,7 @@ def test_what_exists_stays(tmp_path):
 def test_a_failure_to_write_names_the_flag_and_the_final_name(number, kind, tmp_path):
     with (
         pytest.raises(kind, match=f"--output: {tmp_path}/new cannot be written .*, expected") as caught,
-        complete_or_absent(tmp_path / "new", "--output"),
+        new_output(tmp_path / "new", "--output"),
     ):
         raise OSError(number, os.strerror(number))
     assert type(caught.value) is kind
