@@ -28,10 +28,10 @@ from engine.runtime.arguments import (
     hours,
     network_overrides,
     number,
-    positive,
 )
 from engine.runtime.errors import OneLineParser, Stopped, run
 from engine.runtime.memory import tune_process
+from engine.runtime.recipe_arguments import add_extension_arguments, add_recipe_arguments
 from engine.runtime.stop_requests import StopRequests, resume_command
 from networks import NETWORKS
 
@@ -70,25 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     network.add_argument("--pretrained_weights", metavar="FILE", help="checkpoint or state dict to start from")
 
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--max_iter", type=number(int, 1), default=60000, metavar="N", help="training iterations")
-    recipe.add_argument("--batch_size", type=number(int, 1), default=1, metavar="N", help="cases per batch and device")
-    recipe.add_argument("--crop_sample", type=number(int, 1), default=2, metavar="N", help="random crops per case")
-    side, size = number(int, 1), "size of crops and windows, voxels (R-L, A-P, I-S)"
-    recipe.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
-    recipe.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
-    recipe.add_argument("--lr", type=positive, default=1e-4, metavar="RATE", help="peak learning rate")
-    factor = "the masks learn at this factor times the learning rate"
-    recipe.add_argument("--mask_lr_factor", type=positive, default=1.0, metavar="FACTOR", help=factor)
-    recipe.add_argument("--weight_decay", type=number(float, 0), default=0.08, metavar="DECAY", help="weight decay")
-    schedules = ("warmup_cosine", "constant")
-    recipe.add_argument("--lr_schedule", default=schedules[0], choices=schedules, help="learning-rate schedule")
-    warm_up = "warm-up iterations (default: a fiftieth of --max_iter)"
-    recipe.add_argument("--warmup_iter", type=number(int, 0), metavar="N", help=warm_up)
-    recipe.add_argument("--sync_batchnorm", action="store_true", help="normalise over the batches of all processes")
-    recipe.add_argument(
-        "--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="seed of all random numbers"
-    )
-
+    add_recipe_arguments(recipe)
+    add_extension_arguments(parser.add_argument_group("beyond the paper's recipe"))
     snapshots = "keep the weights of every N-th iteration, as weights_<iteration>.pth"
     recipe.add_argument("--snapshot_step", type=number(int, 1), metavar="N", help=snapshots)
 
