@@ -114,12 +114,14 @@ def main(args: argparse.Namespace) -> None:
             from engine.runtime.distributed import join_processes
 
             with join_processes(args.gpu) as device:
-                train(args, *prepare(args, device), stop)
+                train(args, *prepare(args, device, stop), stop)
     except Stopped as request:
         raise Stopped(f"{request}, go on with: {resume_command(Path(args.output))}") from None
 
 
-def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[TrainingState, list[Case], list[Case]]":
+def prepare(
+    args: argparse.Namespace, device: "torch.device", stop: StopRequests
+) -> "tuple[TrainingState, list[Case], list[Case]]":
     """Check everything, build or restore the state of the run, and find the training and validation cases."""
     import torch
 
@@ -163,7 +165,8 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     splits = {"training": training_cases, "validation": validation_cases}
     for note in description.notes:
         print(note)
-    check_cases(splits, description, args.num_workers, args.full_check)
+    check_cases(splits, description, args.num_workers, args.full_check, stop.raise_if_requested)
+    stop.raise_if_requested()  # nothing is written yet
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
     print(f"{description.name}: {len(training_cases)} training and {len(validation_cases)} validation cases")
     print(f"split: {split}")
@@ -206,17 +209,18 @@ def train(
         write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
         write_text(output / VERSIONS, json.dumps(software_versions(), indent=2) + "\n")
     if not args.resume:
-        with stop.deferred():
-            state.save(output)  # so that --resume works from the first moment on
+        state.save(output)  # so that --resume works from the first moment on
         stop.raise_if_requested()
 
     training_transforms, validation_transforms = training_pipelines(state.description, args.roi_size, args.crop_sample)
     cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
-    training_set = cached_dataset(training_cases, training_transforms, **cache)
-    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True)
+    poll = stop.raise_if_requested
+    training_set = cached_dataset(training_cases, training_transforms, **cache, poll=poll)
+    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True, poll=poll)
     chosen = validation_cases[: args.val_cases]
     chosen_set = Subset(validation_set, range(len(shard(chosen))))
-    window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
+    # Everything is saved when a validation begins: a request to stop may interrupt it between two windows.
+    window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast, poll=poll)
 
     criterion = make_loss(with_ignored=bool(state.description.labels.ignored))
     learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
@@ -239,8 +243,7 @@ def train(
     def evaluate() -> None:
         began = time.perf_counter()
         part = validation_set if state.iteration == args.max_iter else chosen_set
-        with stop.immediate():  # everything is saved: a stop request may interrupt it
-            table, figures = validate(state.network, part, state.description, window, args.num_workers)
+        table, figures = validate(state.network, part, state.description, window, args.num_workers)
         progress.validation_s += time.perf_counter() - began
         compared = table.part([case["id"] for case in chosen])  # the same cases in every evaluation
         state.keep_best(compared.mean(), output)
@@ -261,7 +264,7 @@ def train(
         progress.awaits_evaluation = False
         save()
 
-    with log, stop.deferred():
+    with log:
         monitor = StepMonitor(log, progress)
         if progress.awaits_evaluation:
             evaluate()

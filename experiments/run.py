@@ -87,7 +87,7 @@ def run_all(missing: list[tuple[str, int]], trainer: Trainer, results: Results, 
     queue, started = iter(missing), dict[tuple[str, int], float]()
     running: dict[Future[int], tuple[tuple[str, int], subprocess.Popen[bytes]]] = {}
     failures: list[str] = []
-    with stop.deferred(), ThreadPoolExecutor(trainer.jobs) as pool:
+    with ThreadPoolExecutor(trainer.jobs) as pool:
         try:
             while True:
                 while len(running) < trainer.jobs and not failures and stop.reason is None:

@@ -78,13 +78,14 @@ class Trainer:
         return self.folder(arm, seed).with_suffix(".log")
 
     def describe_failure(self, arm: str, seed: int, status: int) -> str:
-        """Describe the end of a run that failed: its signal, or the last line of its log."""
-        if status < 0:
-            return f"killed by {signal.Signals(-status).name}, see {self.log(arm, seed)}"
+        """Describe the end of a run that failed: its signal, if any, and the last line of its log."""
         with open(self.log(arm, seed), "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
-            lines = log.read().decode(errors="replace").splitlines()
-        return lines[-1].strip() if lines else f"exit status {status}"
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        if status < 0:
+            last = f" after the line {lines[-1]!r}" if lines else ""
+            return f"killed by {signal.Signals(-status).name}{last}, see {self.log(arm, seed)}"
+        return lines[-1] if lines else f"exit status {status}"
 
 
 def keep_final_weights(folder: Path) -> None:

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY, train_arguments, wait_for_iteration, wait_for_the_next_second
+from monai.data import CacheDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -100,9 +101,23 @@ def test_a_request_before_training_stops_at_once(box_template, tmp_path, train, 
     monkeypatch.setattr("engine.data.dataset_checks.check_cases", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     status, _, err = train(*train_arguments(box_template, tmp_path))
     assert status == 75
-    assert err.startswith("stopped by SIGTERM, go on with: ")
+    assert err.splitlines()[-1].startswith("stopped by SIGTERM, go on with: ")
     assert "--resume" not in err  # nothing to resume yet
     assert not list(tmp_path.iterdir())
+
+
+def test_a_request_while_cases_are_cached_stops_before_the_first_step(box_template, tmp_path, train, monkeypatch):
+    def ask(*args):
+        signal.raise_signal(signal.SIGTERM)  # in a thread; the main thread receives it
+        return load_case(*args)
+
+    load_case = CacheDataset._load_cache_item
+    monkeypatch.setattr(CacheDataset, "_load_cache_item", ask)
+    monkeypatch.setattr(training_step, "train_step", None)
+    status, _, err = train(*train_arguments(box_template, tmp_path))
+    assert status == 75
+    assert err.splitlines()[-1].startswith("stopped by SIGTERM, go on with: ")
+    assert load(tmp_path / LAST)["iteration"] == 0
 
 
 def test_a_request_while_the_first_checkpoint_is_written_waits_only_for_it(

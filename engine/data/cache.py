@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, Dataset
+from monai.data import Dataset
 from monai.transforms import Compose, RandomizableTrait, Spacingd, Transform
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from engine.data.cases import Case, case_files, image_files
+from engine.data.cases_in_memory import CasesInMemory
 from engine.data.crops import PadToSized
 from engine.data.digests import digest_cases
 from engine.data.fingerprint import fingerprint, library_versions
@@ -40,6 +41,7 @@ from engine.data.nifti import open_volume
 from engine.runtime.distributed import barrier, process_rank, shard
 from engine.runtime.errors import DISK_IS_FULL, InputError
 from engine.runtime.files import DIGEST_BYTES, name_aside, write_text
+from engine.runtime.stop_requests import Poll, no_requests
 from networks.whole_files import PARTIAL
 
 DIGESTS = "digests.json"
@@ -80,6 +82,7 @@ def cached_dataset(
     cache_rate: float,
     num_workers: int,
     sharded: bool = False,
+    poll: Poll = no_requests,
 ) -> Dataset:
     """Build a dataset that caches the results of deterministic transforms, in ``cache_dir`` or partly in memory.
 
@@ -92,24 +95,19 @@ def cached_dataset(
         cache_rate: share of the cases kept in memory, if ``cache_dir`` is None.
         num_workers: number of processes that preprocess, or of threads if ``cache_dir`` is None.
         sharded: whether this process's dataset is its shard of the cases (``shard``), not all of them.
+        poll: called after each case.
     Raises:
         InputError: see ``open_cache``.
     """
     if cache_dir:
-        whole = open_cache(cases, transform, Path(cache_dir), num_workers)
+        whole = open_cache(cases, transform, Path(cache_dir), num_workers, poll)
         return CachedCases(shard(whole.data), transform, shard(whole.entries)) if sharded else whole
-    # No transform changes a cached volume in place, so draws need no copy.
-    return CacheDataset(
-        shard(cases) if sharded else cases,
-        transform,
-        cache_rate=cache_rate,
-        num_workers=max(1, num_workers),
-        copy_cache=False,
-        progress=process_rank() == 0,
-    )
+    return CasesInMemory(shard(cases) if sharded else cases, transform, cache_rate, num_workers, poll)
 
 
-def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int) -> CachedCases:
+def open_cache(
+    cases: Sequence[Case], transform: Compose, folder: Path, num_workers: int, poll: Poll = no_requests
+) -> CachedCases:
     """Open the disk cache as a dataset, after writing the entries that are missing.
 
     Each process writes its shard of them, so all processes have to call this.
@@ -119,11 +117,12 @@ def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_work
         transform: deterministic transforms, followed by random ones.
         folder: the cache, for any number of datasets and settings; created if necessary.
         num_workers: processes that preprocess; with 0 the current process does.
+        poll: called after each file that is looked at, and each case that is preprocessed.
     Raises:
         InputError: ``folder`` cannot be written to, has not enough space, or is not the same folder for all processes.
     """
     home = _make_home(folder, transform)
-    keys = digest_cases(cases, folder / DIGESTS, num_workers)
+    keys = digest_cases(cases, folder / DIGESTS, num_workers, poll)
     entries = [home / f"{case['id']}-{key}" for case, key in zip(cases, keys, strict=True)]
     dataset = CachedCases(cases, transform, entries)
     missing = [number for number, entry in enumerate(entries) if not _is_whole(entry)]
@@ -132,7 +131,7 @@ def open_cache(cases: Sequence[Case], transform: Compose, folder: Path, num_work
         _announce(dataset, missing)
         # Shards of all cases, not of the missing ones: another run may have written some between two processes' lists.
         own = set(shard(range(len(cases))))
-        _fill(dataset, [number for number in missing if number in own], num_workers)
+        _fill(dataset, [number for number in missing if number in own], num_workers, poll)
     barrier()
     if lacking := sum(not _is_whole(entries[number]) for number in missing):
         found = f"{folder} without {lacking} of {len(cases)} cases after all processes had written theirs"
@@ -271,7 +270,7 @@ def _sources(case: Case) -> list[str]:
     return [os.path.abspath(path) for path in case_files(case)]
 
 
-def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> None:
+def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int, poll: Poll) -> None:
     """Write entries; after the first failure no other is begun."""
     errors: list[OSError] = []
     loader = Loader(
@@ -285,6 +284,7 @@ def _fill(dataset: CachedCases, missing: Sequence[int], num_workers: int) -> Non
     for error in tqdm(loader, "preprocessing", len(missing), disable=process_rank() != 0):
         if error is not None:
             errors.append(error)
+        poll()
     if not errors:
         return
     home = dataset.entries[0].parent

@@ -3,16 +3,15 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from tqdm import tqdm
 
 from engine.data.case_checks import CaseReport, examine_case
 from engine.data.cases import Case, image_files
 from engine.data.datasets import DatasetDescription
-from engine.runtime.distributed import gather, process_rank, shard
+from engine.runtime.distributed import gather, shard
 from engine.runtime.errors import raise_problems
+from engine.runtime.stop_requests import Poll, no_requests
+from engine.runtime.threads import map_in_threads
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 
 SAMPLED = 2  # cases of each split whose voxels training reads, to find what is wrong with all of them
@@ -35,24 +34,31 @@ class DatasetReport:
     warnings: Warnings
 
 
-def check_cases(splits: Splits, description: DatasetDescription, workers: int, full: bool) -> None:
+def check_cases(
+    splits: Splits, description: DatasetDescription, workers: int, full: bool, poll: Poll = no_requests
+) -> None:
     """Examine all cases, print one line for each kind of warning, and raise an error if there is any problem.
 
     Each process examines its shard of the cases, and all processes raise the problems that any of them found.
 
     Args:
-        splits, description, workers: as for ``examine_cases``.
+        splits, description, workers, poll: as for ``examine_cases``.
         full: whether to read the voxels of all cases, not only of the first ``SAMPLED`` of each split.
     Raises:
         InputError: one line per problem.
     """
-    report = examine_cases(splits, description, workers, None if full else SAMPLED)
+    report = examine_cases(splits, description, workers, None if full else SAMPLED, poll=poll)
     print_warnings(report.warnings)
     raise_problems(report.problems)
 
 
 def examine_cases(
-    splits: Splits, description: DatasetDescription, workers: int, sample: int | None, foreground: bool = False
+    splits: Splits,
+    description: DatasetDescription,
+    workers: int,
+    sample: int | None,
+    foreground: bool = False,
+    poll: Poll = no_requests,
 ) -> DatasetReport:
     """Examine every case, and compare the cases with each other.
 
@@ -62,17 +68,14 @@ def examine_cases(
         workers: cases that a process examines at the same time; 0 counts as 1.
         sample: number of cases of each split whose voxels are read as well, not only their headers; None for all.
         foreground: as for ``examine_case``.
+        poll: called after each case.
     """
     tasks = [
         (case, split, description, sample is None or place < sample, foreground)
         for split, members in splits.items()
         for place, case in enumerate(members)
     ]
-    part = shard(tasks)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        reports = pool.map(lambda task: _examine(*task), part)
-        bar = tqdm(reports, "checking cases", len(part), leave=False, disable=process_rank() != 0)
-        cases = gather(list(bar))
+    cases = gather(map_in_threads(lambda task: _examine(*task), shard(tasks), workers, "checking cases", poll))
     problems = [problem for case in cases for problem in case.problems]
     leaks, duplicates = _find_shared_images(cases, by_voxels=sample is None)
     of_several = {

@@ -3,23 +3,22 @@
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from engine.data.cases import Case, case_files
 from engine.data.nifti import unreadable
 from engine.runtime.distributed import gather, process_rank, shard
 from engine.runtime.errors import InputError
 from engine.runtime.files import combine_digests, digest_file, file_state, write_text
+from engine.runtime.stop_requests import Poll, no_requests
+from engine.runtime.threads import map_in_threads
 
 Digests = dict[str, list[Any]]  # absolute path -> [size, modification time, digest]
 
 
-def digest_cases(cases: Sequence[Case], store: Path, num_workers: int) -> list[str]:
+def digest_cases(cases: Sequence[Case], store: Path, num_workers: int, poll: Poll = no_requests) -> list[str]:
     """Compute a digest of each case's files, in order; the same in every process.
 
     The processes share the reading, so all of them have to call this.
@@ -28,16 +27,17 @@ def digest_cases(cases: Sequence[Case], store: Path, num_workers: int) -> list[s
         cases: "image" (one path, or one per channel) and, if any, "label".
         store: JSON file with the digests of earlier calls; updated by rank 0, if it is writable.
         num_workers: files that a process reads at the same time; 0 counts as 1.
+        poll: called after each file.
     Raises:
         InputError: a file cannot be read.
     """
     known = _read_store(store)
     paths = sorted({os.path.abspath(path) for case in cases for path in case_files(case)})
-    part = shard(paths)
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        found = pool.map(lambda path: _digest_if_changed(path, known.get(path)), part)
-        bar = tqdm(found, "looking for cached cases", len(part), leave=False, disable=process_rank() != 0)
-        digests = dict(zip(paths, gather(list(bar)), strict=True))
+    found = map_in_threads(
+        lambda path: _digest_if_changed(path, known.get(path)),
+        *(shard(paths), num_workers, "looking for cached cases", poll),
+    )
+    digests = dict(zip(paths, gather(found), strict=True))
     if process_rank() == 0 and any(known.get(path) != entry for path, entry in digests.items()):
         # Read again, since another run may have added to it.
         known = {path: entry for path, entry in _read_store(store).items() if os.path.exists(path)}

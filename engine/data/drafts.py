@@ -2,13 +2,11 @@
 
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from engine.data.cases import find_splits, image_files, validation_folder
 from engine.data.datasets import DATASETS, NEUTRAL, DatasetDescription, read_values
@@ -20,6 +18,7 @@ from engine.data.nifti import open_volume, read_voxels
 from engine.data.plan_rules import choose_spacing
 from engine.data.splits import TRAINING, Split
 from engine.runtime.errors import InputError, raise_problems
+from engine.runtime.threads import map_in_threads
 from engine.runtime.warning_lines import Warnings
 from engine.runtime.wording import count_of, list_some
 
@@ -101,8 +100,7 @@ def _find_labels(root: Path, workers: int) -> tuple[dict[str, int], str, Warning
     found = [list_volumes(folder) for folder in folders if folder == folders[0] or folder.is_dir()]
     raise_problems([line for volumes in found for line in volumes.problems])
     paths = [path for volumes in found for path in volumes.paths.values()]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = list(tqdm(pool.map(_try_values, paths), "finding labels", len(paths), leave=False))
+    results = map_in_threads(_try_values, paths, workers, "finding labels")
     raise_problems([line for _, problem in results for line in problem])
     counts = Counter(value for values, _ in results for value in values)
     labels = {"background": 0} | {f"class_{value}": value for value in sorted(counts) if value != 0}

@@ -9,6 +9,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
+from engine.runtime.stop_requests import Poll, no_requests
 from networks.base import SegmentationNetwork
 from networks.large_kernel_conv import keep_kernel_spectra
 
@@ -24,6 +25,7 @@ class SlidingWindow:
         device: device of the network.
         autocast: factory of the autocast context that the network runs in.
         mode: weights of the voxels of a window: "constant", or "gaussian" around its centre, as in MONAI.
+        poll: called before each forward pass.
     """
 
     roi_size: Sequence[int]
@@ -32,6 +34,7 @@ class SlidingWindow:
     device: torch.device
     autocast: Callable[[], torch.autocast]
     mode: Literal["constant", "gaussian"] = "constant"
+    poll: Poll = no_requests
 
 
 def predict_logits(
@@ -50,6 +53,7 @@ def predict_logits(
     """
 
     def predictor(windows: Tensor) -> Tensor:
+        window.poll()
         with window.autocast():
             return mirror(network(mirror(windows + minimum)).float())
 

@@ -54,22 +54,22 @@ def run_script(command: Sequence[str], stop: StopRequests, lock: int) -> int:
         stop: requests to stop this process.
         lock: file descriptor that the script keeps open, of ``locked``.
     Raises:
-        Stopped: there was a request to stop, and the script has ended.
+        Stopped: there was a request to stop, and the script has ended, or was not started.
     """
-    with stop.deferred():
-        # In a session of its own: a Ctrl-C reaches the script through this process alone.
-        process = subprocess.Popen(command, start_new_session=True, pass_fds=[lock])
-        asked = False
-        try:
-            while process.poll() is None:
-                if stop.reason is not None and not asked:
-                    process.terminate()
-                    asked = True
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=1)
-        except BaseException:
-            process.terminate()
-            raise
+    stop.raise_if_requested()
+    # In a session of its own: a Ctrl-C reaches the script through this process alone.
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=[lock])
+    asked = False
+    try:
+        while process.poll() is None:
+            if stop.reason is not None and not asked:
+                process.terminate()
+                asked = True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+    except BaseException:
+        process.terminate()
+        raise
     stop.raise_if_requested()
     return process.returncode
 

@@ -1,11 +1,16 @@
-"""Requests to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours."""
+"""Requests to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours.
+
+A request is noted, and ``Stopped`` is raised only where the code polls for requests, between two pieces of work. If the
+signal handler raised it, that would be inside whatever runs, and not all code can bear that: PyTorch, for instance, goes
+on with half of NumPy if the import of NumPy, which it begins itself, is interrupted.
+"""
 
 import multiprocessing
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -18,9 +23,15 @@ from engine.runtime.files import LAST, PREVIOUS
 STDERR = 2  # the file descriptor: Python's object has a buffer, which may be in use when a signal arrives
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
+Poll = Callable[[], None]  # raises Stopped if there was a request; long work calls it between its pieces
+
+
+def no_requests() -> None:
+    """Poll where nothing takes requests to stop: a signal ends the process in the usual way."""
+
 
 class StopRequests:
-    """Context that turns the first request to stop into ``Stopped``: at once, or later while requests are deferred.
+    """Context that notes the first request to stop, for code that polls by ``reason`` or ``raise_if_requested``.
 
     Use it in the main thread. Further requests are ignored.
 
@@ -33,7 +44,6 @@ class StopRequests:
         self.max_hours = max_hours
         self.reasons = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGALRM: limit}
         self.reason: str | None = None
-        self._waits = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -51,37 +61,12 @@ class StopRequests:
         if self.reason is not None:
             return
         self.reason = self.reasons[signal.Signals(number)]
-        if not self._waits:
-            raise Stopped(self.reason)
         os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
 
     def raise_if_requested(self) -> None:
         """Raise ``Stopped`` if there was a request."""
         if self.reason is not None:
             raise Stopped(self.reason)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Defer requests during a block, which checks ``reason`` itself or is followed by ``raise_if_requested``."""
-        waited, self._waits = self._waits, True
-        try:
-            yield
-        finally:
-            self._waits = waited
-
-    @contextmanager
-    def immediate(self) -> Iterator[None]:
-        """Allow a request to interrupt a block anywhere, within a block that defers requests.
-
-        Raises:
-            Stopped: stopping was requested, during the block or before it.
-        """
-        waited, self._waits = self._waits, False
-        try:
-            self.raise_if_requested()
-            yield
-        finally:
-            self._waits = waited
 
 
 def resume_command(output: Path) -> str:

@@ -48,7 +48,7 @@ PATIENCE_S = 600  # a process that takes longer is taken to hang
 # The last phrase in the output of a process, and its phase at that moment.
 PHASES = {
     "checking cases": "checking the data",
-    "Loading dataset": "caching",
+    "caching cases": "caching",
     "training:": "training",
     "validation:": "validating",
     "best mean Dice": "ending",

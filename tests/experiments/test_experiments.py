@@ -184,10 +184,16 @@ def test_after_a_failure_nothing_is_started(box_template, tmp_path):
     assert not trainer.log("b", 0).exists()
 
 
-def test_a_run_that_was_killed_is_named(box_template, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("log", "quoted"),
+    [("", ""), ("step 1\rstep 2\nterminate called\n\n", " after the line 'terminate called'")],
+)
+def test_a_run_that_was_killed_is_named(box_template, tmp_path, monkeypatch, log, quoted):
     trainer, results = two_arms(box_template, tmp_path / "killed")
+    trainer.log("a", 0).write_text(log)
     monkeypatch.setattr(Trainer, "start", lambda *_: subprocess.Popen(["sh", "-c", "kill -9 $$"]))
-    with StopRequests() as stop, pytest.raises(InputError, match=r"^a, seed 0: killed by SIGKILL, see .*a_0\.log"):
+    message = rf"^a, seed 0: killed by SIGKILL{quoted}, see .*a_0\.log$"
+    with StopRequests() as stop, pytest.raises(InputError, match=message):
         runner.run_all([("a", 0)], trainer, results, stop)
 
 

@@ -68,19 +68,16 @@ from engine.runtime.errors import run
 from engine.runtime.stop_requests import StopRequests
 from engine.data.loading import Loader
 
-number, block = int(sys.argv[1]), sys.argv[2]
-
 def stop_all():
-    os.killpg(0, number)
+    os.killpg(0, int(sys.argv[1]))
     time.sleep(0.2)
 
 def main(_):
-    with StopRequests() as stop, stop.deferred():
-        with getattr(stop, block)():
-            for number in Loader(range(1000), num_workers=1):
-                time.sleep(0.05)
-                if number == 10:
-                    break
+    with StopRequests() as stop:
+        for number in Loader(range(1000), num_workers=1):
+            time.sleep(0.05)
+            if number == 10:
+                break
         stop.raise_if_requested()
 
 os.register_at_fork(after_in_child=stop_all)  # before the init function of the loading process
@@ -89,10 +86,9 @@ sys.exit(run(main, None))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("block", ["deferred", "immediate"])
-def test_a_signal_to_the_whole_group_while_a_loader_starts(number, block):
+def test_a_signal_to_the_whole_group_while_a_loader_starts(number):
     ended = subprocess.run(
-        [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number)), block],
+        [sys.executable, "-c", STOPPED_WHILE_A_LOADER_STARTS, str(int(number))],
         cwd=REPOSITORY,
         start_new_session=True,
         capture_output=True,

@@ -34,6 +34,14 @@ def test_a_request_to_stop_is_passed_on(tmp_path, number):
         pass
 
 
+def test_after_a_request_to_stop_no_script_is_started(tmp_path):
+    with locked(tmp_path, "--output") as lock, StopRequests() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            run_script([sys.executable, "-c", f"open({str(tmp_path / 'started')!r}, 'w')"], stop, lock)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_locked_until_the_last_process_has_ended(tmp_path):
     folder = tmp_path / "new"
     running = pytest.raises(InputError, match=r"--output: found a process that runs in .*new")
