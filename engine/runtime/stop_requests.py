@@ -1,8 +1,8 @@
 """Requests to stop: SIGTERM (batch systems, preemption), Ctrl-C, or the end of --max_hours.
 
 A request is noted, and ``Stopped`` is raised only where the code polls for requests, between two pieces of work. If the
-signal handler raised it, that would be inside whatever runs, and not all code can bear that: PyTorch, for instance, goes
-on with half of NumPy if the import of NumPy, which it begins itself, is interrupted.
+signal handler raised it, that would be inside whatever runs, and not all code can bear that: PyTorch starts an import
+of NumPy, for instance, and goes on with half of it if that is interrupted.
 """
 
 import multiprocessing
