@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
         with StopRequests(args.max_hours) as stop:
             from engine.runtime.distributed import join_processes
 
-            with join_processes(args.gpu) as device:
+            with join_processes(args.gpu, stop.raise_if_requested) as device:
                 train(args, *prepare(args, device, stop), stop)
     except Stopped as request:
         raise Stopped(f"{request}, go on with: {resume_command(Path(args.output))}") from None

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.runtime.devices import choose_device, read_later
 from engine.runtime.errors import SECONDS_TO_STOP, InputError
+from engine.runtime.stop_requests import Poll, no_requests
 
 # Long enough to read a large dataset while other processes wait; if one process dies, torchrun ends the rest.
 PATIENCE = timedelta(hours=12)
@@ -28,7 +29,7 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def join_processes(gpu: str) -> Iterator[torch.device]:
+def join_processes(gpu: str, poll: Poll = no_requests) -> Iterator[torch.device]:
     """Join torchrun's process group for the duration of a block, and yield the device of this process.
 
     CUDA devices communicate through NCCL, CPUs through gloo. Only rank 0 prints. After an error the group is not
@@ -36,6 +37,7 @@ def join_processes(gpu: str) -> Iterator[torch.device]:
 
     Args:
         gpu: value of ``--gpu``.
+        poll: called where another process has ended: if all were asked to stop, those that wait for it stop as well.
     Raises:
         InputError: the device does not exist, or there are fewer devices than processes.
     """
@@ -57,7 +59,9 @@ def join_processes(gpu: str) -> Iterator[torch.device]:
             dist.destroy_process_group()
         except Exception as error:
             # Rank 0 reports an error that all processes share; any other is reported by the process that raised it.
-            if rank > 0 or any(text in str(error) for text in OTHER_IS_GONE):
+            if other_is_gone := any(text in str(error) for text in OTHER_IS_GONE):
+                poll()
+            if rank > 0 or other_is_gone:
                 time.sleep(SECONDS_TO_STOP)
             raise
 

@@ -1,5 +1,6 @@
 """Shards, gathering, gradients and batch statistics in two processes that communicate by gloo."""
 
+import signal
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -24,7 +25,8 @@ from engine.runtime.distributed import (
     share_buffers,
     synchronise_batch_norm,
 )
-from engine.runtime.errors import InputError
+from engine.runtime.errors import InputError, Stopped
+from engine.runtime.stop_requests import StopRequests
 
 PROCESSES = 2
 LENGTHS = range(6)
@@ -222,3 +224,11 @@ def test_a_process_that_fails_because_of_another_waits_to_be_ended(monkeypatch, 
     ):
         raise error
     assert sleep.call_count == waits
+
+
+@pytest.mark.usefixtures("_second_of_two")
+def test_a_process_that_waits_for_one_that_stopped_stops_as_well():
+    with StopRequests() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped), join_processes("cpu", stop.raise_if_requested):
+            raise RuntimeError("closed by peer")
