@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import assert_one_line, train_arguments
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from engine.runtime.errors import InputError
+from engine.training import step as training_step
 from engine.training.finetuning import FreezableEncoder, decay_by_stage, find_stages
 from engine.training.optimizer import make_optimizer
 from engine.training.start import StartWeights
@@ -105,6 +108,23 @@ def test_a_run_is_resumed_exactly_before_at_and_after_the_thaw(make_state, tmp_p
         assert_same(whole.network.state_dict(), resumed.network.state_dict())
         rates = [[group["lr"] for group in state.optimizer.param_groups] for state in (whole, resumed)]
         assert rates[0] == rates[1]
+
+
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides")
+def test_gradients_are_averaged_over_processes_while_frozen_and_thawed(make_state, tmp_path, monkeypatch):
+    """DistributedDataParallel fails where other parameters get gradients than when it was built."""
+    alone, parallel = make_state(*FREEZE, "--freeze_encoder", "1"), make_state(*FREEZE, "--freeze_encoder", "1")
+    while alone.iteration < 3:
+        step(alone)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    monkeypatch.setattr(training_step, "parallelise", DistributedDataParallel)
+    try:
+        parallel.wrap()
+        while parallel.iteration < 3:
+            step(parallel)
+    finally:
+        dist.destroy_process_group()
+    assert_same(alone.network.state_dict(), parallel.network.state_dict())
 
 
 def test_older_checkpoints_have_neither_flag(make_state, tmp_path):

@@ -32,12 +32,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     save_pretrained(build_network("REP3D_FIXED", 1, 3, (32, 32, 16), **NARROW), folder / "saved")
     tied = build_network("UNETR", 1, 3, (16, 16, 32), feature_size=4, hidden_size=12, mlp_dim=4)
-    for name, content in (
-        ("tied", {"config": tied.config}),
-        ("foreign", {"config": {"network": "other"}}),
-        ("bare", {}),
-    ):
-        torch.save({"model": tied.state_dict(), **content}, folder / f"{name}.pth")
+    configs = {"tied": {"config": tied.config}, "foreign": {"config": {"network": "other"}}, "bare": {}}
+    for name, config in configs.items():
+        torch.save({"model": tied.state_dict(), **config}, folder / f"{name}.pth")
     return folder
 
 
