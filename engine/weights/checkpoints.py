@@ -216,6 +216,7 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
         return None
     try:
         config = _read_config(content)
+        config = replace(config, overrides=complete_overrides(config.overrides, content))
         description = DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(
@@ -225,7 +226,10 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
 
 
 def network_of(content: dict[str, Any]) -> NetworkConfig | None:
-    """Return the network configuration of a checkpoint; None if it has none, or one of another program."""
+    """Return the network configuration of a checkpoint; None if it has none, or one of another program.
+
+    It is that of a new network: defaults that have changed since the checkpoint was written are today's.
+    """
     try:
         config = _read_config(content)
     except (KeyError, TypeError):
@@ -236,9 +240,7 @@ def network_of(content: dict[str, Any]) -> NetworkConfig | None:
 def _read_config(content: dict[str, Any]) -> NetworkConfig:
     """Read the network configuration of a checkpoint; KeyError or TypeError if it is not of main_train."""
     config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
-    overrides = dict(**config.overrides)  # a TypeError unless all keys are names
-    json.dumps(overrides)  # a TypeError unless all values are plain
-    config = replace(config, overrides=complete_overrides(overrides, content))
+    json.dumps(dict(**config.overrides))  # a TypeError unless all keys are names and all values plain
     if not isinstance(config.network, str):
         raise TypeError(config.network)
     for number in (config.in_chans, config.out_chans, *config.roi_size):
