@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
+    DEFAULT_NETWORK,
     add_device_arguments,
     add_fix_affine_argument,
     add_network_arguments,
@@ -28,10 +29,11 @@ from engine.runtime.arguments import (
     hours,
     network_overrides,
     number,
+    use_defaults,
 )
 from engine.runtime.errors import OneLineParser, Stopped, run
 from engine.runtime.memory import tune_process
-from engine.runtime.recipe_arguments import add_extension_arguments, add_recipe_arguments
+from engine.runtime.recipe_arguments import RECIPES, add_extension_arguments, add_recipe_arguments, recipe_file
 from engine.runtime.stop_requests import StopRequests, resume_command
 from networks import NETWORKS
 
@@ -62,7 +64,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--num_workers", type=number(int, 0), default=2, metavar="N", help="loading processes per device")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--network", metavar="NAME", default="REP3D", choices=NETWORKS, help=", ".join(NETWORKS))
+    names = f"{', '.join(NETWORKS)} (default: {DEFAULT_NETWORK}, or that of --pretrained_weights)"
+    network.add_argument("--network", metavar="NAME", choices=NETWORKS, help=names)
     add_network_arguments(network)
     network.add_argument(
         "--pretrain", type=boolean, default=False, metavar="BOOL", help="True to start from --pretrained_weights"
@@ -94,7 +97,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     execution.add_argument("--log", nargs="+", metavar="NAME", choices=services, help=also)
     limit = "save and stop after this time, with exit status 75"
     execution.add_argument("--max_hours", type=hours, metavar="HOURS", help=limit)
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(words)
+    if args.recipe != RECIPES[0]:
+        args = parser.parse_args([f"@{recipe_file(args.recipe)}", *words])
     if args.warmup_iter is None:
         args.warmup_iter = args.max_iter // 50
     if args.cache_dir and args.cache_rate is not None:
@@ -103,6 +109,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.cache_rate = 0.1
     if args.pretrain != bool(args.pretrained_weights):
         parser.error("--pretrain True and --pretrained_weights go together, expected both or neither")
+    if not args.pretrain:
+        for name in ("freeze_encoder", "layer_decay"):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name}: found it without --pretrain True, expected weights to start from")
+        use_defaults(vars(args))
     return args
 
 
@@ -134,12 +145,13 @@ def prepare(
     from engine.runtime.errors import InputError
     from engine.runtime.files import LAST, PREVIOUS, make_output_folder
     from engine.training.services import check_services
+    from engine.training.start import read_start
     from engine.training.state import TrainingState
     from engine.training.validation import put_chosen_first
-    from engine.weights.checkpoints import NetworkConfig, load_checkpoint
-    from engine.weights.load_weights import load_weights
+    from engine.weights.checkpoints import NetworkConfig
 
     check_services(args.log)
+    start = read_start(vars(args))
     description = find_description(args.dataset, args.fix_affine)
     split = find_split(args.split, args.fold)
     output = Path(args.output)
@@ -158,9 +170,8 @@ def prepare(
         raise InputError(
             f"--output: {output} holds a run already, expected --resume, another folder, or the run deleted"
         )
-    elif args.pretrain:
-        weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
-        print(f"{flag}: {load_weights(state.network, load_checkpoint(weights, flag), f'{flag}: {weights}')}")
+    elif start is not None:
+        state.start_from(start)
 
     splits = {"training": training_cases, "validation": validation_cases}
     for note in description.notes:
@@ -193,7 +204,7 @@ def train(
     from engine.evaluation.masks import mask_scalars
     from engine.prediction.sliding_window import SlidingWindow
     from engine.runtime.distributed import AnyProcess, barrier, process_rank, shard
-    from engine.runtime.files import BEST, VERSIONS, write_text
+    from engine.runtime.files import ARGUMENTS, BEST, VERSIONS, write_text
     from engine.runtime.versions import software_versions
     from engine.training.log import NoLog, StepMonitor
     from engine.training.loss import make_loss
@@ -206,7 +217,7 @@ def train(
     output, device, progress = Path(args.output), state.device, state.progress
     first = process_rank() == 0  # the process that writes and prints
     if first:
-        write_text(output / "args.json", json.dumps(vars(args), indent=2) + "\n")
+        write_text(output / ARGUMENTS, json.dumps(vars(args), indent=2) + "\n")
         write_text(output / VERSIONS, json.dumps(software_versions(), indent=2) + "\n")
     if not args.resume:
         state.save(output)  # so that --resume works from the first moment on
@@ -275,6 +286,7 @@ def train(
             started = time.perf_counter()
             image, label = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
             rate = learning_rate(state.iteration)
+            state.begin_step()
             seed_iteration(args.seed, state.iteration, process_rank())
             step = train_step(state, criterion, image, label, rate)
             progress.iteration += 1

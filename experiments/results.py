@@ -21,7 +21,10 @@ RESULTS, RUNS = "results.csv", "runs.json"
 HEAD = ("arm", "seed", "code")  # columns of every table
 COLUMNS = ("case", "class", "dice")  # further columns of results.csv
 # With the version of PyTorch, what decides the rows of a run; documents, tests and the arms' tables may change.
-TRAINING_CODE = ("main_train.py", "load_datasets_transforms.py", "engine", "networks", "experiments/measures.py")
+TRAINING_CODE = (
+    *("main_train.py", "load_datasets_transforms.py", "engine", "networks", "experiments/measures.py"),
+    "recipes/best.args",  # an arm may have --recipe best
+)
 Row = dict[str, str]
 
 

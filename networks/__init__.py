@@ -111,6 +111,12 @@ def build_network(
     return network
 
 
+def is_built_for_roi_size(name: str) -> bool:
+    """Check whether the weights of a network depend on ``roi_size``."""
+    path, _ = NETWORKS[name]
+    return "roi_size" in inspect.signature(_import_by_name(path)).parameters
+
+
 def __getattr__(name: str) -> Any:
     """Import the functions of ``pretrained`` on demand."""
     if name in ("from_pretrained", "save_pretrained"):

@@ -110,6 +110,10 @@ class SegmentationNetwork(nn.Module):
     input_sizes: InputSizes
     stem_prefixes: tuple[str, ...]  # weights whose second dimension depends on in_chans
     head_prefixes: tuple[str, ...]  # parameters whose shape depends on out_chans
+    # The encoder, for fine-tuning: prefixes of its parameters and modules, a tuple for each stage from the image to the
+    # coarsest grid. All else is decoder, also skips and bottlenecks that keep the grid. Without any, the network cannot
+    # be fine-tuned stage by stage.
+    encoder_prefixes: tuple[tuple[str, ...], ...] = ()
     # Parameters of the official state_dict that the forward does not use. They are frozen, because
     # DistributedDataParallel fails on parameters that require a gradient and get none.
     unused_prefixes: tuple[str, ...] = ()

@@ -103,6 +103,7 @@ class LargeKernelUNet(SegmentationNetwork):
         self.input_sizes = InputSizes(16)  # stem and three down-samplings, each by 2
         # The image enters the encoder's first convolution and the full-resolution skip.
         self.stem_prefixes = (f"{self.encoder_name}.downsample_layers.0.0.", *ENCODER1_STEM)
+        self.encoder_prefixes = _stage_prefixes(self.encoder_name, len(depths))
         self.add_module(self.encoder_name, LargeKernelEncoder(in_chans, depths, feat_size, make_block))
 
         conv: dict[str, Any] = {"spatial_dims": 3, "kernel_size": 3, "norm_name": norm_name, "res_block": res_block}
@@ -145,6 +146,13 @@ class LargeKernelUNet(SegmentationNetwork):
         up = run(self.decoder3, up, run(self.encoder2, stage1))
         up = run(self.decoder2, up, run(self.encoder1, x))
         return self.out(run(self.decoder1, up))
+
+
+def _stage_prefixes(encoder: str, stages: int) -> tuple[tuple[str, ...], ...]:
+    """Return the prefixes of the stem and of each stage, with the down-sampling before it and the norm after it."""
+    down, blocks, norm = (f"{encoder}.{part}" for part in ("downsample_layers", "stages", "norm"))
+    first, *others = ((f"{down}.{i}.", f"{blocks}.{i}.", f"{norm}{i}.") for i in range(stages))
+    return first[:1], first[1:], *others
 
 
 def _call(block: nn.Module, *inputs: Tensor) -> Tensor:

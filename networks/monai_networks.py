@@ -40,6 +40,8 @@ class SwinUNETR(SegmentationNetwork, swin_unetr.SwinUNETR):
 
     stem_prefixes = ("swinViT.patch_embed.proj.weight", *ENCODER1_STEM)
     head_prefixes = ("out.",)
+    # "layers1" is also the beginning of "layers1c", the convolutions of use_v2.
+    encoder_prefixes = (("swinViT.patch_embed.",), *((f"swinViT.layers{stage}",) for stage in range(1, 5)))
 
     def __init__(
         self,
@@ -128,6 +130,12 @@ class UNETR(SegmentationNetwork, unetr.UNETR):
         *ENCODER1_STEM,
     )
     head_prefixes = ("out.",)
+    # A stage ends where the decoder takes its tokens. All have the same grid.
+    encoder_prefixes = (
+        ("vit.patch_embedding.",),
+        *(tuple(f"vit.blocks.{block}." for block in range(first, first + 3)) for first in (0, 3, 6)),
+        (*(f"vit.blocks.{block}." for block in range(9, 12)), "vit.norm."),
+    )
     # MONAI creates them in every block for a cross attention that UNETR does not have; older checkpoints lack them.
     unused_prefixes = tuple(f"vit.blocks.{block}.norm_cross_attn." for block in range(12))
 
@@ -181,6 +189,11 @@ class UNet3D(SegmentationNetwork, unet.UNet):
 
     stem_prefixes = ("model.0.conv.unit0.conv.weight", "model.0.residual.weight")
     head_prefixes = ("model.2.",)
+    # Each level is "0" of a Sequential, and all that is below it "1.submodule".
+    encoder_prefixes = (
+        *((f"model.{'1.submodule.' * level}0.",) for level in range(4)),
+        (f"model.{'1.submodule.' * 4}",),
+    )
 
     def __init__(
         self,
@@ -213,6 +226,7 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
     # DynUNet registers its blocks a second time, under the skip layers that join them.
     stem_prefixes = ("input_block.conv1.conv.weight", "skip_layers.downsample.conv1.conv.weight")
     head_prefixes = ("output_block.",)
+    encoder_prefixes = (("input_block.",), *((f"downsamples.{level}.",) for level in range(4)), ("bottleneck.",))
 
     def __init__(
         self, in_chans: int = 1, out_chans: int = 16, filters: Sequence[int] = (32, 64, 128, 256, 320, 320)
@@ -252,6 +266,12 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
 
     stem_prefixes = ("stem.weight",)
     head_prefixes = ("out_0.",)
+    encoder_prefixes = (
+        ("stem.",),
+        ("enc_stages.0.",),
+        *((f"down_blocks.{stage - 1}.", f"enc_stages.{stage}.") for stage in range(1, 4)),
+        ("down_blocks.3.", "bottleneck."),
+    )
 
     def __init__(
         self,

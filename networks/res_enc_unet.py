@@ -62,6 +62,7 @@ class ResEncUNet(SegmentationNetwork):
         self.encoder, self.decoder = unet.encoder, unet.decoder
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(2 ** (stages - 1))
+        self.encoder_prefixes = (("encoder.stem.",), *((f"encoder.stages.{stage}.",) for stage in range(stages)))
         # The heads of the coarser stages are for deep supervision, which is not used here.
         self.unused_prefixes = tuple(f"decoder.seg_layers.{stage}." for stage in range(stages - 2))
         self.freeze_unused()

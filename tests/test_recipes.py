@@ -1,5 +1,6 @@
-"""Recipes: a file of flags for every number of the results table and for hippocampus, and none without a number."""
+"""Recipes: those by name, and a file of flags for every number of the results table and for hippocampus."""
 
+import argparse
 import re
 import shlex
 
@@ -9,7 +10,9 @@ from conftest import REPOSITORY
 import main_train
 from engine.data.datasets import DATASETS
 from engine.data.split_file import read_split_file
+from engine.runtime.errors import InputError
 from engine.runtime.files import LAST
+from engine.runtime.recipe_arguments import RECIPES, add_recipe_arguments, recipe_file
 from engine.runtime.stop_requests import resume_command
 
 FOLDER = REPOSITORY / "recipes"
@@ -39,6 +42,9 @@ PUBLISHED = {
     "feat_size": None,
     "pretrain": False,
 }
+BY_NAME = {recipe_file(name) for name in RECIPES}
+RUNS = sorted(set(FOLDER.iterdir()) - BY_NAME)  # files that say which data and network, too
+REQUIRED = ["--root", "root", "--output", "output", "--dataset", "amos"]
 
 
 def read_table():
@@ -77,7 +83,8 @@ def test_a_number_has_its_recipe(network, method, column, number):
 def test_every_number_is_read_and_no_recipe_is_without_one():
     assert len(NUMBERS) == 58
     expected = {recipe(network, column) for network, _, column, _ in NUMBERS} | {FOLDER / "rep3d_hippocampus.args"}
-    assert set(FOLDER.iterdir()) == expected
+    assert set(RUNS) == expected
+    assert set(FOLDER.iterdir()) == expected | BY_NAME
 
 
 def test_what_decides_a_row_is_written_down():
@@ -87,7 +94,7 @@ def test_what_decides_a_row_is_written_down():
     assert {name for name, value in PUBLISHED.items() if value not in (None, False, 1.0)} <= flags
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_the_split_of_a_recipe_is_there(path):
     args = parse(path)
     split = read_split_file(REPOSITORY / args.split)
@@ -129,3 +136,70 @@ def test_the_command_that_resumes_a_run_names_the_recipe(tmp_path, monkeypatch):
     _, script, *words = shlex.split(resume_command(tmp_path))
     args = main_train.parse_args(words)
     assert (script, args.resume, args.dataset, args.fold, args.root) == ("main_train.py", True, "kits", 1, "a b")
+
+
+def flags_of(path):
+    """Return the names of the flags in a file."""
+    return set(re.findall(r"--(\w+)", "".join(line for line in path.open() if not line.startswith("#"))))
+
+
+def test_the_recipe_of_the_paper_is_the_defaults():
+    """All of them but those that are off or follow from others, which no flag says."""
+    parser = argparse.ArgumentParser()
+    add_recipe_arguments(parser.add_argument_group())
+    args = main_train.parse_args([f"@{recipe_file('paper')}", *REQUIRED])
+    assert vars(args) == vars(main_train.parse_args(REQUIRED))
+    unsaid = {"help", "recipe", "sync_batchnorm", "warmup_iter"}
+    assert flags_of(recipe_file("paper")) == {action.dest for action in parser._actions} - unsaid
+
+
+@pytest.mark.xfail(strict=True, raises=SystemExit, reason="needs --crop_balance, --augmentation and --ema")
+def test_the_best_recipe_is_parsed_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = main_train.parse_args(["--recipe", "best", *REQUIRED])
+    expected = {"recipe": "best", "crop_balance": "classes", "augmentation": "strong", "ema": 0.999}
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+@pytest.fixture
+def best(monkeypatch, tmp_path):
+    """Put another file in the place of recipes/best.args."""
+    path = tmp_path / "best.args"
+    path.write_text("--lr 0.5 --max_iter 7 --optim SGD\n")
+    monkeypatch.setattr(main_train, "recipe_file", lambda name: path.with_stem(name))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("best")
+@pytest.mark.parametrize("place", [0, len(REQUIRED)])
+def test_flags_and_recipes_of_data_override_a_recipe_by_name(place):
+    words = [*REQUIRED[:place], "--recipe", "best", *REQUIRED[place:]]
+    args = main_train.parse_args(words)
+    assert (args.lr, args.max_iter, args.optim, args.weight_decay) == (0.5, 7, "SGD", 0.08)
+    assert main_train.parse_args([*words, "--lr", "0.25"]).lr == 0.25
+    assert main_train.parse_args(["--lr", "0.25", *words]).lr == 0.25  # wherever --recipe is
+    of_data = main_train.parse_args([f"@{FOLDER / 'rep3d_kits.args'}", "--fold", "0", *words])
+    assert (of_data.max_iter, of_data.optim, of_data.recipe) == (60000, "AdamW", "best")
+    assert main_train.parse_args([*words, "--recipe", "paper"]).max_iter == 60000
+
+
+@pytest.mark.usefixtures("best")
+def test_a_recipe_by_name_in_a_file_of_flags(tmp_path):
+    (tmp_path / "mine.args").write_text("--recipe best --lr 0.25\n")
+    args = main_train.parse_args(["@mine.args", *REQUIRED])
+    assert (args.lr, args.max_iter) == (0.25, 7)
+
+
+def test_a_recipe_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        main_train.parse_args(["--recipe", "worst", *REQUIRED])
+    assert "--recipe: invalid choice: 'worst' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("best")
+def test_a_run_is_resumed_with_the_flags_of_its_recipe(make_state, tmp_path):
+    make_state("--recipe", "best").save(tmp_path)
+    make_state("--recipe", "best").restore(tmp_path)
+    make_state("--optim", "SGD", "--lr", "0.5").restore(tmp_path)
+    with pytest.raises(InputError, match="--optim: found AdamW, expected SGD"):
+        make_state("--recipe", "paper").restore(tmp_path)

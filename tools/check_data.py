@@ -38,12 +38,17 @@ from engine.data.plan import Plan, axes_to_pad, make_plan
 from engine.data.plan_files import check_plan_files, flags_file, write_plan
 from engine.data.plan_rules import AXES
 from engine.data.split_file import find_split
-from engine.runtime.arguments import add_fix_affine_argument, add_split_arguments, number, positive
+from engine.runtime.arguments import (
+    DEFAULT_ROI_SIZE,
+    add_fix_affine_argument,
+    add_split_arguments,
+    number,
+    positive,
+)
 from engine.runtime.errors import InputError, OneLineParser, raise_problems, run
 from engine.runtime.warning_lines import Warnings, merge_warnings, print_warnings
 from load_datasets_transforms import training_pipelines
 
-DEFAULT_ROI_SIZE = [96, 96, 96]
 DEFAULT_MEMORY = 11.5  # GB
 QUANTITIES = {
     "spacing": "spacing, mm",

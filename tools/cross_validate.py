@@ -34,6 +34,7 @@ from engine.runtime.errors import SOME_CASES_FAILED, STOPPED, CasesFailed, Input
 from engine.runtime.files import BEST, LAST, PREVIOUS, make_output_folder, write_csv, write_text
 from engine.runtime.stop_requests import StopRequests
 from engine.runtime.wording import count_of, list_some
+from engine.training.start import complete_as_begun
 from engine.training.state import differing_flags
 from engine.weights.checkpoints import load_checkpoint
 
@@ -116,6 +117,8 @@ def is_trained(folder: Path, flags: dict[str, Any], split: Split) -> bool:
     """
     try:
         content = load_checkpoint(folder / LAST, "--output")
+        if flags["pretrain"]:
+            complete_as_begun(flags, folder)
         progress = content["progress"]
         done = progress["iteration"] == flags["max_iter"] and not progress["awaits_evaluation"]
         same = content["split"] == split.to_plain() and content["args"]["batch_size"] == flags["batch_size"]

@@ -11,12 +11,12 @@ from engine.prediction.settings import digest_weights
 from engine.report.curves import Logs, read_logs
 from engine.report.scores import DICE_CSV, SCORES_CSV, DiceScores, MeasuredScores, read_dice, read_scores
 from engine.runtime.errors import InputError
-from engine.runtime.files import BEST, LAST, VERSIONS
+from engine.runtime.files import ARGUMENTS, BEST, LAST, VERSIONS
 from engine.training.state import Progress
 from engine.weights.checkpoints import load_checkpoint
 from engine.weights.load_network import TrainedNetwork, load_trained
 
-ARGUMENTS, LOGS = "args.json", "tensorboard"
+LOGS = "tensorboard"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from engine.runtime.errors import InputError
 
 HOURS_OF_A_YEAR = 8760
+DEFAULT_NETWORK, DEFAULT_ROI_SIZE = "REP3D", (96, 96, 96)
 NETWORK_FLAGS = ("feat_size", "kernel_size")  # arguments of the network's constructor that have flags of their own
 AXES = ("RL", "AP", "IS")  # of volumes after preprocessing, in their order
 PARTS = ("training", "validation", "test")  # of a split
@@ -39,6 +40,14 @@ def positive(text: str) -> float:
     value = number(float, 0)(text)
     if value == 0 or value == float("inf"):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Convert text to a number above zero and at most one."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and at most 1")
     return value
 
 
@@ -184,6 +193,12 @@ def network_overrides(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--network_args: found {given}, expected it once, as --{name}")
         overrides[name] = value
     return overrides
+
+
+def use_defaults(flags: dict[str, Any]) -> None:
+    """Set ``network`` and ``roi_size`` to their defaults where they are None."""
+    flags["network"] = flags["network"] or DEFAULT_NETWORK
+    flags["roi_size"] = flags["roi_size"] or list(DEFAULT_ROI_SIZE)
 
 
 def name_network_flags(overrides: Iterable[str]) -> str:

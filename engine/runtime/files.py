@@ -18,6 +18,7 @@ from networks.whole_files import PARTIAL, complete_or_absent, flush
 # Checkpoints in the folder of a training run.
 LAST, PREVIOUS, BEST = "last_checkpoint.pth", "previous_checkpoint.pth", "best_metric_model.pth"
 DAMAGED = "damaged_checkpoint.pth"
+ARGUMENTS = "args.json"
 VERSIONS = "versions.json"
 DIGEST_BYTES = 8
 

@@ -1,17 +1,24 @@
 """Flags of the training recipe: the paper's, and what users may add to it."""
 
 import argparse
+from pathlib import Path
 
-from engine.runtime.arguments import number, positive
+from engine.runtime.arguments import DEFAULT_ROI_SIZE, fraction, number, positive
+
+RECIPES = ("paper", "best")  # by name; the flags of the first are the defaults
 
 
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of the paper's recipe; the defaults are the paper's."""
+    named = "flags of recipes/NAME.args, which other flags override"
+    group.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help=named)
     group.add_argument("--max_iter", type=number(int, 1), default=60000, metavar="N", help="training iterations")
     group.add_argument("--batch_size", type=number(int, 1), default=1, metavar="N", help="cases per batch and device")
     group.add_argument("--crop_sample", type=number(int, 1), default=2, metavar="N", help="random crops per case")
     side, size = number(int, 1), "size of crops and windows, voxels (R-L, A-P, I-S)"
-    group.add_argument("--roi_size", nargs=3, type=side, default=[96, 96, 96], metavar=("D", "H", "W"), help=size)
+    default = " ".join(map(str, DEFAULT_ROI_SIZE))
+    size = f"{size} (default: {default}, or what --pretrained_weights needs)"
+    group.add_argument("--roi_size", nargs=3, type=side, metavar=("D", "H", "W"), help=size)
     group.add_argument("--optim", default="AdamW", choices=("AdamW", "Adam", "SGD"), help="optimiser")
     group.add_argument("--lr", type=positive, default=1e-4, metavar="RATE", help="peak learning rate")
     factor = "the masks learn at this factor times the learning rate"
@@ -29,3 +36,12 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of what the paper's recipe lacks; by default all of it is off."""
+    frozen = "with --pretrain True: keep the encoder as it is for the first N iterations"
+    group.add_argument("--freeze_encoder", type=number(int, 0), default=0, metavar="N", help=frozen)
+    decay = "with --pretrain True: the encoder's last stage learns at --lr times FACTOR, the one before at FACTOR^2"
+    group.add_argument("--layer_decay", type=fraction, default=1.0, metavar="FACTOR", help=decay)
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file with the flags of a recipe of ``RECIPES``."""
+    return Path(__file__).parents[2] / "recipes" / f"{name}.args"

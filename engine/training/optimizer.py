@@ -1,6 +1,7 @@
 """Optimisers and the learning-rate schedule."""
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.runtime.errors import InputError
+from engine.training.finetuning import decay_by_stage
 from networks.Rep3D import LRBM
 from networks.RepOptimizer import csla_block, scale_updates
 
@@ -40,7 +42,13 @@ class LearningRateSchedule:
 
 
 def make_optimizer(
-    name: str, network: nn.Module, lr: float, weight_decay: float, mask_lr_factor: float = 1.0
+    name: str,
+    network: nn.Module,
+    lr: float,
+    weight_decay: float,
+    mask_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
+    anew: Collection[str] = (),
 ) -> Optimizer:
     """Build the optimiser ``name`` of ``--optim`` for the trainable parameters.
 
@@ -54,11 +62,14 @@ def make_optimizer(
         lr: learning rate.
         weight_decay: weight decay; AdamW's is decoupled from the gradient.
         mask_lr_factor: factor of the learning rate of the masks' parameters (``LRBM``).
+        layer_decay: factor of the learning rate from a stage of the encoder to the one before it.
+        anew: names of parameters that ``layer_decay`` leaves out.
     Raises:
         InputError: the network needs scaled updates, which this optimiser does not support; a ``mask_lr_factor``
-            without masks to train.
+            without masks to train; a ``layer_decay`` for a network that names no stages.
     """
-    groups = group_by_rate(network, mask_lr_factor)
+    by_stage = decay_by_stage(network, layer_decay, anew) if layer_decay != 1 else {}
+    groups = group_by_rate(network, mask_lr_factor, by_stage)
     common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "SGD":
         optimizer: Optimizer = SGD(groups, momentum=0.99, nesterov=True, **common)
@@ -76,9 +87,13 @@ def make_optimizer(
     return optimizer
 
 
-def group_by_rate(network: nn.Module, mask_lr_factor: float) -> list[dict[str, Any]]:
+def group_by_rate(network: nn.Module, mask_lr_factor: float, by_stage: Mapping[Tensor, float]) -> list[dict[str, Any]]:
     """Group the trainable parameters by the factor of their learning rate, for an optimiser.
 
+    Args:
+        network: the network.
+        mask_lr_factor: factor of the masks' parameters.
+        by_stage: factors of some parameters, by which others are multiplied.
     Raises:
         InputError: a factor for masks, and none that is trained.
     """
@@ -92,7 +107,8 @@ def group_by_rate(network: nn.Module, mask_lr_factor: float) -> list[dict[str, A
     groups: dict[float, list[Tensor]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:
-            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+            factor = factors.get(parameter, 1.0) * by_stage.get(parameter, 1.0)
+            groups.setdefault(factor, []).append(parameter)
     return [{"params": parameters, "rate_factor": factor} for factor, parameters in groups.items()]
 
 

@@ -2,12 +2,13 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from engine.data.datasets import DatasetDescription
 from engine.data.splits import TRAINING, VALIDATION, Split
@@ -16,7 +17,9 @@ from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_de
 from engine.runtime.distributed import process_count, synchronise_batch_norm
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
+from engine.training.finetuning import FreezableEncoder
 from engine.training.optimizer import make_optimizer, match_memory_layout
+from engine.training.start import StartWeights
 from engine.training.step import Learner
 from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint, split_of
 from engine.weights.load_weights import load_weights
@@ -26,12 +29,15 @@ from networks.base import SegmentationNetwork
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
     *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
+    *("freeze_encoder", "layer_decay"),
     *("overlap", "val_cases"),  # with others, the Dice of the best evaluation could not be compared
 )
 NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
     "val_cases": None,
+    "freeze_encoder": 0,
+    "layer_decay": 1.0,
 }  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 
@@ -112,15 +118,41 @@ class TrainingState(Learner):
         if flags["sync_batchnorm"]:
             synchronise_batch_norm(network)
         precision = choose_precision(flags["amp"], device, config.roi_size, network.input_sizes)
-        rates = flags["lr"], flags["weight_decay"], flags["mask_lr_factor"]
-        optimizer = make_optimizer(flags["optim"], network, *rates)
-        super().__init__(network, optimizer, precision, flags["compile"])
+        self.anew: frozenset[str] = frozenset()  # names of parameters that start otherwise than in a file
+        super().__init__(network, self._make_optimizer(network), precision, flags["compile"])
+        self.encoder = FreezableEncoder(network) if flags["freeze_encoder"] else None
         self.progress = Progress()
+
+    def _make_optimizer(self, network: SegmentationNetwork) -> Optimizer:
+        rates = {name: self.flags[name] for name in ("lr", "weight_decay", "mask_lr_factor", "layer_decay")}
+        return make_optimizer(self.flags["optim"], network, **rates, anew=self.anew)
 
     @property
     def iteration(self) -> int:
         """Number of iterations done."""
         return self.progress.iteration
+
+    def start_from(self, weights: StartWeights) -> None:
+        """Load the weights of ``--pretrained_weights``; what they do not fill learns at the full rate.
+
+        Raises:
+            InputError: they do not fit, or they leave something in an encoder that is to be frozen.
+        """
+        anew = weights.load_into(self.network).anew
+        if self.encoder is not None:
+            self.encoder.check_filled(anew)
+        self._set_anew(anew)
+
+    def _set_anew(self, names: Iterable[str]) -> None:
+        """Give the full rate to the parameters of these names; the optimiser starts without moments."""
+        self.anew = frozenset(names)
+        if self.flags["layer_decay"] != 1:
+            self.optimizer = self._make_optimizer(self.network)
+
+    def begin_step(self) -> None:
+        """Freeze the encoder for the first ``--freeze_encoder`` iterations and thaw it then; call it before a step."""
+        if self.encoder is not None and self.encoder.set_frozen(self.iteration < self.flags["freeze_encoder"]):
+            self.wrap()
 
     def save(self, folder: Path) -> None:
         """Write everything that ``restore`` needs; the previous checkpoint is kept as ``PREVIOUS``."""
@@ -134,6 +166,7 @@ class TrainingState(Learner):
                 "args": self.flags,
                 "processes": process_count(),
                 "precision": str(self.precision),
+                "anew": sorted(self.anew),
             },
             keep=folder / PREVIOUS,
         )
@@ -185,6 +218,7 @@ class TrainingState(Learner):
         try:
             self._check_same_run(content, path)
             load_weights(self.network, content, f"{flag}: {path}", strict=True)
+            self._set_anew(content.get("anew", ()))
             self.optimizer.load_state_dict(content["optimizer"])
             match_memory_layout(self.optimizer)
             self.scaler.load_state_dict(content["scaler"])

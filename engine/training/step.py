@@ -32,11 +32,16 @@ class Learner:
     ) -> None:
         self.network, self.optimizer, self.precision = network, optimizer, precision
         self.device = next(network.parameters()).device
-        forward = parallelise(network)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compiled else forward
+        self.compiled = compiled
+        self.wrap()
         self.autocast = make_autocast(self.device, precision)
         # Scales only in fp16, where gradients may underflow.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+
+    def wrap(self) -> None:
+        """Build ``forward``, again whenever other parameters require gradients: in all processes at the same time."""
+        forward = parallelise(self.network)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(forward) if self.compiled else forward
 
 
 @dataclass(frozen=True)

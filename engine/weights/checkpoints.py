@@ -1,6 +1,7 @@
 """Checkpoints: plain dictionaries of tensors and plain values, the weights under "model". Reads safetensors, too."""
 
 import errno
+import json
 import operator
 import os
 import pickle
@@ -17,11 +18,11 @@ from torch.serialization import safe_globals
 
 from engine.data.datasets import DatasetDescription
 from engine.data.splits import TRAINING
-from engine.runtime.arguments import NETWORK_FLAGS
+from engine.runtime.arguments import DEFAULT_NETWORK, DEFAULT_ROI_SIZE, NETWORK_FLAGS
 from engine.runtime.distributed import barrier, gather, process_rank
 from engine.runtime.errors import InputError, is_out_of_memory
 from engine.runtime.files import DAMAGED, LAST, PREVIOUS, write_whole
-from networks import build_network
+from networks import NETWORKS, build_network
 from networks.base import SegmentationNetwork
 from networks.pretrained import WEIGHTS, read_weights
 
@@ -61,7 +62,7 @@ class NetworkConfig:
     ) -> Self:
         """Create the configuration of a network for a dataset; by default of ``REP3D`` and crops of 96^3."""
         sizes = len(description.channels), len(description.classes)
-        return cls(network or "REP3D", *sizes, tuple(roi_size or (96, 96, 96)), overrides)
+        return cls(network or DEFAULT_NETWORK, *sizes, tuple(roi_size or DEFAULT_ROI_SIZE), overrides)
 
     def build(self, deploy: bool = False, source: str | None = None) -> SegmentationNetwork:
         """Build the network, randomly initialised.
@@ -214,19 +215,37 @@ def config_of(content: dict[str, Any], path: Path, flag: str) -> tuple[NetworkCo
     if "config" not in content:
         return None
     try:
-        config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
-        overrides = dict(**config.overrides)  # a TypeError unless all keys are names
-        config = replace(config, overrides=complete_overrides(overrides, content))
-        if not isinstance(config.network, str):
-            raise TypeError(config.network)
-        for number in (config.in_chans, config.out_chans, *config.roi_size):
-            operator.index(number)  # a TypeError unless it is an integer
+        config = _read_config(content)
+        config = replace(config, overrides=complete_overrides(config.overrides, content))
         description = DatasetDescription.from_json(content["description"], str(path))
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{flag}: {path} does not describe its network and its dataset, expected a checkpoint of main_train"
         ) from error
     return config, description
+
+
+def network_of(content: dict[str, Any]) -> NetworkConfig | None:
+    """Return the network configuration of a checkpoint; None if it has none, or one of another program.
+
+    It is that of a new network: defaults that have changed since the checkpoint was written are today's.
+    """
+    try:
+        config = _read_config(content)
+    except (KeyError, TypeError):
+        return None
+    return config if config.network in NETWORKS else None
+
+
+def _read_config(content: dict[str, Any]) -> NetworkConfig:
+    """Read the network configuration of a checkpoint; KeyError or TypeError if it is not of main_train."""
+    config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})
+    json.dumps(dict(**config.overrides))  # a TypeError unless all keys are names and all values plain
+    if not isinstance(config.network, str):
+        raise TypeError(config.network)
+    for number in (config.in_chans, config.out_chans, *config.roi_size):
+        operator.index(number)  # a TypeError unless it is an integer
+    return config
 
 
 def split_of(content: dict[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,19 @@ class LoadReport:
         skipped: names of tensors in the file that were not loaded.
         missing: names of the network's tensors that were expected in the file and keep their initial values.
         changes: changes made to the file's weights, one phrase each.
+        adapted: names of the network's tensors that are for another number of channels in the file.
     """
 
     loaded: int
     skipped: tuple[str, ...]
     missing: tuple[str, ...]
     changes: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
+
+    @property
+    def anew(self) -> frozenset[str]:
+        """Names of the network's tensors that the file has not filled as they are."""
+        return frozenset((*self.missing, *self.adapted))
 
     def __str__(self) -> str:
         def listed(names: tuple[str, ...]) -> str:
@@ -67,18 +74,22 @@ def load_weights(
     wanted = {key: value for key, value in weights.items() if not key.startswith(network.ignored_prefixes)}
     folded: set[str] = set()
     changes: list[str] = []
+    adapted: list[str] = []
     try:
         if not strict:
             _check_match(network, wanted, source)
             folded = _fold_other_masks(network, wanted, changes)
-            wanted = _fit_shapes(network, wanted, changes)
+            fitted = _fit_shapes(network, wanted, changes)
+            adapted = sorted(key for key, value in fitted.items() if value is not wanted[key])
+            wanted = fitted
         unused = {key: value for key, value in own.items() if key.startswith(network.unused_prefixes)}
         result = network.load_state_dict({**unused, **wanted}, strict=strict)
     except RuntimeError as error:
         raise InputError(f"{source} does not fit the network: {_describe(network, weights)}") from error
     skipped = (weights.keys() - wanted.keys() - folded) | set(result.unexpected_keys)
     loaded = (own.keys() & wanted.keys()) - set(result.unexpected_keys)
-    return LoadReport(len(loaded), tuple(sorted(skipped)), tuple(sorted(result.missing_keys)), tuple(changes))
+    missing = tuple(sorted(result.missing_keys))
+    return LoadReport(len(loaded), tuple(sorted(skipped)), missing, tuple(changes), tuple(adapted))
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:

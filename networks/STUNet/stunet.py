@@ -86,6 +86,7 @@ class STUNet(SegmentationNetwork):
 
     stem_prefixes = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")
     head_prefixes = ("seg_outputs.",)
+    encoder_prefixes = tuple((f"conv_blocks_context.{stage}.",) for stage in range(6))
 
     def __init__(
         self,

@@ -187,6 +187,12 @@ class TransBTS(SegmentationNetwork):
     # The unused linear_encoding has 8 * base_channels columns for each input channel.
     stem_prefixes = ("Unet.InitConv.conv.weight", "linear_encoding.weight")
     head_prefixes = ("endconv.",)
+    encoder_prefixes = (
+        ("Unet.InitConv.",),
+        ("Unet.EnBlock1.",),
+        *((f"Unet.EnDown{level - 1}.", f"Unet.EnBlock{level}_") for level in range(2, 5)),
+        ("bn.", "conv_x.", "position_", "transformer."),
+    )
     # The official network has but does not use a linear map instead of conv_x, and a norm after the transformer.
     unused_prefixes = ("linear_encoding.", "pre_head_ln.")
 

@@ -42,6 +42,13 @@ class UNesT(SegmentationNetwork):
 
     stem_prefixes = ("nestViT.patch_embed.proj.weight", *ENCODER1_STEM)
     head_prefixes = ("out.",)
+    encoder_prefixes = (
+        ("nestViT.patch_embed.",),
+        ("nestViT.levels.0.",),
+        ("nestViT.levels.1.",),
+        ("nestViT.levels.2.", "nestViT.norm."),
+        ("encoder10.",),  # one more halving; in SwinUNETR the block of this name keeps the grid
+    )
 
     def __init__(
         self,

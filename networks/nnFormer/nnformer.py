@@ -172,6 +172,10 @@ class nnFormer(SegmentationNetwork):
 
     stem_prefixes = ("model_down.patch_embed.proj1.conv1.weight",)
     head_prefixes = ("final.",)
+    encoder_prefixes = (
+        ("model_down.patch_embed.",),
+        *((f"model_down.layers.{stage}.", f"model_down.norm{stage}.") for stage in range(4)),
+    )
     ignored_prefixes = ("final.1.", "final.2.")  # the coarser heads, for deep supervision
 
     def __init__(
