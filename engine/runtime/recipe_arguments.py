@@ -1,8 +1,12 @@
 """Flags of the training recipe: the paper's, and what users may add to it."""
 
 import argparse
+from typing import Any
 
-from engine.runtime.arguments import number, positive
+from engine.runtime.arguments import AXES, Axes, number, positive
+
+# The flags of crops and augmentation that the paper's recipe lacks, and the values with which they change nothing.
+SAMPLING = {"crop_balance": "voxels", "foreground_share": 0.5, "augmentation": "paper", "mirror": None}
 
 
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
@@ -29,3 +33,21 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of what the paper's recipe lacks; by default all of it is off."""
+    _add_sampling_arguments(group)
+
+
+def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
+    centre = "crops on foreground are centred on any of its voxels, or on one of a class that is drawn first"
+    group.add_argument("--crop_balance", choices=("voxels", "classes"), help=centre)
+    share = "share of the crops that are centred on foreground"
+    group.add_argument("--foreground_share", type=number(float, 0, 1), metavar="SHARE", help=share)
+    transforms = "random transforms of crops: the paper's, or more and stronger ones, as nnU-Net's"
+    group.add_argument("--augmentation", choices=("paper", "strong"), help=transforms)
+    mirroring = "mirror crops at random along these axes (all without a name): RL, AP, IS"
+    group.add_argument("--mirror", nargs="*", action=Axes, choices=AXES, metavar="AXIS", help=mirroring)
+    group.set_defaults(**SAMPLING)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the values of the flags in ``SAMPLING``; notebooks may lack any of them."""
+    return {name: getattr(args, name, default) for name, default in SAMPLING.items()}
