@@ -32,7 +32,7 @@ from engine.data.split_file import find_split
 from engine.data.strong_augmentation import strong_augmentation
 from engine.prediction.post_transforms import InOrder, InvertToLabelsd, KeepLargestd, SaveLabelsd, SaveProbabilitiesd
 from engine.runtime.arguments import AXES
-from engine.runtime.recipe_arguments import sampling_options
+from engine.runtime.recipe_arguments import AUGMENTATIONS, CROP_BALANCES, sampling_options
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
@@ -78,7 +78,12 @@ def training_pipelines(
     Returns: the training pipeline, whose output is a list of ``crop_sample`` dictionaries with image
         (channels, *roi_size) and label (1, *roi_size), and the validation pipeline, whose output is one dictionary with
         the whole volume.
+    Raises:
+        ValueError: ``crop_balance``, ``augmentation`` or ``mirror`` is none of these.
     """
+    for found, expected in ((crop_balance, CROP_BALANCES), (augmentation, AUGMENTATIONS)):
+        if found not in expected:
+            raise ValueError(f"found {found!r}, expected {' or '.join(expected)}")
     keys = ["image", "label"]
     # Background crops are centred on voxels above 0, which is a window's lower end but the mean of a z-score.
     image_key = None if None in description.windows else "image"

@@ -215,9 +215,8 @@ def train(
             state.save(output)  # so that --resume works from the first moment on
         stop.raise_if_requested()
 
-    sampling = sampling_options(args)
     training_transforms, validation_transforms = training_pipelines(
-        state.description, args.roi_size, args.crop_sample, **sampling
+        state.description, args.roi_size, args.crop_sample, **sampling_options(args)
     )
     cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
     training_set = cached_dataset(training_cases, training_transforms, **cache)

@@ -165,6 +165,12 @@ def test_notebooks_without_the_newer_flags_have_the_recipe_of_the_paper(boxes):
     assert [step.flipper.spatial_axis for step in beyond.transforms if isinstance(step, RandFlipd)] == [0, 2]
 
 
+@pytest.mark.parametrize("wrong", [{"crop_balance": "class"}, {"augmentation": "Strong"}, {"mirror": ["LR"]}])
+def test_unknown_options_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected voxels or classes|expected paper or strong|not in tuple"):
+        training_pipelines(describe(), (16, 16, 16), 2, **wrong)
+
+
 def test_mirroring_flips_image_and_label_along_its_axis(boxes):
     description = find_description(str(boxes / "boxes.json"))
     (case, *_), _ = find_training_cases(boxes, description)

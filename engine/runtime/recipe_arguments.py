@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.runtime.arguments import AXES, Axes, number, positive
 
+CROP_BALANCES, AUGMENTATIONS = ("voxels", "classes"), ("paper", "strong")
 # The flags of crops and augmentation that the paper's recipe lacks, and the values with which they change nothing.
 SAMPLING = {"crop_balance": "voxels", "foreground_share": 0.5, "augmentation": "paper", "mirror": None}
 
@@ -38,11 +39,11 @@ def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
     centre = "crops on foreground are centred on any of its voxels, or on one of a class that is drawn first"
-    group.add_argument("--crop_balance", choices=("voxels", "classes"), help=centre)
+    group.add_argument("--crop_balance", choices=CROP_BALANCES, help=centre)
     share = "share of the crops that are centred on foreground"
     group.add_argument("--foreground_share", type=number(float, 0, 1), metavar="SHARE", help=share)
     transforms = "random transforms of crops: the paper's, or more and stronger ones, as nnU-Net's"
-    group.add_argument("--augmentation", choices=("paper", "strong"), help=transforms)
+    group.add_argument("--augmentation", choices=AUGMENTATIONS, help=transforms)
     mirroring = "mirror crops at random along these axes (all without a name): RL, AP, IS"
     group.add_argument("--mirror", nargs="*", action=Axes, choices=AXES, metavar="AXIS", help=mirroring)
     group.set_defaults(**SAMPLING)
