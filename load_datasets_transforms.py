@@ -1,6 +1,7 @@
 """From a dataset folder to batches: cases paired by id, and the MONAI transform pipelines.
 
-Spacings, intensity windows, crops and augmentations are those of the paper's data preparation and training sections.
+Spacings, intensity windows, crops and augmentations are those of the paper's data preparation and training sections,
+unless a flag beyond its recipe asks for others.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from monai.transforms import (
     CropForegroundd,
     EnsureTyped,
     Orientationd,
+    RandFlipd,
     RandShiftIntensityd,
     Spacingd,
     Transform,
@@ -22,12 +24,15 @@ from monai.transforms import (
 
 from engine.data.augmentation import RandRotateScaled
 from engine.data.cases import Case, find_training_cases
-from engine.data.crops import CountCandidatesd, PadToSized, RandCropByCountsd
+from engine.data.crops import CountCandidatesd, CountClassesd, PadToSized, RandCropByClassesd, RandCropByCountsd
 from engine.data.datasets import DatasetDescription, find_description
 from engine.data.intensity import AboveMinimum, ScaleChannelsd
 from engine.data.load_volume import LoadVolumed, Pipeline
 from engine.data.split_file import find_split
+from engine.data.strong_augmentation import strong_augmentation
 from engine.prediction.post_transforms import InOrder, InvertToLabelsd, KeepLargestd, SaveLabelsd, SaveProbabilitiesd
+from engine.runtime.arguments import AXES
+from engine.runtime.recipe_arguments import AUGMENTATIONS, CROP_BALANCES, sampling_options
 
 
 def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
@@ -40,8 +45,11 @@ def data_loader(args: argparse.Namespace) -> tuple[list[Case], list[Case]]:
 
 
 def data_transforms(args: argparse.Namespace) -> tuple[Pipeline, Pipeline]:
-    """Build the training and validation pipelines from ``args.dataset``, ``args.roi_size`` and ``args.crop_sample``."""
-    return training_pipelines(_description(args), args.roi_size, args.crop_sample)
+    """Build the training and validation pipelines from ``args.dataset``, ``args.roi_size`` and ``args.crop_sample``.
+
+    The flags of crops and augmentation beyond the paper's recipe are optional.
+    """
+    return training_pipelines(_description(args), args.roi_size, args.crop_sample, **sampling_options(args))
 
 
 def _description(args: argparse.Namespace) -> DatasetDescription:
@@ -49,7 +57,13 @@ def _description(args: argparse.Namespace) -> DatasetDescription:
 
 
 def training_pipelines(
-    description: DatasetDescription, roi_size: Sequence[int], crop_sample: int
+    description: DatasetDescription,
+    roi_size: Sequence[int],
+    crop_sample: int,
+    crop_balance: str = "voxels",
+    foreground_share: float = 0.5,
+    augmentation: str = "paper",
+    mirror: Sequence[str] | None = None,
 ) -> tuple[Pipeline, Pipeline]:
     """Build the pipelines of training and validation cases; both begin with the transforms of ``test_pipeline``.
 
@@ -57,23 +71,41 @@ def training_pipelines(
         description: the dataset's description.
         roi_size: (D, H, W) of a crop, voxels.
         crop_sample: crops per case.
+        crop_balance: "voxels" or "classes", among which the centres of crops on foreground are uniform.
+        foreground_share: probability that a crop is centred on foreground.
+        augmentation: "paper" or "strong".
+        mirror: names of ``AXES`` along which a crop is mirrored, each with probability 0.5.
     Returns: the training pipeline, whose output is a list of ``crop_sample`` dictionaries with image
         (channels, *roi_size) and label (1, *roi_size), and the validation pipeline, whose output is one dictionary with
         the whole volume.
+    Raises:
+        ValueError: ``crop_balance``, ``augmentation`` or ``mirror`` is none of these.
     """
+    for found, expected in ((crop_balance, CROP_BALANCES), (augmentation, AUGMENTATIONS)):
+        if found not in expected:
+            raise ValueError(f"found {found!r}, expected {' or '.join(expected)}")
     keys = ["image", "label"]
     # Background crops are centred on voxels above 0, which is a window's lower end but the mean of a z-score.
     image_key = None if None in description.windows else "image"
     deterministic = _deterministic(keys, description)
-    augmentation: list[Transform] = [
-        RandCropByCountsd(keys, roi_size, crop_sample, image_key),
-        RandShiftIntensityd("image", offsets=0.10, prob=0.5),
-        RandRotateScaled(keys, angle=math.pi / 30, scale=0.1),
+    balanced = crop_balance == "classes"
+    count = CountClassesd(image_key, len(description.classes)) if balanced else CountCandidatesd(image_key)
+    crop = RandCropByClassesd if balanced else RandCropByCountsd
+    random: list[Transform] = [
+        crop(keys, roi_size, crop_sample, image_key, foreground_share),
+        *(strong_augmentation(keys) if augmentation == "strong" else _paper_augmentation(keys)),
+        *(RandFlipd(keys, prob=0.5, spatial_axis=AXES.index(axis)) for axis in mirror or ()),
         EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
     ]
     # The transforms up to the first random one are cached (--cache_dir, --cache_rate).
-    cached = [*deterministic, PadToSized(keys, roi_size), CountCandidatesd(image_key)]
-    return Pipeline([*cached, *augmentation]), Pipeline(deterministic)
+    return Pipeline([*deterministic, PadToSized(keys, roi_size), count, *random]), Pipeline(deterministic)
+
+
+def _paper_augmentation(keys: list[str]) -> list[Transform]:
+    return [
+        RandShiftIntensityd("image", offsets=0.10, prob=0.5),
+        RandRotateScaled(keys, angle=math.pi / 30, scale=0.1),
+    ]
 
 
 def test_pipeline(description: DatasetDescription) -> Pipeline:

@@ -141,9 +141,11 @@ def prepare(
     from engine.data.datasets import find_description
     from engine.data.split_file import find_split
     from engine.data.splits import Split
+    from engine.prediction.ensemble import name_sided_classes
     from engine.runtime.devices import amp_name
     from engine.runtime.errors import InputError
     from engine.runtime.files import LAST, PREVIOUS, make_output_folder
+    from engine.runtime.wording import list_some
     from engine.training.services import check_services
     from engine.training.start import read_start
     from engine.training.state import TrainingState
@@ -176,6 +178,8 @@ def prepare(
     splits = {"training": training_cases, "validation": validation_cases}
     for note in description.notes:
         print(note)
+    if "RL" in (args.mirror or ()) and (sided := name_sided_classes(description.classes)):
+        print(f"warning: --mirror: RL exchanges left and right, which leaves {list_some(sided)} without a side")
     check_cases(splits, description, args.num_workers, args.full_check, stop.raise_if_requested)
     stop.raise_if_requested()  # nothing is written yet
     parameters = sum(parameter.numel() for parameter in state.network.parameters())
@@ -205,6 +209,7 @@ def train(
     from engine.prediction.sliding_window import SlidingWindow
     from engine.runtime.distributed import AnyProcess, barrier, process_rank, shard
     from engine.runtime.files import ARGUMENTS, BEST, VERSIONS, write_text
+    from engine.runtime.recipe_arguments import sampling_options
     from engine.runtime.versions import software_versions
     from engine.training.log import NoLog, StepMonitor
     from engine.training.loss import make_loss
@@ -223,7 +228,9 @@ def train(
         state.save(output)  # so that --resume works from the first moment on
         stop.raise_if_requested()
 
-    training_transforms, validation_transforms = training_pipelines(state.description, args.roi_size, args.crop_sample)
+    training_transforms, validation_transforms = training_pipelines(
+        state.description, args.roi_size, args.crop_sample, **sampling_options(args)
+    )
     cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
     poll = stop.raise_if_requested
     training_set = cached_dataset(training_cases, training_transforms, **cache, poll=poll)

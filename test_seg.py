@@ -24,6 +24,7 @@ from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
     AXES,
     NETWORK_FLAGS,
+    Axes,
     add_device_arguments,
     add_fix_affine_argument,
     add_network_arguments,
@@ -87,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     weighting = "weight of the voxels of a window: equal, or falling off from its centre"
     window.add_argument("--window", default="constant", choices=("constant", "gaussian"), help=weighting)
     mirroring = "average over windows mirrored along these axes (all without a name): RL, AP, IS"
-    window.add_argument("--mirror", nargs="*", choices=AXES, metavar="AXIS", help=mirroring)
+    window.add_argument("--mirror", nargs="*", action=Axes, choices=AXES, metavar="AXIS", help=mirroring)
 
     result = parser.add_argument_group("result")
     largest = "keep only the largest connected component of these classes or regions"
@@ -101,10 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
 
     add_device_arguments(parser.add_argument_group("execution"))
-    args = parser.parse_args(argv)
-    if args.mirror is not None:
-        args.mirror = [axis for axis in AXES if axis in (args.mirror or AXES)]
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,17 +1,21 @@
 """Transform pipelines: crops, intensities, spacing and augmentation."""
 
+import argparse
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from conftest import DESCRIPTION, write_nifti
-from monai.transforms import Compose, RandAffined, RandCropByPosNegLabeld, RandShiftIntensityd
+from monai.transforms import Compose, RandAffined, RandCropByPosNegLabeld, RandFlipd, RandShiftIntensityd
 
 import main_train
 from engine.data.augmentation import RandIsotropicAffineGrid
+from engine.data.cache import cached_dataset
 from engine.data.cases import find_training_cases, make_case
 from engine.data.crops import CountCandidatesd, PadToSized
 from engine.data.datasets import DATASETS, DatasetDescription, find_description
+from engine.data.loading import training_loader
 from load_datasets_transforms import (
     AboveMinimum,
     data_loader,
@@ -132,6 +136,53 @@ def test_augmentation_is_that_of_the_paper():
     assert 0.9 <= min(scales) < 0.91
     assert 1.09 < max(scales) <= 1.1
     assert 0.9 * np.pi / 30 < max(np.abs(angles)) <= np.pi / 30
+
+
+BEYOND = {"crop_balance": "classes", "foreground_share": 0.7, "augmentation": "strong", "mirror": ["RL", "IS"]}
+
+
+def test_a_later_start_sees_the_same_batches_of_strongly_augmented_crops(boxes):
+    description = find_description(str(boxes / "boxes.json"))
+    training, _ = training_pipelines(description, (16, 16, 16), crop_sample=2, **BEYOND)
+    cases, _ = find_training_cases(boxes, description)
+    dataset = cached_dataset(cases, training, None, 1.0, num_workers=0)
+
+    def batches(start, num_workers):
+        return [batch["image"] for batch in training_loader(dataset, 1, 5, start, 8, num_workers)]
+
+    whole, later = batches(0, num_workers=0), batches(4, num_workers=2)
+    assert len(whole) == 8
+    assert all(map(torch.equal, whole[4:], later))
+
+
+def test_notebooks_without_the_newer_flags_have_the_recipe_of_the_paper(boxes):
+    args = argparse.Namespace(root=boxes, dataset=str(boxes / "boxes.json"), roi_size=[16, 16, 16], crop_sample=2)
+    training, _ = data_transforms(args)
+    plain, _ = training_pipelines(find_description(args.dataset), args.roi_size, args.crop_sample)
+    assert [type(step) for step in training.transforms] == [type(step) for step in plain.transforms]
+    beyond, _ = data_transforms(argparse.Namespace(**vars(args), **BEYOND))
+    assert not {RandShiftIntensityd, CountCandidatesd} & {type(step) for step in beyond.transforms}
+    assert [step.flipper.spatial_axis for step in beyond.transforms if isinstance(step, RandFlipd)] == [0, 2]
+
+
+@pytest.mark.parametrize("wrong", [{"crop_balance": "class"}, {"augmentation": "Strong"}, {"mirror": ["LR"]}])
+def test_unknown_options_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected voxels or classes|expected paper or strong|not in tuple"):
+        training_pipelines(describe(), (16, 16, 16), 2, **wrong)
+
+
+def test_mirroring_flips_image_and_label_along_its_axis(boxes):
+    description = find_description(str(boxes / "boxes.json"))
+    (case, *_), _ = find_training_cases(boxes, description)
+    made = []
+    for mirror in (None, ["AP"]):
+        training, _ = training_pipelines(description, (16, 16, 16), crop_sample=8, mirror=mirror)
+        training.set_random_state(0)
+        made.append([torch.cat((crop["image"], crop["label"])) for crop in training(dict(case))])
+    flipped = [torch.equal(crop, plain.flip(2)) for plain, crop in zip(*made, strict=True)]
+    same = [torch.equal(crop, plain) for plain, crop in zip(*made, strict=True)]
+    assert sum(flipped) + sum(same) == 8
+    assert 0 < sum(flipped) < 8
 
 
 def test_training_and_validation_share_the_deterministic_part(boxes):

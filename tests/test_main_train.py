@@ -24,3 +24,10 @@ def test_an_empty_cache_dir_is_none(box_template, tmp_path, train, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train(*train_arguments(box_template, tmp_path / "run", "--max_iter", "1", "--cache_dir", ""))[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_strong_augmentation_trains_and_mirrored_sides_are_warned_of(box_template, tmp_path, train):
+    beyond = ("--augmentation", "strong", "--crop_balance", "classes", "--foreground_share", "0.9", "--mirror", "RL")
+    status, out, _ = train(*train_arguments(box_template, tmp_path / "run", "--max_iter", "1", *beyond))
+    assert status == 0
+    assert "warning: --mirror: RL exchanges left and right, which leaves left, right without a side" in out

@@ -65,11 +65,11 @@ def source_coordinates(matrix: Tensor, shape: Sequence[int]) -> tuple[Tensor, Te
     first, second, third = (torch.arange(side, dtype=matrix.dtype) - (side - 1) / 2 for side in shape)
     centred = torch.stack(torch.meshgrid(first, second, indexing="ij"))
     turned = torch.tensordot(matrix[:2, :2], centred, dims=1)
-    plane = torch.stack([_reflect(along, side) for along, side in zip(turned, shape[:2], strict=True)])
-    return plane, _reflect(matrix[2, 2] * third, shape[2])
+    plane = torch.stack([reflect(along, side) for along, side in zip(turned, shape[:2], strict=True)])
+    return plane, reflect(matrix[2, 2] * third, shape[2])
 
 
-def _reflect(centred: Tensor, side: int) -> Tensor:
+def reflect(centred: Tensor, side: int) -> Tensor:
     """Convert coordinates relative to the middle of ``side`` voxels to indices, reflected at the outer faces."""
     from_face = (centred + side / 2).abs() % (2 * side)
     return (torch.minimum(from_face, 2 * side - from_face) - 0.5).clamp(0, side - 1)

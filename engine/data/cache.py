@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from engine.data.cases import Case, case_files, image_files
 from engine.data.cases_in_memory import CasesInMemory
-from engine.data.crops import PadToSized
+from engine.data.crops import CountClassesd, PadToSized
 from engine.data.digests import digest_cases
 from engine.data.fingerprint import fingerprint, library_versions
 from engine.data.header_checks import Grid
@@ -197,7 +197,7 @@ def first_random(transform: Compose) -> int | None:
 
 
 def largest_bytes(shape: Sequence[int], channels: int, transform: Compose) -> int:
-    """Compute the bytes of an entry if no voxel is cropped away: float32 images, a uint8 label, int64 counts per row.
+    """Compute the bytes of an entry if no voxel is cropped away: float32 images, a uint8 label, int64 counts.
 
     Args:
         shape: (D, H, W) of the resampled volume.
@@ -208,7 +208,9 @@ def largest_bytes(shape: Sequence[int], channels: int, transform: Compose) -> in
         if isinstance(step, PadToSized):
             shape = tuple(map(max, shape, step.size))
     depth, height, width = shape
-    return depth * height * (width * (4 * channels + 1) + 2 * 8)
+    classes = [step.classes - 1 for step in transform.transforms if isinstance(step, CountClassesd)]
+    counts = height + (classes[0] if classes else height)  # of each plane: background, foreground
+    return depth * (height * width * (4 * channels + 1) + 8 * counts)
 
 
 def bytes_needed(dataset: CachedCases, numbers: Sequence[int]) -> int:

@@ -89,6 +89,13 @@ class NetworkArguments(argparse.Action):
         setattr(namespace, self.dest, arguments)
 
 
+class Axes(argparse.Action):
+    """Collect names of ``AXES``, in their order and each once; no name means all of them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, words: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, [axis for axis in AXES if axis in (words or AXES)])
+
+
 def _parse_value(text: str) -> Any:
     constants = {"true": True, "false": False, "none": None}
     if text.lower() in constants:

@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from engine.runtime.arguments import DEFAULT_ROI_SIZE, fraction, number, positive
+from engine.runtime.arguments import AXES, DEFAULT_ROI_SIZE, Axes, fraction, number, positive
 
 RECIPES = ("paper", "best")  # by name; the flags of the first are the defaults
+CROP_BALANCES, AUGMENTATIONS = ("voxels", "classes"), ("paper", "strong")
+# The flags of crops and augmentation that the paper's recipe lacks, and the values with which they change nothing.
+SAMPLING = {"crop_balance": "voxels", "foreground_share": 0.5, "augmentation": "paper", "mirror": None}
 
 
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
@@ -36,6 +40,7 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of what the paper's recipe lacks; by default all of it is off."""
+    _add_sampling_arguments(group)
     frozen = "with --pretrain True: keep the encoder as it is for the first N iterations"
     group.add_argument("--freeze_encoder", type=number(int, 0), default=0, metavar="N", help=frozen)
     decay = "with --pretrain True: the encoder's last stage learns at --lr times FACTOR, the one before at FACTOR^2"
@@ -45,3 +50,20 @@ def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
 def recipe_file(name: str) -> Path:
     """Return the file with the flags of a recipe of ``RECIPES``."""
     return Path(__file__).parents[2] / "recipes" / f"{name}.args"
+
+
+def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
+    centre = "crops on foreground are centred on any of its voxels, or on one of a class that is drawn first"
+    group.add_argument("--crop_balance", choices=CROP_BALANCES, help=centre)
+    share = "share of the crops that are centred on foreground"
+    group.add_argument("--foreground_share", type=number(float, 0, 1), metavar="SHARE", help=share)
+    transforms = "random transforms of crops: the paper's, or more and stronger ones, as nnU-Net's"
+    group.add_argument("--augmentation", choices=AUGMENTATIONS, help=transforms)
+    mirroring = "mirror crops at random along these axes (all without a name): RL, AP, IS"
+    group.add_argument("--mirror", nargs="*", action=Axes, choices=AXES, metavar="AXIS", help=mirroring)
+    group.set_defaults(**SAMPLING)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the values of the flags in ``SAMPLING``; notebooks may lack any of them."""
+    return {name: getattr(args, name, default) for name, default in SAMPLING.items()}

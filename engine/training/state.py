@@ -17,6 +17,7 @@ from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_de
 from engine.runtime.distributed import process_count, synchronise_batch_norm
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
+from engine.runtime.recipe_arguments import SAMPLING
 from engine.training.finetuning import FreezableEncoder
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.start import StartWeights
@@ -31,6 +32,7 @@ MUST_MATCH = (
     *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
     *("freeze_encoder", "layer_decay"),
     *("overlap", "val_cases"),  # with others, the Dice of the best evaluation could not be compared
+    *SAMPLING,
 )
 NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
@@ -38,6 +40,7 @@ NEWER_FLAGS = {
     "val_cases": None,
     "freeze_encoder": 0,
     "layer_decay": 1.0,
+    **SAMPLING,
 }  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 

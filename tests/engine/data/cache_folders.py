@@ -9,9 +9,9 @@ ZSCORE = DatasetDescription.from_json(DESCRIPTION, "test")
 WINDOW = DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60, 200]}}, "test")
 
 
-def pipelines(description=ZSCORE, roi_size=(24, 16, 20)):
+def pipelines(description=ZSCORE, roi_size=(24, 16, 20), **options):
     """Build the pipelines (training, validation); the crop is larger than the boxes along the last axis."""
-    return training_pipelines(description, roi_size, crop_sample=2)
+    return training_pipelines(description, roi_size, crop_sample=2, **options)
 
 
 def entries(folder):

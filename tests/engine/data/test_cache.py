@@ -115,8 +115,8 @@ def test_modifying_a_case_does_not_change_the_cache(cases, tmp_path):
     assert (dataset[0]["label"] != 7).all()
 
 
-def settings_key(description=ZSCORE, roi_size=(24, 16, 20)):
-    return engine.data.cache._make_home(Path(os.environ["TEST_CACHE"]), pipelines(description, roi_size)[0]).name
+def settings_key(*settings, **options):
+    return engine.data.cache._make_home(Path(os.environ["TEST_CACHE"]), pipelines(*settings, **options)[0]).name
 
 
 def test_settings_have_one_key_in_every_process(cases, tmp_path, monkeypatch):
@@ -143,7 +143,10 @@ def test_settings_decide_the_key(tmp_path, monkeypatch):
         settings_key(DatasetDescription.from_json(DESCRIPTION | {"intensity": {"window": [60, 201]}}, "test")),
         settings_key(DatasetDescription.from_json(DESCRIPTION | {"spacing": [1, 1, 1.5]}, "test")),
         settings_key(roi_size=(24, 16, 21)),
+        settings_key(crop_balance="classes"),
     ]
+    random = {"foreground_share": 0.3, "augmentation": "strong", "mirror": ["AP"]}
+    assert settings_key(**random) == described[0]  # what is cached is the same
     monkeypatch.setattr("engine.data.cache.library_versions", lambda: {"monai": "0"})
     assert len({*described, settings_key()}) == len(described) + 1
 
@@ -174,8 +177,8 @@ def test_cases_with_the_same_id_from_two_datasets_coexist(cases, tmp_path):
     assert [path.name.split("-")[0] for path in entries(tmp_path / "cache")] == ["box_0", "box_0", "box_1", "box_2"]
 
 
-@pytest.mark.parametrize("codes", ["RAS", "PIR", "AIL"])
-def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
+@pytest.mark.parametrize(("codes", "balance"), [("RAS", "voxels"), ("PIR", "voxels"), ("AIL", "classes")])
+def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes, balance):
     target = nib.orientations.axcodes2ornt(codes)
     paths = {"image": tmp_path / "image.nii.gz", "label": tmp_path / "label.nii.gz"}
     voxels = np.random.default_rng(0).random((13, 17, 9)).astype(np.float32)
@@ -185,11 +188,14 @@ def test_stated_size_is_that_of_an_uncropped_case(tmp_path, codes):
         turn = nib.orientations.ornt_transform(nib.io_orientation(volume.affine), target)
         nib.save(volume.as_reoriented(turn), path)
     case = make_case("case", *map(str, paths.values()))
-    training, _ = pipelines(DatasetDescription.from_json(DESCRIPTION | {"spacing": [1.1, 1.5, 3]}, "test"))
+    description = DatasetDescription.from_json(DESCRIPTION | {"spacing": [1.1, 1.5, 3]}, "test")
+    training, _ = pipelines(description, crop_balance=balance)
     dataset = open_cache([case], training, tmp_path / "cache", num_workers=0)
     arrays = read_entry(dataset.entries[0])
     assert arrays["image"].shape[3] == 20  # padded
-    assert arrays[FOREGROUND].shape == arrays[BACKGROUND].shape == (np.prod(arrays["image"].shape[1:3]),)
+    depth, height = arrays["image"].shape[1:3]
+    assert arrays[BACKGROUND].shape == (depth * height,)
+    assert arrays[FOREGROUND].shape == ((2, depth) if balance == "classes" else (depth * height,))
     assert bytes_needed(dataset, [0]) == sum(array.nbytes for array in arrays.values())
 
 
@@ -208,14 +214,22 @@ def resident(field):
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's account of resident memory")
-@pytest.mark.parametrize("description", [ZSCORE, WINDOW], ids=["zscore", "window"])
+@pytest.mark.parametrize(
+    ("description", "balance"),
+    [(ZSCORE, "voxels"), (WINDOW, "voxels"), (WINDOW, "classes")],
+    ids=["zscore", "window", "classes"],
+)
 @pytest.mark.filterwarnings("ignore:Num foregrounds")
-def test_a_crop_does_not_read_the_volume(tmp_path, description):
+def test_a_crop_does_not_read_the_volume(tmp_path, description, balance):
     """The volume has a nominal 1.25 GB in sparse files. One voxel is labelled, and none counts as background."""
     shape, labelled = (1, 1000, 500, 500), (0, 600, 3, 5)
     counts = np.zeros(shape[1] * shape[2], np.int64)
     counts[labelled[1] * shape[2] + labelled[2] :] = 1
-    write_entry(tmp_path / "entry", {FOREGROUND: counts, BACKGROUND: np.zeros_like(counts)}, [])
+    background = np.zeros_like(counts)
+    if balance == "classes":
+        counts = np.zeros((2, shape[1]), np.int64)
+        counts[0, labelled[1] :] = 1
+    write_entry(tmp_path / "entry", {FOREGROUND: counts, BACKGROUND: background}, [])
     entry = json.loads((tmp_path / "entry" / "entry.json").read_text())
     for name, kind in {"image": np.float32, "label": np.uint8}.items():
         array = np.lib.format.open_memmap(tmp_path / "entry" / f"{name}.npy", "w+", kind, shape)
@@ -225,7 +239,8 @@ def test_a_crop_does_not_read_the_volume(tmp_path, description):
     (tmp_path / "entry" / "entry.json").write_text(json.dumps(entry))
     case = make_case("case", "image.nii", "label.nii")
     dataset = SeededDataset(
-        engine.data.cache.CachedCases([case], pipelines(description)[0], [tmp_path / "entry"]), seed=1
+        engine.data.cache.CachedCases([case], pipelines(description, crop_balance=balance)[0], [tmp_path / "entry"]),
+        seed=1,
     )
     crops = []
     assert peak_growth(lambda: crops.extend(dataset[(0, 0)])) < 100e6

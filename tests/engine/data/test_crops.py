@@ -5,7 +5,15 @@ import pytest
 import torch
 from monai.transforms import Compose, RandCropByPosNegLabeld
 
-from engine.data.crops import Candidates, CountCandidatesd, PadToSized, RandCropByCountsd
+from engine.data.crops import (
+    BalancedCandidates,
+    Candidates,
+    CountCandidatesd,
+    CountClassesd,
+    PadToSized,
+    RandCropByClassesd,
+    RandCropByCountsd,
+)
 from engine.data.labels import IGNORED_INDEX
 
 KEYS, SIZE, SAMPLES = ["image", "label"], (4, 3, 5), 12
@@ -77,6 +85,61 @@ def test_candidates_are_those_that_nonzero_lists(share):
     mask = torch.from_numpy(np.random.default_rng(1).random((30, 8)) < share)
     candidates = Candidates(mask.sum(1).cumsum(0), 8, lambda row: mask[row])
     assert [candidates[number] for number in range(len(candidates))] == mask.flatten().nonzero().flatten().tolist()
+
+
+def centre_classes(case, classes=4, samples=200, share=1.0, image_key=None):
+    """Draw crops of one voxel, balanced by class, and return the labels of the voxels."""
+    crop = RandCropByClassesd(KEYS, (1, 1, 1), samples, image_key, share)
+    crops = Compose([CountClassesd(image_key, classes), crop])
+    crops.set_random_state(0)
+    return np.array([int(made["label"]) for made in crops(dict(case))])
+
+
+def test_every_class_of_a_case_is_equally_frequent():
+    case = make_case(1, 0.9)
+    rare = case["label"] == 2
+    case["label"][rare] = 1
+    case["label"][0, 3, 4, 5] = 3  # a single voxel; there is no 2
+    found = centre_classes(case)
+    assert set(found) == {1, 3}
+    assert np.mean(found == 3) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("image_key", [None, "image"])
+def test_the_share_of_foreground_holds_for_both_kinds_of_crops(image_key):
+    case = make_case(1, 0.1)
+    plain = Compose([CountCandidatesd(image_key), RandCropByCountsd(KEYS, (1, 1, 1), 200, image_key, 0.8)])
+    plain.set_random_state(0)
+    voxels = np.array([int(crop["label"]) for crop in plain(dict(case))])
+    balanced = centre_classes(case, share=0.8, image_key=image_key)
+    for found in (voxels, balanced):
+        assert np.mean(found > 0) == pytest.approx(0.82 if image_key is None else 0.8, abs=0.07)
+
+
+@pytest.mark.parametrize("ignored", [0.5, 1.0])
+def test_ignored_voxels_are_no_class(ignored):
+    case = make_case(1, 0.3)
+    unknown = torch.rand(case["label"].shape, generator=torch.Generator().manual_seed(1)) < ignored
+    case["label"][unknown] = IGNORED_INDEX
+    # Without any known voxel every voxel is background.
+    assert set(centre_classes(case)) == ({1, 2} if ignored < 1 else {IGNORED_INDEX})
+
+
+def test_counts_of_classes_are_few_and_complete():
+    case = make_case(1, 0.5)
+    counts = CountClassesd(None, 4)(case)["foreground_counts"]
+    assert counts.shape == (3, 9)
+    assert counts[:, -1].tolist() == [int((case["label"] == index).sum()) for index in (1, 2, 3)]
+
+
+def test_numbers_of_balanced_candidates_are_spread_over_all_voxels_of_a_class():
+    masks = [torch.tensor([[0, 1, 1, 0, 1]], dtype=torch.bool), torch.zeros(1, 5, dtype=torch.bool)]
+    parts = [Candidates(mask.sum(1).cumsum(0), 5, lambda row, mask=mask: mask[row]) for mask in [*masks, ~masks[0]]]
+    balanced = BalancedCandidates(parts)
+    share = BalancedCandidates.SHARE
+    assert len(balanced) == 2 * share
+    assert [balanced[number] for number in (0, share // 2, share - 1, share, 2 * share - 1)] == [1, 2, 4, 0, 3]
+    assert len(BalancedCandidates(parts[1:2])) == 0
 
 
 def test_large_enough_volumes_are_not_touched():

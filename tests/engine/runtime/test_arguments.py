@@ -5,6 +5,8 @@ import argparse
 import pytest
 
 from engine.runtime.arguments import (
+    AXES,
+    Axes,
     add_network_arguments,
     boolean,
     format_value,
@@ -117,3 +119,18 @@ def test_flags_and_network_arguments_are_merged():
 )
 def test_values_are_formatted_as_they_are_typed(value, text):
     assert format_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--mirror"], ["RL", "AP", "IS"]),
+        (["--mirror", "IS", "RL"], ["RL", "IS"]),
+        (["--mirror", "AP", "AP"], ["AP"]),
+    ],
+)
+def test_axes_have_an_order_and_none_named_means_all(words, expected):
+    parser = OneLineParser("script")
+    parser.add_argument("--mirror", nargs="*", action=Axes, choices=AXES)
+    assert parser.parse_args(words).mirror == expected

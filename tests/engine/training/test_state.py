@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from engine.runtime.errors import InputError
+from engine.runtime.recipe_arguments import SAMPLING
+from engine.training.state import differing_flags
 from engine.training.step import running_statistics, train_step
 
 
@@ -64,3 +66,19 @@ def test_a_nan_dice_is_never_the_best(make_state, tmp_path):
         assert state.progress.best_iteration == kept
         assert torch.load(best, weights_only=True)["iteration"] == kept
     assert state.progress.best_dice == 0.5
+
+
+def test_crops_and_augmentation_belong_to_the_recipe_of_a_run(make_state):
+    """Checkpoints without these flags are of the paper's crops."""
+    flags = make_state().flags
+    older = {"args": {name: value for name, value in flags.items() if name not in SAMPLING}}
+    assert differing_flags(flags, older) == []
+    others = make_state(
+        "--crop_balance", "classes", "--foreground_share", "0.7", "--augmentation", "strong", "--mirror"
+    )
+    assert differing_flags(others.flags, older) == [
+        "--crop_balance: found classes, expected voxels as in the run to resume",
+        "--foreground_share: found 0.7, expected 0.5 as in the run to resume",
+        "--augmentation: found strong, expected paper as in the run to resume",
+        "--mirror: found RL AP IS, expected none given as in the run to resume",
+    ]
