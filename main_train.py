@@ -135,7 +135,6 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
     from engine.training.state import TrainingState
     from engine.training.validation import put_chosen_first
     from engine.weights.checkpoints import NetworkConfig, load_checkpoint
-    from engine.weights.load_weights import load_weights
 
     check_services(args.log)
     description = find_description(args.dataset, args.fix_affine)
@@ -158,7 +157,7 @@ def prepare(args: argparse.Namespace, device: "torch.device") -> "tuple[Training
         )
     elif args.pretrain:
         weights, flag = Path(args.pretrained_weights), "--pretrained_weights"
-        print(f"{flag}: {load_weights(state.network, load_checkpoint(weights, flag), f'{flag}: {weights}')}")
+        print(f"{flag}: {state.start_from(load_checkpoint(weights, flag), f'{flag}: {weights}')}")
 
     splits = {"training": training_cases, "validation": validation_cases}
     for note in description.notes:
@@ -218,11 +217,11 @@ def train(
     chosen_set = Subset(validation_set, range(len(shard(chosen))))
     window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast)
 
-    criterion = make_loss(with_ignored=bool(state.description.labels.ignored))
+    criterion = make_loss(bool(state.description.labels.ignored), args.deep_supervision)
     learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
     batches = training_loader(
         training_set,
-        args.batch_size,
+        args.accumulate * args.batch_size,
         args.seed,
         start=state.iteration,
         stop=args.max_iter,
@@ -240,7 +239,7 @@ def train(
         began = time.perf_counter()
         part = validation_set if state.iteration == args.max_iter else chosen_set
         with stop.immediate():  # everything is saved: a stop request may interrupt it
-            table, figures = validate(state.network, part, state.description, window, args.num_workers)
+            table, figures = validate(state.evaluated_network, part, state.description, window, args.num_workers)
         progress.validation_s += time.perf_counter() - began
         compared = table.part([case["id"] for case in chosen])  # the same cases in every evaluation
         state.keep_best(compared.mean(), output)
@@ -248,7 +247,7 @@ def train(
             table.write(output)
         numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
         tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
-        logged = {"dice": compared.means(), "mask": mask_scalars(state.network)}
+        logged = {"dice": compared.means(), "mask": mask_scalars(state.evaluated_network)}
         logged["best"] = {"dice": progress.best_dice}  # services show the last value as the result
         logged["time"] = {"validation_share": progress.validation_share}
         if len(table.cases) > len(chosen):

@@ -19,19 +19,24 @@ from engine.runtime.files import BEST, LAST, PREVIOUS
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.step import Learner
 from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint, split_of
-from engine.weights.load_weights import load_weights
+from engine.weights.load_weights import LoadReport, load_weights
+from networks import names_with
 from networks.base import SegmentationNetwork
 
 # Flags that a resumed run must have in common with the run that it continues.
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
     *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
+    *("accumulate", "ema", "deep_supervision"),
     *("overlap", "val_cases"),  # with others, the Dice of the best evaluation could not be compared
 )
 NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
     "val_cases": None,
+    "accumulate": 1,
+    "ema": 0.0,
+    "deep_supervision": False,
 }  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 
@@ -85,7 +90,7 @@ class Progress:
 
 
 class TrainingState(Learner):
-    """Network, optimiser, gradient scaler and progress of a run.
+    """Network, average of its weights, optimiser, gradient scaler and progress of a run.
 
     Random state is not part of it: every draw is a function of the seed and the iteration (``engine.data.loading``).
 
@@ -106,7 +111,10 @@ class TrainingState(Learner):
         device: torch.device,
     ) -> None:
         self.flags, self.config, self.description, self.split = flags, config, description, split
-        network = to_device(config.build(), device)
+        network = config.build()
+        if flags["deep_supervision"]:
+            enable_deep_supervision(network, flags["network"])
+        network = to_device(network, device)
         if flags["checkpointing"]:
             enable_checkpointing(network, flags["network"])
         if flags["sync_batchnorm"]:
@@ -114,7 +122,7 @@ class TrainingState(Learner):
         precision = choose_precision(flags["amp"], device, config.roi_size, network.input_sizes)
         rates = flags["lr"], flags["weight_decay"], flags["mask_lr_factor"]
         optimizer = make_optimizer(flags["optim"], network, *rates)
-        super().__init__(network, optimizer, precision, flags["compile"])
+        super().__init__(network, optimizer, precision, flags["compile"], flags["accumulate"], flags["ema"])
         self.progress = Progress()
 
     @property
@@ -122,12 +130,22 @@ class TrainingState(Learner):
         """Number of iterations done."""
         return self.progress.iteration
 
+    def start_from(self, content: Mapping[str, Any], source: str) -> LoadReport:
+        """Load the weights of another run; arguments and errors are those of ``load_weights``."""
+        report = load_weights(self.network, content, source)
+        if self.average is not None:
+            self.average.start_from(self.network)
+        return report
+
     def save(self, folder: Path) -> None:
         """Write everything that ``restore`` needs; the previous checkpoint is kept as ``PREVIOUS``."""
+        average = self.average
+        trained = {"trained_model": self.network.state_dict(), "averaged": average.updates} if average else {}
         save_checkpoint(
             folder / LAST,
             {
                 **self._identity(),
+                **trained,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "progress": asdict(self.progress),
@@ -155,7 +173,10 @@ class TrainingState(Learner):
             save_checkpoint(folder / BEST, {**self._identity(), "best_dice": progress.best_dice})
 
     def check_weights(self) -> None:
-        """Raise InputError if a weight is not finite: a finite step may overflow it."""
+        """Raise InputError if a weight is not finite: a finite step may overflow it.
+
+        The average of finite weights is finite.
+        """
         weights = [value for value in self.network.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in weights]).all():
             raise InputError(
@@ -165,7 +186,7 @@ class TrainingState(Learner):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "model": self.network.state_dict(),
+            "model": self.evaluated_network.state_dict(),
             "config": self.config.to_plain(),
             "description": self.description.to_json(),
             "split": self.split.to_plain(),
@@ -184,7 +205,10 @@ class TrainingState(Learner):
             raise InputError(f"{flag}: {path} holds no complete training state, expected a last_checkpoint.pth")
         try:
             self._check_same_run(content, path)
-            load_weights(self.network, content, f"{flag}: {path}", strict=True)
+            load_weights(self.evaluated_network, content, f"{flag}: {path}", strict=True)
+            if self.average is not None:
+                load_weights(self.network, {"model": content["trained_model"]}, f"{flag}: {path}", strict=True)
+                self.average.updates.copy_(content["averaged"])
             self.optimizer.load_state_dict(content["optimizer"])
             match_memory_layout(self.optimizer)
             self.scaler.load_state_dict(content["scaler"])
@@ -257,3 +281,12 @@ def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
         raise InputError(
             f"--checkpointing: found --network {name}, expected a network that supports it ({error})"
         ) from error
+
+
+def enable_deep_supervision(network: SegmentationNetwork, name: str) -> None:
+    """Make the network return the logits of several grids in training mode."""
+    try:
+        network.enable_deep_supervision()
+    except ValueError as error:
+        able = ", ".join(names_with("enable_deep_supervision"))
+        raise InputError(f"--deep_supervision: found --network {name} ({error}), expected one of {able}") from error
