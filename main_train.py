@@ -240,11 +240,11 @@ def train(
     # Everything is saved when a validation begins: a request to stop may interrupt it between two windows.
     window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast, poll=poll)
 
-    criterion = make_loss(with_ignored=bool(state.description.labels.ignored))
+    criterion = make_loss(bool(state.description.labels.ignored), args.deep_supervision)
     learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
     batches = training_loader(
         training_set,
-        args.batch_size,
+        args.accumulate * args.batch_size,
         args.seed,
         start=state.iteration,
         stop=args.max_iter,
@@ -261,7 +261,7 @@ def train(
     def evaluate() -> None:
         began = time.perf_counter()
         part = validation_set if state.iteration == args.max_iter else chosen_set
-        table, figures = validate(state.network, part, state.description, window, args.num_workers)
+        table, figures = validate(state.evaluated_network, part, state.description, window, args.num_workers)
         progress.validation_s += time.perf_counter() - began
         compared = table.part([case["id"] for case in chosen])  # the same cases in every evaluation
         state.keep_best(compared.mean(), output)
@@ -269,7 +269,7 @@ def train(
             table.write(output)
         numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
         tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
-        logged = {"dice": compared.means(), "mask": mask_scalars(state.network)}
+        logged = {"dice": compared.means(), "mask": mask_scalars(state.evaluated_network)}
         logged["best"] = {"dice": progress.best_dice}  # services show the last value as the result
         logged["time"] = {"validation_share": progress.validation_share}
         if len(table.cases) > len(chosen):

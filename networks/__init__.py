@@ -117,6 +117,14 @@ def is_built_for_roi_size(name: str) -> bool:
     return "roi_size" in inspect.signature(_import_by_name(path)).parameters
 
 
+def names_with(method: str) -> list[str]:
+    """List the networks that define an optional method of ``SegmentationNetwork``, which raises ValueError without."""
+    from .base import SegmentationNetwork
+
+    inherited = getattr(SegmentationNetwork, method)
+    return [name for name, (path, _) in NETWORKS.items() if getattr(_import_by_name(path), method) is not inherited]
+
+
 def __getattr__(name: str) -> Any:
     """Import the functions of ``pretrained`` on demand."""
     if name in ("from_pretrained", "save_pretrained"):

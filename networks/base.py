@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import stay_importable
 
 Network = TypeVar("Network", bound=nn.Module)
+Logits = Tensor | tuple[Tensor, ...]  # several: of deep supervision, finest grid first
 
 
 def check_positive(**arguments: int) -> None:
@@ -28,14 +29,15 @@ def check_all_positive(count: int, **arguments: Sequence[int]) -> None:
             raise ValueError(f"{name}: found {tuple(values)}, expected {count} positive numbers")
 
 
-def accepts_empty_batch(forward: Callable[[Network, Tensor], Tensor]) -> Callable[[Network, Tensor], Tensor]:
+def accepts_empty_batch(forward: Callable[[Network, Tensor], Logits]) -> Callable[[Network, Tensor], Logits]:
     """Decorate a forward whose layers fail on an empty batch: it gets a sample of zeros, whose logits are dropped."""
 
     @functools.wraps(forward)
-    def checked(network: Network, x: Tensor) -> Tensor:
+    def checked(network: Network, x: Tensor) -> Logits:
         if len(x) > 0:
             return forward(network, x)
-        return forward(network, torch.cat((x, x.new_zeros(1, *x.shape[1:]))))[:0]
+        logits = forward(network, torch.cat((x, x.new_zeros(1, *x.shape[1:]))))
+        return logits[:0] if isinstance(logits, Tensor) else tuple(grid[:0] for grid in logits)
 
     return checked
 
@@ -117,7 +119,9 @@ class SegmentationNetwork(nn.Module):
     # Parameters of the official state_dict that the forward does not use. They are frozen, because
     # DistributedDataParallel fails on parameters that require a gradient and get none.
     unused_prefixes: tuple[str, ...] = ()
-    ignored_prefixes: tuple[str, ...] = ()  # keys of official checkpoints that have no parameters here
+    # Keys of official checkpoints, and of checkpoints of deep supervision, that have no parameters here.
+    ignored_prefixes: tuple[str, ...] = ()
+    deep_supervision = False  # set by enable_deep_supervision
 
     # What files of ``pretrained`` say of a network. Constructors do not set it.
     config: dict[str, Any] | None = None  # arguments of build_network, set by it
@@ -141,6 +145,18 @@ class SegmentationNetwork(nn.Module):
             ValueError: the network does not support it.
         """
         raise ValueError(f"{type(self).__name__} keeps all its activations")
+
+    def enable_deep_supervision(self) -> None:
+        """Return the logits of coarser decoder stages, too, in training mode; evaluation mode does not change.
+
+        Then ``forward`` in training mode returns a tuple of logits (N, out_chans, D / f, H / f, W / f), finest first:
+        those at full resolution, and those of the stages that the network's authors train with a loss of their own.
+        Heads that the network lacks are created, on the CPU.
+
+        Raises:
+            ValueError: the network has no such stages.
+        """
+        raise ValueError(f"{type(self).__name__} has no deep supervision in its paper")
 
     def switch_to_deploy(self, fuse_norm: bool = False) -> Self:
         """Fold every ``FoldableBlock`` in place; a second call changes nothing."""

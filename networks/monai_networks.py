@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from monai.networks.blocks.hyena import is_nvsubquadratic_available
-from monai.networks.blocks.mednext_block import MedNeXtDownBlock
+from monai.networks.blocks.mednext_block import MedNeXtDownBlock, MedNeXtOutBlock
 from monai.networks.nets import dynunet, mednext, swin_unetr, unet, unetr
 from torch import Tensor, nn
 
-from .base import InputSizes, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
+from .base import InputSizes, Logits, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
 from .large_kernel_unet import ENCODER1_STEM
 
 
@@ -225,8 +225,9 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
 
     # DynUNet registers its blocks a second time, under the skip layers that join them.
     stem_prefixes = ("input_block.conv1.conv.weight", "skip_layers.downsample.conv1.conv.weight")
-    head_prefixes = ("output_block.",)
+    head_prefixes: tuple[str, ...] = ("output_block.",)
     encoder_prefixes = (("input_block.",), *((f"downsamples.{level}.",) for level in range(4)), ("bottleneck.",))
+    ignored_prefixes: tuple[str, ...] = ("deep_supervision_heads.",)
 
     def __init__(
         self, in_chans: int = 1, out_chans: int = 16, filters: Sequence[int] = (32, 64, 128, 256, 320, 320)
@@ -239,8 +240,30 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
         self.input_sizes = InputSizes(32)
 
     @accepts_empty_batch
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
+    def forward(self, x: Tensor) -> Logits:
+        return self._forward_deep(x) if self.deep_supervision and self.training else super().forward(x)
+
+    def _forward_deep(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of each grid; MONAI interpolates all of them to full resolution."""
+        x = self.input_block(x)
+        skips = [x]
+        for block in self.downsamples:
+            x = block(x)
+            skips.append(x)
+        x = self.bottleneck(x)
+        maps = []
+        for block in self.upsamples:
+            x = block(x, skips.pop())
+            maps.append(x)
+        heads = (self.output_block, *self.deep_supervision_heads)
+        return tuple(head(grid) for head, grid in zip(heads, reversed(maps[1:]), strict=True))
+
+    def enable_deep_supervision(self) -> None:
+        """Create heads for the decoder's stages but the coarsest, to which nnU-Net gives the weight 0."""
+        heads = nn.ModuleList(self.get_output_block(stage) for stage in (1, 2, 3))
+        self.deep_supervision_heads = heads.apply(self.initialize_weights)
+        self.deep_supervision = True
+        self.head_prefixes, self.ignored_prefixes = ("output_block.", "deep_supervision_heads."), ()
 
 
 MEDNEXT_RATIOS = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
@@ -265,13 +288,14 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
     """
 
     stem_prefixes = ("stem.weight",)
-    head_prefixes = ("out_0.",)
+    head_prefixes: tuple[str, ...] = ("out_0.",)
     encoder_prefixes = (
         ("stem.",),
         ("enc_stages.0.",),
         *((f"down_blocks.{stage - 1}.", f"enc_stages.{stage}.") for stage in range(1, 4)),
         ("down_blocks.3.", "bottleneck."),
     )
+    ignored_prefixes: tuple[str, ...] = ("out_blocks.",)
 
     def __init__(
         self,
@@ -312,3 +336,18 @@ class MedNeXt(SegmentationNetwork, mednext.MedNeXt):
         )
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(16)
+
+    def forward(self, x: Tensor) -> Logits:
+        logits = super().forward(x)
+        return logits if isinstance(logits, Tensor) else tuple(logits[:-1])
+
+    def enable_deep_supervision(self) -> None:
+        """Create the official heads; that of the bottleneck, to which nnU-Net gives the weight 0, stays unused."""
+        channels = self.stem.out_channels
+        self.out_blocks = nn.ModuleList(
+            MedNeXtOutBlock(channels * 2**stage, self.out_chans, dim="3d") for stage in (4, 3, 2, 1)
+        )
+        self.deep_supervision = self.do_ds = True
+        self.head_prefixes, self.ignored_prefixes = ("out_0.", "out_blocks."), ()
+        self.unused_prefixes = ("out_blocks.0.",)
+        self.freeze_unused()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .base import InputSizes, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
+from .base import InputSizes, Logits, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
 
 
 class ResEncUNet(SegmentationNetwork):
@@ -63,10 +63,26 @@ class ResEncUNet(SegmentationNetwork):
         self.in_chans, self.out_chans = in_chans, out_chans
         self.input_sizes = InputSizes(2 ** (stages - 1))
         self.encoder_prefixes = (("encoder.stem.",), *((f"encoder.stages.{stage}.",) for stage in range(stages)))
-        # The heads of the coarser stages are for deep supervision, which is not used here.
+        # The heads of the coarser stages are for deep supervision.
         self.unused_prefixes = tuple(f"decoder.seg_layers.{stage}." for stage in range(stages - 2))
         self.freeze_unused()
 
     @accepts_empty_batch
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.encoder(x))
+    def forward(self, x: Tensor) -> Logits:
+        logits = self.decoder(self.encoder(x))
+        if not self.deep_supervision:
+            return logits
+        return tuple(logits[:-1]) if self.training else logits[0]
+
+    def enable_deep_supervision(self) -> None:
+        """Train the heads of the decoder's stages but the coarsest, to which nnU-Net gives the weight 0.
+
+        Raises:
+            ValueError: there are no such stages.
+        """
+        if len(self.decoder.seg_layers) < 3:
+            stages = len(self.decoder.seg_layers) + 1
+            raise ValueError(f"n_blocks: found {stages} stages, expected at least 4 for deep supervision")
+        self.deep_supervision = self.decoder.deep_supervision = True
+        self.unused_prefixes = ("decoder.seg_layers.0.",)
+        self.decoder.seg_layers[1:].requires_grad_(True)

@@ -12,14 +12,14 @@ from engine.training import step as training_step
 from networks import NETWORKS
 
 # One network for each difference that matters to the scripts: folded kernels, scaled updates, heads without a gradient,
-# batch and instance normalisation, a crop size that is fixed at construction, widths without a flag.
+# batch and instance normalisation, a crop size that is fixed at construction, widths without a flag, deep supervision.
 SMALL_NETWORKS = {
     "3DUXNET_LRBM": SMALL,
     "REPUXNET": SMALL,
     "REPOPT": SMALL,
     "STUNet_S": ["--roi_size", "32", "32", "64", "--feat_size", "4", "4", "8", "8", "8", "8", "--gpu", "cpu"],
     "ResEncUNet": ["--roi_size", "32", "32", "64", "--feat_size", *["8"] * 6, "--gpu", "cpu"],
-    "MedNeXt_S": ["--roi_size", "32", "32", "16", "--kernel_size", "3", "--gpu", "cpu"],
+    "MedNeXt_S": ["--roi_size", "32", "32", "16", "--kernel_size", "3", "--gpu", "cpu", "--deep_supervision"],
     "TransBTS": ["--roi_size", "32", "32", "16", "--gpu", "cpu"],
     "UNet3D": ["--roi_size", "32", "32", "16", "--gpu", "cpu"],
 }

@@ -91,10 +91,12 @@ def describe_recipe(run: Run) -> dict[str, str | None]:
     if not {"roi_size", "optim", "lr", "max_iter", "seed", "batch_size", "crop_sample"} <= args.keys():
         return {}
     processes, precision = run.last.get("processes", 1), run.last.get("precision")
+    accumulate = args.get("accumulate", 1)
+    parts = f", {accumulate} batches per iteration" if accumulate > 1 else ""
     devices = f" on each of {processes} devices" if processes > 1 else ""
     return {
         "crop, voxels": " x ".join(map(str, args["roi_size"])),
-        "batch": f"{args['batch_size']} x {args['crop_sample']} crops{devices}",
+        "batch": f"{args['batch_size']} x {args['crop_sample']} crops{parts}{devices}",
         "optimiser": f"{args['optim']}, learning rate {args['lr']}, {args.get('lr_schedule', '')}".rstrip(", "),
         "iterations planned": str(args["max_iter"]),
         "precision": precision and precision.removeprefix("torch.").replace("None", "float32"),

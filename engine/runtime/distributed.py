@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -164,6 +164,16 @@ def parallelise(network: nn.Module) -> nn.Module:
     parallel = DistributedDataParallel(network)
     parallel.broadcast_buffers = False  # the argument has another name from PyTorch 2.13 on, the attribute does not
     return parallel
+
+
+def averaging_gradients(network: nn.Module, yes: bool) -> AbstractContextManager[None]:
+    """Return a context for forward and backward passes in which gradients are averaged over the processes, or not yet.
+
+    Args:
+        network: result of ``parallelise``.
+        yes: whether the backward pass averages what has been added to the gradients since they were last zero.
+    """
+    return nullcontext() if yes or not isinstance(network, DistributedDataParallel) else network.no_sync()
 
 
 def share_buffers(network: nn.Module) -> None:

@@ -41,6 +41,12 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of what the paper's recipe lacks; by default all of it is off."""
     _add_sampling_arguments(group)
+    decay = "decay per iteration of a moving average of the weights, which is validated and saved (0: none)"
+    group.add_argument("--ema", type=number(float, 0, 1, open_high=True), default=0.0, metavar="DECAY", help=decay)
+    batches = "batches per iteration, in the memory of one: their gradients are averaged"
+    group.add_argument("--accumulate", type=number(int, 1), default=1, metavar="N", help=batches)
+    grids = "train the logits of coarser decoder stages, too, for networks that have them"
+    group.add_argument("--deep_supervision", action="store_true", help=grids)
     frozen = "with --pretrain True: keep the encoder as it is for the first N iterations"
     group.add_argument("--freeze_encoder", type=number(int, 0), default=0, metavar="N", help=frozen)
     decay = "with --pretrain True: the encoder's last stage learns at --lr times FACTOR, the one before at FACTOR^2"

@@ -24,13 +24,14 @@ from engine.training.start import StartWeights
 from engine.training.step import Learner
 from engine.weights.checkpoints import NetworkConfig, complete_overrides, load_last_good, save_checkpoint, split_of
 from engine.weights.load_weights import load_weights
+from networks import names_with
 from networks.base import SegmentationNetwork
 
 # Flags that a resumed run must have in common with the run that it continues.
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
     *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
-    *("freeze_encoder", "layer_decay"),
+    *("accumulate", "ema", "deep_supervision", "freeze_encoder", "layer_decay"),
     *("overlap", "val_cases"),  # with others, the Dice of the best evaluation could not be compared
     *SAMPLING,
 )
@@ -38,6 +39,9 @@ NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
     "val_cases": None,
+    "accumulate": 1,
+    "ema": 0.0,
+    "deep_supervision": False,
     "freeze_encoder": 0,
     "layer_decay": 1.0,
     **SAMPLING,
@@ -94,7 +98,7 @@ class Progress:
 
 
 class TrainingState(Learner):
-    """Network, optimiser, gradient scaler and progress of a run.
+    """Network, average of its weights, optimiser, gradient scaler and progress of a run.
 
     Random state is not part of it: every draw is a function of the seed and the iteration (``engine.data.loading``).
 
@@ -115,14 +119,18 @@ class TrainingState(Learner):
         device: torch.device,
     ) -> None:
         self.flags, self.config, self.description, self.split = flags, config, description, split
-        network = to_device(config.build(), device)
+        network = config.build()
+        if flags["deep_supervision"]:
+            enable_deep_supervision(network, flags["network"])
+        network = to_device(network, device)
         if flags["checkpointing"]:
             enable_checkpointing(network, flags["network"])
         if flags["sync_batchnorm"]:
             synchronise_batch_norm(network)
         precision = choose_precision(flags["amp"], device, config.roi_size, network.input_sizes)
         self.anew: frozenset[str] = frozenset()  # names of parameters that start otherwise than in a file
-        super().__init__(network, self._make_optimizer(network), precision, flags["compile"])
+        optimizer = self._make_optimizer(network)
+        super().__init__(network, optimizer, precision, flags["compile"], flags["accumulate"], flags["ema"])
         self.encoder = FreezableEncoder(network) if flags["freeze_encoder"] else None
         self.progress = Progress()
 
@@ -145,6 +153,8 @@ class TrainingState(Learner):
         if self.encoder is not None:
             self.encoder.check_filled(anew)
         self._set_anew(anew)
+        if self.average is not None:
+            self.average.start_from(self.network)
 
     def _set_anew(self, names: Iterable[str]) -> None:
         """Give the full rate to the parameters of these names; the optimiser starts without moments."""
@@ -159,10 +169,13 @@ class TrainingState(Learner):
 
     def save(self, folder: Path) -> None:
         """Write everything that ``restore`` needs; the previous checkpoint is kept as ``PREVIOUS``."""
+        average = self.average
+        trained = {"trained_model": self.network.state_dict(), "averaged": average.updates} if average else {}
         save_checkpoint(
             folder / LAST,
             {
                 **self._identity(),
+                **trained,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "progress": asdict(self.progress),
@@ -191,7 +204,10 @@ class TrainingState(Learner):
             save_checkpoint(folder / BEST, {**self._identity(), "best_dice": progress.best_dice})
 
     def check_weights(self) -> None:
-        """Raise InputError if a weight is not finite: a finite step may overflow it."""
+        """Raise InputError if a weight is not finite: a finite step may overflow it.
+
+        The average of finite weights is finite.
+        """
         weights = [value for value in self.network.state_dict().values() if value.is_floating_point()]
         if not torch.stack([value.isfinite().all() for value in weights]).all():
             raise InputError(
@@ -201,7 +217,7 @@ class TrainingState(Learner):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "model": self.network.state_dict(),
+            "model": self.evaluated_network.state_dict(),
             "config": self.config.to_plain(),
             "description": self.description.to_json(),
             "split": self.split.to_plain(),
@@ -220,7 +236,10 @@ class TrainingState(Learner):
             raise InputError(f"{flag}: {path} holds no complete training state, expected a last_checkpoint.pth")
         try:
             self._check_same_run(content, path)
-            load_weights(self.network, content, f"{flag}: {path}", strict=True)
+            load_weights(self.evaluated_network, content, f"{flag}: {path}", strict=True)
+            if self.average is not None:
+                load_weights(self.network, {"model": content["trained_model"]}, f"{flag}: {path}", strict=True)
+                self.average.updates.copy_(content["averaged"])
             self._set_anew(content.get("anew", ()))
             self.optimizer.load_state_dict(content["optimizer"])
             match_memory_layout(self.optimizer)
@@ -294,3 +313,12 @@ def enable_checkpointing(network: SegmentationNetwork, name: str) -> None:
         raise InputError(
             f"--checkpointing: found --network {name}, expected a network that supports it ({error})"
         ) from error
+
+
+def enable_deep_supervision(network: SegmentationNetwork, name: str) -> None:
+    """Make the network return the logits of several grids in training mode."""
+    try:
+        network.enable_deep_supervision()
+    except ValueError as error:
+        able = ", ".join(names_with("enable_deep_supervision"))
+        raise InputError(f"--deep_supervision: found --network {name} ({error}), expected one of {able}") from error

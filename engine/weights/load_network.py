@@ -40,7 +40,9 @@ class TrainedNetwork(NamedTuple):
     @property
     def was_folded(self) -> bool:
         """Whether loading has folded the weights: the checkpoint has tensors that the network lacks."""
-        return not weights_of(self.content, "checkpoint").keys() <= self.network.state_dict().keys()
+        ignored = self.network.ignored_prefixes
+        names = {name for name in weights_of(self.content, "checkpoint") if not name.startswith(ignored)}
+        return not names <= self.network.state_dict().keys()
 
 
 class NetworkToPredict(NamedTuple):

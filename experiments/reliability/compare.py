@@ -23,7 +23,7 @@ def differences(one: Path, other: Path) -> list[str]:
 def _checkpoint_differences(one: Path, other: Path) -> Iterator[str]:
     for name in (LAST, BEST):
         contents = [torch.load(folder / name, weights_only=True) for folder in (one, other)]
-        for key in ("model", "optimizer", "scaler", "iteration", "best_dice"):
+        for key in ("model", "trained_model", "averaged", "optimizer", "scaler", "iteration", "best_dice"):
             if not _equal(*(content.get(key) for content in contents)):
                 yield f"{name}: {key}"
         progress = [_without_seconds(content.get("progress", {})) for content in contents]

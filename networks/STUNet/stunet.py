@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base import InputSizes, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
+from ..base import InputSizes, Logits, SegmentationNetwork, accepts_empty_batch, check_all_positive, check_positive
 
 
 class ResidualBlock(nn.Module):
@@ -67,8 +67,8 @@ class STUNet(SegmentationNetwork):
     """Segmentation network: six residual stages, five up-sampling stages, a 1^3 head.
 
     14.55 M parameters by default, with 14 classes; ``networks.NETWORKS`` has the arguments of all published sizes. The
-    heads of the four coarser stages, which serve deep supervision in the official code, are kept for its checkpoints;
-    they are unused and frozen.
+    heads of the four coarser stages serve deep supervision; without it they are kept for the official checkpoints,
+    unused and frozen.
 
     Args:
         in_chans: input channels.
@@ -123,15 +123,26 @@ class STUNet(SegmentationNetwork):
         self.freeze_unused()
 
     @accepts_empty_batch
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Logits:
         skips = []
         for stage in self.conv_blocks_context:
             x = stage(x)
             skips.append(x)
         skips.pop()
-        for upsample, stage in zip(self.upsample_layers, self.conv_blocks_localization, strict=True):
+        deep = self.deep_supervision and self.training
+        logits = []
+        stages = zip(self.upsample_layers, self.conv_blocks_localization, self.seg_outputs, strict=True)
+        for upsample, stage, head in stages:
             x = stage(torch.cat((upsample(x), skips.pop()), dim=1))
-        return self.seg_outputs[-1](x)
+            if deep:
+                logits.append(head(x))
+        return tuple(logits[:0:-1]) if deep else self.seg_outputs[-1](x)
+
+    def enable_deep_supervision(self) -> None:
+        """Train the heads of the decoder's stages but the coarsest, to which nnU-Net gives the weight 0."""
+        self.deep_supervision = True
+        self.unused_prefixes = ("seg_outputs.0.",)
+        self.seg_outputs[1:].requires_grad_(True)
 
 
 def _check_arguments(

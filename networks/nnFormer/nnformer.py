@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from ..base import InputSizes, SegmentationNetwork, check_all_positive, check_positive
+from ..base import InputSizes, Logits, SegmentationNetwork, check_all_positive, check_positive
 from ..layers import ChannelLayerNorm
 from .window_attention import Grid, WindowBlock, triple
 
@@ -127,7 +127,7 @@ class _DecoderLayer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Decoder: the encoder's maps -> the finest decoded map."""
+    """Decoder: the encoder's maps -> the decoded map of each stage, finest first."""
 
     def __init__(self, stages: Sequence[_Stage], drop_path_rate: float) -> None:
         super().__init__()
@@ -138,11 +138,13 @@ class _Decoder(nn.Module):
         ]
         self.layers = nn.ModuleList(reversed(layers))  # official keys count from the finest
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         *skips, x = maps
+        decoded: list[Tensor] = []
         for layer, skip in zip(reversed(self.layers), reversed(skips), strict=True):
             x = layer(x, skip)
-        return x
+            decoded.insert(0, x)
+        return decoded
 
 
 class nnFormer(SegmentationNetwork):
@@ -176,7 +178,7 @@ class nnFormer(SegmentationNetwork):
         ("model_down.patch_embed.",),
         *((f"model_down.layers.{stage}.", f"model_down.norm{stage}.") for stage in range(4)),
     )
-    ignored_prefixes = ("final.1.", "final.2.")  # the coarser heads, for deep supervision
+    ignored_prefixes: tuple[str, ...] = ("final.1.", "final.2.")  # the coarser heads, for deep supervision
 
     def __init__(
         self,
@@ -213,8 +215,24 @@ class nnFormer(SegmentationNetwork):
         ]
         self.model_down = _Encoder(in_chans, patch, stages, drop_path_rate)
         self.decoder = _Decoder(stages[:-1], drop_path_rate)
-        head = nn.ConvTranspose3d(dims[0], out_chans, kernel_size=patch, stride=patch)
-        self.final = nn.ModuleList([nn.Sequential(OrderedDict(up=head))])
+        self.final = nn.ModuleList([_make_head(dims[0], out_chans, patch)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.final[0](self.decoder(self.model_down(x)))
+    def forward(self, x: Tensor) -> Logits:
+        maps = self.decoder(self.model_down(x))
+        if self.deep_supervision and self.training:
+            return tuple(head(grid) for head, grid in zip(self.final, maps, strict=True))
+        return self.final[0](maps[0])
+
+    def enable_deep_supervision(self) -> None:
+        """Create the heads of the two coarser stages, both of which the official training uses."""
+        finest = self.final[0].get_submodule("up")
+        assert isinstance(finest, nn.ConvTranspose3d)
+        patch = triple(finest.kernel_size)
+        self.final.extend(_make_head(finest.in_channels * 2**stage, self.out_chans, patch) for stage in (1, 2))
+        self.deep_supervision = True
+        self.ignored_prefixes = ()
+
+
+def _make_head(dim: int, out_chans: int, patch: Grid) -> nn.Sequential:
+    """Build (N, dim, D, H, W) tokens -> logits (N, out_chans, D * patch[0], H * patch[1], W * patch[2])."""
+    return nn.Sequential(OrderedDict(up=nn.ConvTranspose3d(dim, out_chans, kernel_size=patch, stride=patch)))

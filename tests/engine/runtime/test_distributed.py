@@ -14,6 +14,7 @@ from torch import nn
 from engine.runtime import distributed
 from engine.runtime.distributed import (
     SyncBatchNorm3d,
+    averaging_gradients,
     barrier,
     gather,
     join_processes,
@@ -56,6 +57,16 @@ def step(network, forward, image, factors):
     return {"output": output.detach(), "image": image.grad, **gradients, **network.state_dict()}
 
 
+def add_up(forward, image, factors):
+    """Take a step over two parts of a batch; return its gradients after each part."""
+    gradients = []
+    for part, (crops, weights) in enumerate(zip(image.chunk(2), factors.chunk(2), strict=True)):
+        with averaging_gradients(forward, yes=part == 1):
+            (forward(crops) * weights).mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in forward.parameters()])
+    return gradients
+
+
 def worker(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     torch.set_num_threads(1)
@@ -69,6 +80,7 @@ def worker(rank, folder):
         "types": [type(module).__name__ for module in synchronised.modules()],
         "step": step(synchronised, parallelise(synchronised), image.clone(), factors),
         "evaluated": synchronised.eval()(image),
+        "parts": add_up(parallelise(make_network().eval()), image, factors),
         "mean": mean_over_processes(torch.tensor(float(rank))),
     }
     if rank == 0:
@@ -129,6 +141,17 @@ def test_a_synchronised_step_equals_one_process_with_the_whole_batch(results):
             else:
                 found, wanted = part[name], expected
             torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: name + text)
+
+
+def test_gradients_of_several_parts_are_averaged_with_the_last(results):
+    network = make_network().eval()
+    image, factors = make_batch()
+    (network(image) * factors).mean().backward()
+    whole = [2 * parameter.grad for parameter in network.parameters()]  # the sum of two parts, a mean over processes
+    first, second = (result["parts"] for result in results)
+    assert not any(torch.equal(one, two) for one, two in zip(first[0], second[0], strict=True))
+    for parts in (first, second):
+        torch.testing.assert_close(parts[1], whole, rtol=1e-9, atol=1e-12)
 
 
 def test_synchronised_normalisation_evaluates_like_one_process(results):

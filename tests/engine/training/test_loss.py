@@ -1,11 +1,12 @@
-"""The loss ignores voxels of unknown class, and is MONAI's DiceCELoss otherwise."""
+"""The loss ignores voxels of unknown class, is MONAI's DiceCELoss otherwise, and has a mean over several grids."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
 
 from engine.data.labels import IGNORED_INDEX
-from engine.training.loss import KnownDiceCELoss, make_loss
+from engine.training.loss import KnownDiceCELoss, make_loss, pick_nearest
 
 
 @pytest.fixture
@@ -42,3 +43,29 @@ def test_a_batch_without_known_voxels_has_no_loss(batch):
     loss.backward()
     assert loss == 0
     assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (1, 2, 4), (3, 8, 5)])
+def test_coarse_labels_are_the_nearest(factors):
+    torch.manual_seed(0)
+    size = (3, 2, 4)
+    label = torch.randint(200, (2, 1, *(side * factor for side, factor in zip(size, factors, strict=True))))
+    expected = F.interpolate(label.double(), size, mode="nearest-exact").long()
+    assert torch.equal(pick_nearest(label, size), expected)
+
+
+@pytest.mark.parametrize("with_ignored", [False, True])
+def test_grids_count_half_as_much_from_one_to_the_next(with_ignored):
+    torch.manual_seed(0)
+    label = torch.randint(3, (2, 1, 8, 8, 16), dtype=torch.uint8)
+    if with_ignored:
+        label[:, :, 5:] = IGNORED_INDEX
+    sizes = [(8, 8, 16), (4, 4, 8), (2, 2, 4)]
+    logits = [torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    one, many = make_loss(with_ignored), make_loss(with_ignored, deep_supervision=True)
+    losses = [one(grid, pick_nearest(label, size)) for grid, size in zip(logits, sizes, strict=True)]
+    total = many(logits, label)
+    torch.testing.assert_close(total, (4 * losses[0] + 2 * losses[1] + losses[2]) / 7)
+    total.backward()
+    assert all((grid.grad != 0).any() for grid in logits)
+    torch.testing.assert_close(many(logits[:1], label), losses[0])

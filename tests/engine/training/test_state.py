@@ -2,13 +2,15 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from engine.runtime.errors import InputError
 from engine.runtime.recipe_arguments import SAMPLING
-from engine.training.state import differing_flags
+from engine.training.loss import make_loss
+from engine.training.state import NEWER_FLAGS, TrainingState, differing_flags
 from engine.training.step import running_statistics, train_step
 
 
@@ -31,6 +33,34 @@ def test_moments_saved_in_another_memory_layout_are_restored(make_state, tmp_pat
         step(state, image)
     for one, two in zip(saved.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_deep_supervision_trains_the_coarser_heads_and_evaluates_one(make_state):
+    plain = make_state()
+    flags = {**plain.flags, "network": "STUNet_S", "deep_supervision": True, "ema": 0.5}
+    config = replace(plain.config, network="STUNet_S", roi_size=(32, 32, 64), overrides={"feat_size": [4] * 6})
+    state = TrainingState(flags, config, plain.description, plain.split, plain.device)
+    image = torch.randn(1, 1, 32, 32, 64)
+    label = torch.randint(3, image.shape, dtype=torch.uint8)
+    head = state.network.seg_outputs[1].weight.detach().clone()
+    assert not train_step(state, make_loss(False, deep_supervision=True), image, label, 1e-2).skipped
+    assert not torch.equal(head, state.network.seg_outputs[1].weight)
+    assert not torch.equal(head, state.evaluated_network.seg_outputs[1].weight)
+    assert state.evaluated_network.eval()(image).shape == (1, 3, 32, 32, 64)
+
+
+def test_deep_supervision_of_a_network_without_is_refused(make_state):
+    with pytest.raises(InputError, match=r"--deep_supervision: found --network REP3D .*, expected one of nnUNet, Med"):
+        make_state("--deep_supervision")
+
+
+def test_runs_of_earlier_versions_have_none_of_the_newer_flags(make_state):
+    flags = make_state().flags
+    earlier = {name: value for name, value in flags.items() if name not in NEWER_FLAGS}
+    assert differing_flags(flags, {"args": earlier}) == []
+    changed = {"ema": 0.9, "accumulate": 2, "deep_supervision": True}
+    found = differing_flags({**flags, **changed}, {"args": earlier})
+    assert [line.partition(":")[0] for line in found] == ["--accumulate", "--ema", "--deep_supervision"]
 
 
 def test_checkpointing_reaches_the_network(make_state):

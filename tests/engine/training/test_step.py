@@ -30,9 +30,10 @@ def step(state, image):
     return train_step(state, CRITERION, image, label, 1e-2)
 
 
-def test_a_step_has_no_host_sync(make_state):
-    state = make_state()
-    image = torch.randn(1, 1, 32, 32, 16)
+@pytest.mark.parametrize("more", [(), ("--ema", "0.9", "--accumulate", "2")])
+def test_a_step_has_no_host_sync(make_state, more):
+    state = make_state(*more)
+    image = torch.randn(2, 1, 32, 32, 16)
     step(state, image)  # the first step may initialise state
     with CountReads() as reads:
         done = step(state, image)
