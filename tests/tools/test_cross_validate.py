@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, train_arguments, wait_for_iteration
+from conftest import REPOSITORY, blank_pictures, run_here, train_arguments, wait_for_iteration
 
 from engine.data.division import divide
 from engine.data.split_file import SplitFile, write_split_file
@@ -161,6 +161,8 @@ def test_one_fold_is_trained_without_a_table_of_all(one_fold):
 def test_folds_are_trained_predicted_tabulated_and_left_out_the_next_time(
     call, one_fold, box_template, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(cross_validate, "run_script", lambda command, *_: run_here(*command[1:]))  # unlike in one_fold
+    blank_pictures(monkeypatch)
     shutil.copytree(one_fold, tmp_path / "cv")
     recipe = tmp_path / "boxes.args"
     recipe.write_text(" ".join(training_words(box_template)))
