@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 import main_train
@@ -30,6 +31,7 @@ from engine.data.splits import Split
 from engine.prediction import ensemble
 from engine.runtime.arguments import network_overrides
 from engine.runtime.errors import run
+from engine.training import validation
 from engine.training.state import TrainingState
 from engine.weights.checkpoints import NetworkConfig
 from tools.make_phantoms import make_dataset
@@ -210,10 +212,12 @@ def _run(capsys, script, argv):
 
 
 def blank_pictures(patch):
-    """Log a grey pixel for each picture of a run: Matplotlib takes longer to lay one out than a tiny network to train.
+    """Log a grey pixel for each picture of a run: Matplotlib takes longer to draw one than a tiny network to train.
 
-    The fixture ``trained`` and the tests that start main_train.py as a process have the true ones.
+    The picture of the masks is not even composed. The fixture ``trained`` and the tests that start main_train.py as a
+    process have the true ones.
     """
+    patch.setattr(validation, "mask_slices", lambda _: Figure())
     patch.setattr("torch.utils.tensorboard.writer.figure_to_image", lambda *_: np.full((3, 1, 1), 128, np.uint8))
 
 

@@ -14,7 +14,7 @@ from conftest import REPOSITORY, run_here
 from engine.runtime import child_processes
 
 PAGE = REPOSITORY / "docs" / "walkthrough.md"
-FEWER = {"--max_iter": "6", "--eval_step": "3"}  # in place of the page's values
+FEWER = {"--max_iter": "4", "--eval_step": "2", "--scale": "4"}  # in place of the page's values
 
 pytestmark = pytest.mark.slow
 
