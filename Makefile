@@ -28,9 +28,10 @@ demo: $(VENV)/.installed
 		--trained_weights demo/run/best_metric_model.pth --preview
 	@echo "Label maps and pictures: demo/predictions. Curves: $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
-# Each file of tests runs in one process; most tests use one core.
+# Each file of tests runs in one process, on one core: threads that wait for a core with the other process cost more time
+# than they save.
 TEST_PROCESSES ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"

@@ -5,9 +5,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 
 import gzip
-import importlib
+import importlib.util
 import json
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 import main_train
@@ -29,6 +31,7 @@ from engine.data.splits import Split
 from engine.prediction import ensemble
 from engine.runtime.arguments import network_overrides
 from engine.runtime.errors import run
+from engine.training import validation
 from engine.training.state import TrainingState
 from engine.weights.checkpoints import NetworkConfig
 from tools.make_phantoms import make_dataset
@@ -186,8 +189,9 @@ def phantoms(tmp_path_factory):
 
 
 @pytest.fixture
-def train(capsys):
-    """Run main_train.py in this process; returns (exit status, stdout, stderr)."""
+def train(capsys, monkeypatch):
+    """Run main_train.py in this process, with blank pictures; returns (exit status, stdout, stderr)."""
+    blank_pictures(monkeypatch)
     return lambda *argv: _run(capsys, main_train, argv)
 
 
@@ -205,6 +209,36 @@ def _run(capsys, script, argv):
         status = stop.code
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+def blank_pictures(patch):
+    """Log a grey pixel for each picture of a run: Matplotlib takes longer to draw one than a tiny network to train.
+
+    The picture of the masks is not even composed. The fixture ``trained`` and the tests that start main_train.py as a
+    process have the true ones.
+    """
+    patch.setattr(validation, "mask_slices", lambda _: Figure())
+    patch.setattr("torch.utils.tensorboard.writer.figure_to_image", lambda *_: np.full((3, 1, 1), 128, np.uint8))
+
+
+def run_here(program, *words):
+    """Run a script of the repository, or a module as after ``python -m``, in this process; returns its exit status.
+
+    A process of its own would take longer to import PyTorch and MONAI than most commands of the tests take.
+    """
+    path = program if program.endswith(".py") else importlib.util.find_spec(program).origin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(REPOSITORY / path), run_name="__main__")
+    return stop.value.code
+
+
+def train_here(*words):
+    """Run main_train.py in this process, with blank pictures; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        blank_pictures(patch)
+        return run_here("main_train.py", *words)
 
 
 def assert_one_line(result, *parts):

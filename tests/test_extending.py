@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, train_arguments
+from conftest import REPOSITORY, SMALL, train_arguments, train_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import load_datasets_transforms as unchanged
@@ -68,9 +68,9 @@ def losses(output):
 
 
 @pytest.fixture(scope="session")
-def unchanged_losses(source, box_template, tmp_path_factory):
+def unchanged_losses(box_template, tmp_path_factory):
     output = tmp_path_factory.mktemp("unchanged")
-    run(source, "main_train.py", *short_training(box_template, output))
+    assert train_here(*short_training(box_template, output)) == 0
     return losses(output)
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, train_arguments, wait_for_iteration, wait_for_the_next_second
+from conftest import REPOSITORY, train_arguments, train_here, wait_for_iteration, wait_for_the_next_second
 from monai.data import CacheDataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -34,8 +34,7 @@ def load(path):
 def whole(box_template, tmp_path_factory):
     """Output folder of an undisturbed run."""
     output = tmp_path_factory.mktemp("whole")
-    arguments = [str(word) for word in train_arguments(box_template, output, *MORE)]
-    subprocess.run([sys.executable, "main_train.py", *arguments], cwd=REPOSITORY, check=True)
+    assert train_here(*train_arguments(box_template, output, *MORE)) == 0
     return output
 
 

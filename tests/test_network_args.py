@@ -6,9 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, assert_one_line, run, train_arguments
-
-import main_train
+from conftest import SMALL, assert_one_line, train_arguments, train_here
 
 ARGUMENTS = ("--network_args", "beta=2", "generator_depth=3", "per_channel=true")
 
@@ -18,7 +16,7 @@ def ablation(box_template, tmp_path_factory):
     """Output folder of a run with arguments of the constructor that have no flags of their own."""
     output = tmp_path_factory.mktemp("ablation")
     words = train_arguments(box_template, output, "--max_iter", "2", *ARGUMENTS)
-    assert run(main_train.main, main_train.parse_args([str(word) for word in words])) == 0
+    assert train_here(*words) == 0
     return output
 
 

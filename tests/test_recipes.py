@@ -153,7 +153,6 @@ def test_the_recipe_of_the_paper_is_the_defaults():
     assert flags_of(recipe_file("paper")) == {action.dest for action in parser._actions} - unsaid
 
 
-@pytest.mark.xfail(strict=True, raises=SystemExit, reason="needs --crop_balance, --augmentation and --ema")
 def test_the_best_recipe_is_parsed_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = main_train.parse_args(["--recipe", "best", *REQUIRED])

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import assert_one_line, train_arguments
+from conftest import assert_one_line, train_arguments, train_here
 
-import main_train
 from engine.data.splits import hash_ids
 from engine.runtime.errors import run
 from load_datasets_transforms import data_loader
@@ -36,7 +35,7 @@ def split_run(box_template, split, tmp_path_factory):
     """Output folder of a run on fold 0 of the split."""
     output = tmp_path_factory.mktemp("split_run")
     words = train_arguments(box_template, output, "--split", split, "--fold", "0")
-    assert run(main_train.main, main_train.parse_args([str(word) for word in words])) == 0
+    assert train_here(*words) == 0
     return output
 
 

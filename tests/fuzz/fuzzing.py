@@ -20,18 +20,15 @@ import io
 import os
 import re
 import resource
-import runpy
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
-from conftest import REPOSITORY
+from conftest import run_here
 from hypothesis import HealthCheck, Phase, event, settings
 
 FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
@@ -89,15 +86,11 @@ def run_script(script: str, *argv: str) -> Result:
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", mode) for mode in ("strict", "backslashreplace"))
     try:
         with (
-            mock.patch.object(sys, "argv", [script, *argv]),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             bounded(),
         ):
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-        status = 0
-    except SystemExit as stop:
-        status = stop.code or 0
+            status = run_here(script, *argv)
     except HangsError as hang:
         raise AssertionError(f"did not end within {SECONDS} s") from hang
     texts = []

@@ -5,16 +5,13 @@ import inspect
 import pytest
 import torch
 from golden import FFT_TOLERANCE, TOLERANCE, assert_reproduces
-from smallest import build_narrow, build_smallest, smallest_input
+from smallest import NARROW, build_narrow, build_smallest, smallest_input
 from torch import nn
 
 from engine.runtime.devices import to_device
 from networks import NETWORKS, build_network
 from networks.base import InputSizes, SegmentationNetwork, check_positive
 from networks.Rep3D import LRBM
-
-# Parameters; a network of more is too large for a training step in a test.
-STEPPED = 1_000_000_000
 
 # Name, classes, parameters in millions at 96^3 and one channel, from papers and specifications.
 COUNTS = [
@@ -62,20 +59,15 @@ def leave_zero_starts(network):
             nn.init.ones_(module.weight)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "STUNet_L" else name for name in NETWORKS]
-)
+@every_network
 def test_forward_and_backward_at_the_smallest_input(name):
+    """At few channels; at full width ``test_the_input_is_checked_by_position_and_by_name`` has the output's shape."""
     torch.manual_seed(0)
     size = smallest_input(name)
     with torch.device("meta"):
-        network = build_smallest(name, deploy=True)
-        if count_parameters(network) > STEPPED:
-            assert network(torch.zeros(1, 1, *size)).shape == (1, 3, *size)
-            return
+        arguments = inspect.signature(type(build_narrow(name))).parameters
     # Stochastic depth skips whole blocks at random, which leaves them without gradients.
-    stochastic_depth = "drop_path_rate" in inspect.signature(type(network)).parameters
-    network = build_smallest(name, **({"drop_path_rate": 0.0} if stochastic_depth else {}))
+    network = build_narrow(name, **({"drop_path_rate": 0.0} if "drop_path_rate" in arguments else {}))
     leave_zero_starts(network)
     network = to_device(network, torch.device("cpu"))  # memory layout of training
     logits = network(torch.randn(1, 1, *size))
@@ -95,7 +87,7 @@ def test_forward_and_backward_at_the_smallest_input(name):
 )
 def test_a_single_token_on_the_coarsest_grid(name, size):
     """The smallest accepted size, at which attention among one token gives its queries no gradient."""
-    network = build_network(name, 1, 3, size)
+    network = build_network(name, 1, 3, size, **NARROW[name])
     logits = network(torch.randn(1, 1, *size))
     logits.square().mean().backward()
     assert logits.shape == (1, 3, *size)
@@ -154,7 +146,7 @@ def test_sizes_that_a_network_refuses(name, size, expected):
 
 @pytest.mark.parametrize("name", ["UNETR", "nnFormer", "TransBTS", "UNesT"])
 def test_networks_tied_to_their_construction_size_refuse_another(name):
-    network = build_smallest(name)
+    network = build_narrow(name)
     with pytest.raises(ValueError, match=r"input size: found 96 x 96 x 96, expected .*, the size the network"):
         network(torch.zeros(1, 1, 96, 96, 96))
 

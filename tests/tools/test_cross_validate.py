@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, train_arguments, wait_for_iteration
+from conftest import REPOSITORY, blank_pictures, run_here, train_arguments, wait_for_iteration
 
 from engine.data.division import divide
 from engine.data.split_file import SplitFile, write_split_file
@@ -52,13 +52,21 @@ def training_words(root, *more):
     return words[words.index("--dataset") :]
 
 
+def run_scripts_here(patch):
+    """Run the scripts in this process, which is faster; other tests start them as processes."""
+    patch.setattr(cross_validate, "run_script", lambda command, *_: run_here(*command[1:]))
+    blank_pictures(patch)
+
+
 @pytest.fixture(scope="module")
 def one_fold(box_template, split, tmp_path_factory):
     """Output of a call for fold 1 alone."""
     output = tmp_path_factory.mktemp("one_fold") / "cv"
     words = ["--root", box_template, "--split", split, "--output", output, "--folds", "1"]
     words += training_words(box_template)
-    assert run(cross_validate.main, cross_validate.parse_args([str(word) for word in words])) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        run_scripts_here(patch)
+        assert run(cross_validate.main, cross_validate.parse_args([str(word) for word in words])) == 0
     return output
 
 
@@ -161,6 +169,7 @@ def test_one_fold_is_trained_without_a_table_of_all(one_fold):
 def test_folds_are_trained_predicted_tabulated_and_left_out_the_next_time(
     call, one_fold, box_template, tmp_path, monkeypatch
 ):
+    run_scripts_here(monkeypatch)
     shutil.copytree(one_fold, tmp_path / "cv")
     recipe = tmp_path / "boxes.args"
     recipe.write_text(" ".join(training_words(box_template)))

@@ -79,23 +79,21 @@ class Session:
         return done.stdout
 
 
-def copy_boxes(raw):
+def find_source(folder):
+    """Find hippocampi, or make boxes where the real data are missing; returns their folder and classes."""
+    if (real := REAL_DATA / "msd_hippocampus").exists():
+        return real, ("anterior", "posterior")
     for number in range(CASES):
-        make_box_case(raw.parent / "boxes", "Tr", f"case_{number}", number)
-    return raw.parent / "boxes", ("left", "right")
+        make_box_case(folder / "boxes", "Tr", f"case_{number}", number)
+    return folder / "boxes", ("left", "right")
 
 
-def copy_hippocampi(raw):
-    """Take hippocampi, or boxes where the real data are missing."""
-    folder = REAL_DATA / "msd_hippocampus"
-    return (folder, ("anterior", "posterior")) if folder.exists() else copy_boxes(raw)
-
-
-@pytest.fixture
-def session(request, site, tmp_path):
-    """Session with six cases in nnU-Net's raw format, one of them also as a test case."""
-    raw = tmp_path / "raw" / "Dataset004_Six"
-    source, names = request.param(raw)
+@pytest.fixture(scope="module")
+def session(site, tmp_path_factory):
+    """Session with six cases in nnU-Net's raw format, one of them also as a test case, planned and preprocessed."""
+    folder = tmp_path_factory.mktemp("session")
+    raw = folder / "raw" / "Dataset004_Six"
+    source, names = find_source(folder)
     for name in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / name).mkdir(parents=True)
     images = sorted((source / "imagesTr").glob("*.nii.gz"))[:CASES]
@@ -106,15 +104,16 @@ def session(request, site, tmp_path):
     labels = {"background": 0, names[0]: 1, names[1]: 2}
     dataset = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": CASES, "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(dataset))
-    return Session(tmp_path, site)
-
-
-def plan(session, network):
-    """Preprocess and write plans for a small network; returns the folder of the preprocessed dataset."""
+    session = Session(folder, site)
     session.run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1)
+    return session
+
+
+def plan(session, network, *more):
+    """Write plans for a small network; returns the folder of the preprocessed dataset."""
     folder = session.folder / "preprocessed" / "Dataset004_Six"
     overrides = [f"{name}={json.dumps(value)}" for name, value in SMALL.items()]
-    write = ("-m", "rep3d.nnunet.write_plans", "--folder", folder, "--network", network)
+    write = ("-m", "rep3d.nnunet.write_plans", "--folder", folder, "--network", network, *more)
     session.run(*write, "--network_args", *overrides)
     return folder
 
@@ -131,21 +130,21 @@ def read_prediction(session, folder):
     return voxels
 
 
-TRAIN = ("nnUNetv2_train", 4, "3d_fullres", 0, "-p", "nnUNetRep3DPlans", "-device", "cpu", "-tr")
-PREDICT = ("nnUNetv2_predict", "-d", 4, "-c", "3d_fullres", "-p", "nnUNetRep3DPlans")
+TRAIN = ("nnUNetv2_train", 4, "3d_fullres", 0, "-device", "cpu", "-p")
+PREDICT = ("nnUNetv2_predict", "-d", 4, "-c", "3d_fullres", "-p")
 INPUT = ("-i", "raw/Dataset004_Six/imagesTs", "-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0, "-o")
 
 
-@pytest.mark.parametrize("session", [copy_hippocampi], indirect=True)
 def test_from_raw_data_to_predictions_with_and_without_the_trainer(session):
     preprocessed = plan(session, "REP3D")
     before = {path for path in preprocessed.iterdir() if path.is_dir()}
     trainers = session.site / "rep3d" / "nnunet" / "trainers", session.folder / "trainers"
-    log = session.run(*TRAIN, "nnUNetTrainerRep3D_short", trainers=trainers)
+    ours = ("nnUNetRep3DPlans", "-tr", "nnUNetTrainerRep3D_short")
+    log = session.run(*TRAIN, *ours, trainers=trainers)
     assert "Mean Validation Dice" in log
     assert {path for path in preprocessed.iterdir() if path.is_dir()} == before  # nothing was preprocessed again
 
-    session.run(*PREDICT, "-tr", "nnUNetTrainerRep3D_short", *INPUT, "with", trainers=trainers)
+    session.run(*PREDICT, *ours, *INPUT, "with", trainers=trainers)
     model = session.folder / "results" / "Dataset004_Six" / "nnUNetTrainerRep3D_short__nnUNetRep3DPlans__3d_fullres"
     session.run("-m", "rep3d.nnunet.deploy", "--model", model, "--output", "deployed")
     in_processes = ("-npp", 1, "-nps", 1)  # this command has no other way
@@ -158,10 +157,9 @@ def test_from_raw_data_to_predictions_with_and_without_the_trainer(session):
     assert report.missing == report.skipped == ()
 
 
-@pytest.mark.parametrize("session", [copy_boxes], indirect=True)
 def test_a_trainer_of_nnunet_trains_by_the_plans_alone(session):
-    plan(session, "3DUXNET")
+    plan(session, "3DUXNET", "--name", "UXNetPlans")
     trainers = [session.folder / "trainers"]
-    session.run(*TRAIN, "Stock_short", trainers=trainers)
-    session.run(*PREDICT, "-tr", "Stock_short", *INPUT, "out", trainers=trainers)
+    session.run(*TRAIN, "UXNetPlans", "-tr", "Stock_short", trainers=trainers)
+    session.run(*PREDICT, "UXNetPlans", "-tr", "Stock_short", *INPUT, "out", trainers=trainers)
     read_prediction(session, "out")
