@@ -212,13 +212,14 @@ class UNet3D(SegmentationNetwork, unet.UNet):
 
 
 class nnUNet(SegmentationNetwork, dynunet.DynUNet):
-    """The plain network of nnU-Net's full-resolution plan (Isensee et al., 2021), six levels; 31.19 M parameters.
+    """The plain network of nnU-Net's plans (Isensee et al., 2021); 31.19 M parameters with its six levels.
 
     Args:
         in_chans: input channels.
         out_chans: classes, background included.
-        filters: channels of the six levels.
-    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 32, not all equal to 32.
+        filters: channels of each level, four or more; nnU-Net plans fewer levels for smaller crops.
+    Shape: (N, in_chans, D, H, W) -> (N, out_chans, D, H, W); sides divisible by 2^(levels - 1), 32 by default, not all
+        equal to it.
     Raises:
         ValueError: an invalid argument.
     """
@@ -226,18 +227,21 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
     # DynUNet registers its blocks a second time, under the skip layers that join them.
     stem_prefixes = ("input_block.conv1.conv.weight", "skip_layers.downsample.conv1.conv.weight")
     head_prefixes: tuple[str, ...] = ("output_block.",)
-    encoder_prefixes = (("input_block.",), *((f"downsamples.{level}.",) for level in range(4)), ("bottleneck.",))
     ignored_prefixes: tuple[str, ...] = ("deep_supervision_heads.",)
 
     def __init__(
         self, in_chans: int = 1, out_chans: int = 16, filters: Sequence[int] = (32, 64, 128, 256, 320, 320)
     ) -> None:
         check_positive(in_chans=in_chans, out_chans=out_chans)
-        check_all_positive(6, filters=filters)
-        strides = (1, 2, 2, 2, 2, 2)
-        super().__init__(3, in_chans, out_chans, (3,) * 6, strides, upsample_kernel_size=strides[1:], filters=filters)
+        levels = len(filters)
+        if levels < 4 or min(filters) < 1:  # with fewer, deep supervision would have a single grid
+            raise ValueError(f"filters: found {tuple(filters)}, expected four or more positive numbers")
+        strides, kernels = (1, *(2,) * (levels - 1)), (3,) * levels
+        super().__init__(3, in_chans, out_chans, kernels, strides, upsample_kernel_size=strides[1:], filters=filters)
         self.in_chans, self.out_chans = in_chans, out_chans
-        self.input_sizes = InputSizes(32)
+        self.input_sizes = InputSizes(2 ** (levels - 1))
+        between = ((f"downsamples.{level}.",) for level in range(levels - 2))
+        self.encoder_prefixes = (("input_block.",), *between, ("bottleneck.",))
 
     @accepts_empty_batch
     def forward(self, x: Tensor) -> Logits:
@@ -260,7 +264,7 @@ class nnUNet(SegmentationNetwork, dynunet.DynUNet):
 
     def enable_deep_supervision(self) -> None:
         """Create heads for the decoder's stages but the coarsest, to which nnU-Net gives the weight 0."""
-        heads = nn.ModuleList(self.get_output_block(stage) for stage in (1, 2, 3))
+        heads = nn.ModuleList(self.get_output_block(stage) for stage in range(1, len(self.filters) - 2))
         self.deep_supervision_heads = heads.apply(self.initialize_weights)
         self.deep_supervision = True
         self.head_prefixes, self.ignored_prefixes = ("output_block.", "deep_supervision_heads."), ()

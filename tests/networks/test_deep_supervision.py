@@ -56,6 +56,16 @@ def test_checkpoints_are_interchangeable(name):
     assert report.skipped == ()
 
 
+def test_an_nnunet_of_fewer_levels():
+    """As nnU-Net plans it for small crops."""
+    network = build_network("nnUNet", 1, 3, (16, 24, 16), filters=(4, 6, 8, 10))
+    assert network.input_sizes.divisor == 8
+    assert len(network.encoder_prefixes) == 4
+    network.enable_deep_supervision()
+    logits = network(torch.zeros(1, 1, 16, 24, 16))
+    assert [grid.shape for grid in logits] == [(1, 3, 16, 24, 16), (1, 3, 8, 12, 8)]
+
+
 def test_another_number_of_classes_starts_all_heads_anew():
     other = build_network("nnUNet", 1, 5, smallest_input("nnUNet"), filters=(4, 8, 12, 16, 20, 24))
     other.enable_deep_supervision()
