@@ -53,6 +53,7 @@ bench-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.large_kernel_conv
 	$(BIN)/python -m benchmarks.training_step --published
 	$(BIN)/python -m benchmarks.prediction --network REP3D --overlap 0 --cases 2 --loop_only
+	$(BIN)/python -m benchmarks.whole_ct
 	$(BIN)/python -m benchmarks.kernel_size
 	$(BIN)/python -m benchmarks.onnx_runtime
 	$(BIN)/python -m benchmarks.readme
