@@ -4,7 +4,7 @@
 #   make test-slow   tests that take long and add little; CI runs them as well
 #   make lint        ruff and mypy
 #   make bench       benchmarks, four minutes on two CPU cores, and the tables of docs/speed.md from their results
-#   make bench-slow  benchmarks of PyTorch's own large kernels, a real network on a CT, ONNX Runtime: over an hour and a half
+#   make bench-slow  benchmarks of PyTorch's own large kernels, a real network on a CT, ONNX Runtime: almost two hours
 #   make notebook    run notebooks/rep3d_tour.ipynb and store its outputs: two minutes on two CPU cores
 #   make soak        stop a small training run at random moments, and compare its end with that of an undisturbed run
 #   make fuzz        run the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
