@@ -4,7 +4,7 @@
 #   make test-slow   tests that take long and add little; CI runs them as well
 #   make lint        ruff and mypy
 #   make bench       benchmarks, four minutes on two CPU cores, and the tables of docs/speed.md from their results
-#   make bench-slow  benchmarks of PyTorch's own large kernels, a real network on a CT, ONNX Runtime: over an hour and a half
+#   make bench-slow  benchmarks of PyTorch's own large kernels, a real network on a CT, ONNX Runtime: almost two hours
 #   make notebook    run notebooks/rep3d_tour.ipynb and store its outputs: two minutes on two CPU cores
 #   make soak        stop a small training run at random moments, and compare its end with that of an undisturbed run
 #   make fuzz        run the scripts on random mistakes: headers, files, descriptions, flags, checkpoints; ten minutes
@@ -54,6 +54,7 @@ bench-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.large_kernel_conv
 	$(BIN)/python -m benchmarks.training_step --published
 	$(BIN)/python -m benchmarks.prediction --network REP3D --overlap 0 --cases 2 --loop_only
+	$(BIN)/python -m benchmarks.whole_ct
 	$(BIN)/python -m benchmarks.kernel_size
 	$(BIN)/python -m benchmarks.onnx_runtime
 	$(BIN)/python -m benchmarks.readme

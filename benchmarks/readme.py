@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "data_loading": {"shape": [512, 512, 120], "roi_size": [96, 96, 96], "num_workers": 2},
     "prediction": {"shape": [512, 512, 200], "roi_size": [96, 96, 96]},
     "prediction_REP3D": {"shape": [512, 512, 200], "roi_size": [96, 96, 96], "network": "REP3D"},
+    "whole_ct": {"shape": [512, 512, 200], "roi_size": [96, 96, 96], "network": "REP3D"},
     "kernel_size": {"feat_size": [48, 96, 192, 384]},
     "many_cases": {"cases": [250, 500, 1000]},
     "onnx_runtime": {"kernel_size": 21, "roi_size": [96, 96, 96], "feat_size": [48, 96, 192, 384]},
@@ -148,6 +149,14 @@ CLAIMS = (
         "peak memory of `test_seg.py` with REP3D on a 512 x 512 x 200 CT, all processes, GB",
         "below 6",
         cpu=("prediction_REP3D", lambda found: f"{found['rows'][-1]['peak_bytes'] / 1e9:.1f}"),
+    ),
+    Claim(
+        "seconds of REP3D alone on that CT, by `--amp` and `--overlap`",
+        "",
+        cpu=(
+            "whole_ct",
+            lambda found: ", ".join(f"{row['amp']} {row['overlap']:g}: {row['seconds']:.0f}" for row in found["rows"]),
+        ),
     ),
     Claim(
         "share of voxels labelled differently from the published method",

@@ -25,7 +25,8 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` that computes and returns channels last; PyTorch's converts to the contiguous layout.
 
     For devices whose convolutions are faster in that layout (``engine.runtime.devices.LAYOUTS``). Without running
-    statistics, as the original's default; mean and variance are exact to float32 rounding.
+    statistics, as the original's default; mean and variance are exact to float32 rounding. A single sample
+    without gradients, a window of a prediction, takes half the time: it is read twice, in its own precision.
     Shape: (N, C, D, H, W) -> (N, C, D, H, W).
     """
 
@@ -40,6 +41,10 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
         if math.prod(input.shape[2:]) == 1:
             raise ValueError(f"input: found shape {tuple(input.shape)}, expected more than one voxel per channel")
         dtype = torch.promote_types(input.dtype, torch.float32)
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and len(input) == 1:
+            x = input.contiguous(memory_format=torch.channels_last_3d)
+            mean, variance = _sample_statistics(x[0], dtype)
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
         x = input.to(dtype, memory_format=torch.channels_last_3d)
         out = _InstanceNorm.apply(x, self.eps)
         if self.weight is not None:
@@ -67,6 +72,18 @@ class _InstanceNorm(torch.autograd.Function):
         slope = _voxel_mean(grad * normalised)
         # grad - mean(grad) - normalised * slope, all times scale
         return normalised.mul_(-slope).add_(grad).sub_(_voxel_mean(grad)).mul_(scale), None
+
+
+def _sample_statistics(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Compute mean and variance (C,) in ``dtype`` of a sample (C, D, H, W), plane by plane: one fits a CPU's cache."""
+    means, variances = [], []
+    for plane in x.permute(1, 2, 3, 0).flatten(1, 2):  # (H * W, C)
+        plane = plane.to(dtype)
+        means.append(plane.mean(0))
+        variances.append((plane - means[-1]).square_().mean(0))
+    mean = torch.stack(means)
+    # The planes are equally large: the variance is the mean of theirs, and the variance of their means.
+    return mean.mean(0), torch.stack(variances).mean(0).add_(mean.var(0, correction=0))
 
 
 def _voxel_mean(x: Tensor) -> Tensor:

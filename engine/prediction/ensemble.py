@@ -1,7 +1,7 @@
 """Mean probability of several networks, and of each over mirrored windows."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -45,7 +45,16 @@ class Ensemble:
     members: Sequence[Member]
     mirrored: Sequence[int] = ()
 
-    def predict(self, image: Tensor) -> Tensor:
+    @property
+    def passes(self) -> list[tuple[Member, tuple[int, ...]]]:
+        """Each member with each combination of axes; the first one is not mirrored."""
+        return [(member, axes) for member in self.members for axes in all_combinations(self.mirrored)]
+
+    def count_windows(self, sides: Sequence[int]) -> int:
+        """Count the windows of all passes over a volume of ``sides`` (D, H, W) voxels."""
+        return sum(member.window.count(sides) for member, _ in self.passes)
+
+    def predict(self, image: Tensor, progress: Callable[[int], object] = lambda windows: None) -> Tensor:
         """Predict the logits of one volume, whose softmax is the mean probability of all passes.
 
         The logits of a single pass are the network's own; of several, they are the logarithms of the mean. Then the
@@ -53,19 +62,18 @@ class Ensemble:
 
         Args:
             image: preprocessed volume on any device.
+            progress: as in ``predict_logits``.
         Shape: (channels, D, H, W) -> (classes, D, H, W), float32, where ``predict_logits`` has placed the first one.
         """
-        (first, unmirrored), *others = [
-            (member, axes) for member in self.members for axes in all_combinations(self.mirrored)
-        ]
-        total = predict_logits(first.network, image, first.window, unmirrored)
+        (first, unmirrored), *others = self.passes
+        total = predict_logits(first.network, image, first.window, unmirrored, progress)
         if not others:
             return total
         with torch.inference_mode():
             for slab in total.split(SLAB, dim=1):
                 slab.copy_(slab.softmax(dim=0))
             for member, axes in others:
-                add_probabilities(total, predict_logits(member.network, image, member.window, axes))
+                add_probabilities(total, predict_logits(member.network, image, member.window, axes, progress))
             smallest = torch.finfo(total.dtype).tiny  # the logarithm of 0 is not finite
             return total.div_(1 + len(others)).clamp_(min=smallest).log_()
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from engine.data.loading import case_loader
 from engine.evaluation.metrics import DiceTable, dice_by_structure
 from engine.evaluation.pictures import encode_png, preview
 from engine.prediction.ensemble import Ensemble
+from engine.prediction.estimate import estimate_work
 from engine.prediction.findings import read_prediction
 from engine.prediction.outputs import picture_path, prediction_path, write_output
 from engine.prediction.records import record_written
@@ -168,17 +169,26 @@ def predict_cases(
 
     def infer(sample: Sample) -> Any:
         # Inverted here, not in the thread: logits take gigabytes, so only one case may hold them at a time.
-        return invert({**sample, "pred": ensemble.predict(sample["image"])})
+        with window_bar(ensemble.count_windows(sample["image"].shape[1:]), sample["id"]) as windows:
+            logits = ensemble.predict(sample["image"], windows.update)
+        return invert({**sample, "pred": logits})
 
     def finish(sample: Sample | Failure) -> None:
         # A folder that cannot be written to is no fault of the case, and all other cases would fail too.
         outcomes.append(review(attempt(save, sample, fatal=(DiskError,))))
 
     loader = case_loader(CasesToPredict(cases, transforms, review.description), num_workers)
-    bar = tqdm(loader, "predicting", disable=process_rank() != 0)
     with ensemble.keep_kernel_spectra():  # for all cases, not only for the windows of one
+        if process_rank() == 0 and (work := estimate_work(cases, review.description, ensemble)):
+            print(work, flush=True)
+        bar = tqdm(loader, "predicting", disable=process_rank() != 0)
         overlap_steps(bar, lambda sample: attempt(infer, sample, fatal=(DiskError,)), finish)
     return outcomes
+
+
+def window_bar(windows: int, case: str) -> "tqdm[NoReturn]":
+    """Make the progress bar of a case's windows; it is not shown in a file, nor for cases that take a moment."""
+    return tqdm(desc=case, total=windows, unit="window", leave=False, delay=1, disable=process_rank() != 0 or None)
 
 
 def overlap_steps(items: Iterable[Item], work: Callable[[Item], Result], finish: Callable[[Result], object]) -> None:

@@ -36,9 +36,54 @@ class SlidingWindow:
     mode: Literal["constant", "gaussian"] = "constant"
     poll: Poll = no_requests
 
+    @property
+    def per_forward(self) -> int:
+        """Windows per forward pass. On a CPU several are no faster, and their activations take gigabytes."""
+        return 1 if self.device.type == "cpu" else self.sw_batch_size
+
+    def count(self, sides: Sequence[int]) -> int:
+        """Count the windows of a volume of ``sides`` (D, H, W) voxels, as MONAI places them."""
+        return math.prod(
+            1 + math.ceil(max(side - size, 0) / max(1, int(size * (1 - self.overlap))))
+            for side, size in zip(sides, self.roi_size, strict=True)
+        )
+
+
+class AirOnce:
+    """Predictor of windows that computes those of nothing but air once, since they are all equal.
+
+    They lie beside arms and legs, around a couch, or in padding. The result is that of computing each of them.
+
+    Args:
+        predict: function from windows to logits, of each window by itself.
+    """
+
+    def __init__(self, predict: Callable[[Tensor], Tensor]) -> None:
+        self.predict = predict
+        self.air: Tensor | None = None  # logits of a window of air, once there was one
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Predict windows, in which 0 is air: the minimum of each channel in the volume.
+
+        Shape: (N, channels, D, H, W) -> (N, classes, D, H, W), to be changed by the caller as it likes.
+        """
+        filled = windows.flatten(1).any(dim=1)
+        if filled.all():
+            return self.predict(windows)
+        if self.air is None:
+            self.air = self.predict(torch.zeros_like(windows[:1]))
+        logits = self.air.repeat(len(windows), 1, 1, 1, 1)
+        if filled.any():
+            logits[filled] = self.predict(windows[filled])
+        return logits
+
 
 def predict_logits(
-    network: SegmentationNetwork, image: Tensor, window: SlidingWindow, mirrored: Sequence[int] = ()
+    network: SegmentationNetwork,
+    image: Tensor,
+    window: SlidingWindow,
+    mirrored: Sequence[int] = (),
+    progress: Callable[[int], object] = lambda windows: None,
 ) -> Tensor:
     """Predict the logits of one volume by sliding window, averaged over the windows that cover a voxel.
 
@@ -48,14 +93,20 @@ def predict_logits(
             minimum, as training crops are.
         window: size, overlap, device and precision.
         mirrored: axes (0 to 2) along which the network sees each window mirrored; its logits are mirrored back.
+        progress: function that is called with the number of windows that are done since the last call.
     Shape: (channels, D, H, W) -> (classes, D, H, W), float32, on the network's device or, if they would take too much
         of its memory, on the CPU.
     """
 
-    def predictor(windows: Tensor) -> Tensor:
+    def predict(windows: Tensor) -> Tensor:
         window.poll()
         with window.autocast():
             return mirror(network(mirror(windows + minimum)).float())
+
+    def predict_and_report(windows: Tensor) -> Tensor:
+        logits = predict_windows(windows)
+        progress(len(windows))
+        return logits
 
     def mirror(windows: Tensor) -> Tensor:
         return windows.flip([axis + 2 for axis in mirrored]) if mirrored else windows
@@ -65,12 +116,17 @@ def predict_logits(
     minimum = volume.amin(dim=(2, 3, 4), keepdim=True)
     sides = [max(pair) for pair in zip(window.roi_size, image.shape[1:], strict=True)]
     place = choose_accumulator(network.out_chans, sides, window.device, free_memory(window.device))
-    # On a CPU several windows at once are no faster, and their activations take gigabytes.
-    windows_per_forward = 1 if window.device.type == "cpu" else window.sw_batch_size
+    predict_windows = AirOnce(predict)
     with torch.inference_mode(), keep_kernel_spectra(network):
         shifted = volume - minimum
         logits = sliding_window_inference(
-            shifted, window.roi_size, windows_per_forward, predictor, window.overlap, window.mode, device=place
+            shifted,
+            window.roi_size,
+            window.per_forward,
+            predict_and_report,
+            window.overlap,
+            window.mode,
+            device=place,
         )
         assert isinstance(logits, Tensor)  # a single output, not a dictionary of outputs
         return logits[0]

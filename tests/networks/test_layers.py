@@ -48,13 +48,34 @@ def test_instance_norm_accepts_an_empty_batch(affine):
     assert not any(gradient.any() for gradient in gradients)
 
 
-def test_instance_norm_is_exact_on_a_large_grid():
+@pytest.mark.parametrize("gradients", [True, False])
+def test_instance_norm_is_exact_on_a_large_grid(gradients):
     """A plain float32 sum over 262,144 voxels, as in PyTorch's channels-last batch normalisation, would not be."""
     x = noisy(1, 8, 64, 64, 64)
     expected = nn.functional.instance_norm(x.double())
-    found = ChannelsLastInstanceNorm3d(8)(x.contiguous(memory_format=CHANNELS_LAST))
+    with torch.set_grad_enabled(gradients):
+        found = ChannelsLastInstanceNorm3d(8)(x.contiguous(memory_format=CHANNELS_LAST))
     assert (found - expected).abs().max() < 3e-6
     assert found.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 3, 5, 4, 6), (1, 8, 1, 48, 48), (1, 2, 40, 1, 1), (1, 1, 1, 1, 2)])
+def test_instance_norm_of_a_sample_without_gradients_equals_pytorch(shape, dtype, affine):
+    norm = ChannelsLastInstanceNorm3d(shape[1], affine=affine).to(torch.promote_types(dtype, torch.float32))
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = noisy(*shape).to(dtype)
+    expected = nn.InstanceNorm3d.forward(norm.double(), x.double())
+    norm.to(torch.promote_types(dtype, torch.float32))
+    with torch.no_grad():
+        found = norm(x)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=CHANNELS_LAST)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("affine", [False, True])

@@ -66,6 +66,14 @@ def test_an_ensemble_of_equal_networks_is_the_single_one(image):
     assert torch.allclose(found, probabilities(member(), image), atol=1e-6)
 
 
+def test_the_windows_of_all_passes_are_counted_and_reported(image):
+    members, reported = [member(0), member(1, (16, 16, 16))], []
+    ensemble_of_two = Ensemble(members, (0, 2))
+    ensemble_of_two.predict(image, reported.append)
+    once = [one.window.count(image.shape[1:]) for one in members]
+    assert sum(reported) == ensemble_of_two.count_windows(image.shape[1:]) == 4 * sum(once)
+
+
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
 def test_mirroring_averages_over_every_combination_of_the_axes(axes):
     """In a volume that is a single window, mirroring the window is mirroring the volume."""

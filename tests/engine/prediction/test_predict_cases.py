@@ -1,16 +1,19 @@
 """A case is finished in a thread while the network processes the next one: order, memory, errors, shared spectra."""
 
+import io
 import threading
 import time
 import weakref
 from unittest.mock import Mock
 
 import pytest
+import torch
 from torch import nn
 
 from engine.prediction import ensemble, predict_cases
 from engine.prediction.ensemble import Ensemble, Member
-from engine.prediction.predict_cases import overlap_steps
+from engine.prediction.predict_cases import overlap_steps, window_bar
+from engine.prediction.sliding_window import SlidingWindow
 from networks.large_kernel_conv import LargeKernelConv3d
 
 
@@ -55,6 +58,17 @@ def test_items_are_freed_when_they_are_finished(slow):
     assert max(counts) <= (3 if slow else 1)  # briefly three, between the end of ``finish`` and its return
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_windows_of_a_case_are_shown_in_a_terminal_only(terminal, monkeypatch):
+    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
+    stream.isatty = lambda: terminal
+    with window_bar(12, "case_7") as bar:
+        bar.delay = bar.mininterval = 0
+        bar.update(12)
+        shown = stream.getvalue()
+    assert ("case_7: 100%" in shown and "12/12" in shown) == terminal
+
+
 @pytest.mark.parametrize("bad", [0, 2])
 def test_an_error_in_the_thread_is_raised(bad):
     done = []
@@ -73,9 +87,13 @@ def test_all_cases_share_the_spectra_of_the_kernels(monkeypatch):
     network, kept = nn.Sequential(LargeKernelConv3d(1, 3)), []
     monkeypatch.setattr(predict_cases, "case_loader", lambda dataset, num_workers: dataset.cases)
     monkeypatch.setattr(ensemble, "predict_logits", lambda *args: kept.append(network[0].kept_spectrum))
-    cases = [{"id": "first", "image": None}, {"id": "second", "image": None}]
+    monkeypatch.setattr(predict_cases, "estimate_work", lambda *_: None)
+    window = SlidingWindow((8, 8, 8), 1, 0.5, torch.device("cpu"), Mock())
+    cases = [{"id": name, "image": torch.zeros(1, 8, 8, 8)} for name in ("first", "second")]
     unchanged = (lambda sample: sample, lambda sample: sample)
-    outcomes = predict_cases.predict_cases(cases, None, unchanged, Ensemble([Member(network, None, "off")]), Mock(), 0)
+    outcomes = predict_cases.predict_cases(
+        cases, None, unchanged, Ensemble([Member(network, window, "off")]), Mock(), 0
+    )
     assert len(outcomes) == 2
     assert kept[0] is kept[1] is not None
     assert network[0].kept_spectrum is None

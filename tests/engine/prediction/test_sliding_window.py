@@ -7,7 +7,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from engine.prediction.sliding_window import SlidingWindow, choose_accumulator, predict_logits
+from engine.prediction.sliding_window import AirOnce, SlidingWindow, choose_accumulator, predict_logits
 
 NO_AUTOCAST = partial(torch.autocast, "cpu", enabled=False)
 
@@ -53,3 +53,59 @@ def test_gaussian_windows_are_monais():
         )[0]
     assert torch.equal(found, expected)
     assert not torch.allclose(found, predict_logits(network, image, window()), atol=1e-3)
+
+
+@pytest.fixture
+def padded_network():
+    """Network whose padding makes a voxel depend on its window, and that counts its windows."""
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 2, 5, padding=2)
+    network.out_chans, network.windows = 2, 0
+
+    def count(_, inputs):
+        network.windows += len(inputs[0])
+
+    network.register_forward_pre_hook(count)
+    return network
+
+
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize("air", [0.0, -3.0])  # the lower end of an intensity window, and the minimum of a z-score
+def test_windows_of_air_are_computed_once_with_the_same_result(padded_network, mode, air):
+    image = torch.full((1, 30, 20, 18), air)
+    image[:, 18:, :8] = 1 + torch.rand(1, 12, 8, 18)
+    window = SlidingWindow((8, 8, 8), 1, 0.5, torch.device("cpu"), NO_AUTOCAST, mode)
+    found = predict_logits(padded_network, image, window)
+    computed, padded_network.windows = padded_network.windows, 0
+    with torch.inference_mode():
+        expected = sliding_window_inference(
+            image[None] - air, (8, 8, 8), 1, lambda x: padded_network(x + air), 0.5, mode=mode
+        )[0]
+    assert torch.equal(found, expected)
+    assert padded_network.windows == window.count((30, 20, 18)) == 7 * 4 * 4
+    assert computed == 4 * 2 * 4 + 1
+
+
+def test_windows_of_air_in_a_batch(padded_network):
+    windows = torch.rand(5, 1, 4, 5, 6)
+    windows[[1, 3]] = 0
+    expected = padded_network(windows)
+    padded_network.windows = 0
+    predict = AirOnce(padded_network)
+    for _ in range(2):
+        logits = predict(windows)
+        torch.testing.assert_close(logits, expected)
+        logits.zero_()  # as a caller may
+    assert padded_network.windows == 2 * 3 + 1
+    torch.testing.assert_close(predict(windows[[3, 1]]), expected[[3, 1]])
+    assert padded_network.windows == 2 * 3 + 1
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.99])
+@pytest.mark.parametrize("shape", [(20, 40, 33), (5, 6, 7), (16, 17, 31)])
+def test_all_windows_are_counted_and_reported(padded_network, shape, overlap):
+    window, reported = SlidingWindow((16, 14, 15), 3, overlap, torch.device("cpu"), NO_AUTOCAST), []
+    if overlap == 0.99:
+        shape = tuple(min(side, 18) for side in shape)  # a step of one voxel takes many windows
+    predict_logits(padded_network, torch.rand(1, *shape), window, progress=reported.append)
+    assert sum(reported) == padded_network.windows == window.count(shape)
