@@ -59,7 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--images", metavar="PATH", help="folder or file to predict, instead of --root")
     data.add_argument("--labels", metavar="DIR", help="folder of the labels (default: labels* next to images*)")
     add_fix_affine_argument(data)
-    data.add_argument("--output", metavar="DIR", required=True, help="folder for predictions; finished ones are kept")
+    folder = "folder for predictions; finished ones are kept"
+    data.add_argument("--output", metavar="DIR", default="predictions", help=folder)
     again = "predict all cases again, also in place of label maps that others have changed"
     data.add_argument("--overwrite", action="store_true", help=again)
     data.add_argument("--preview", action="store_true", help="write <case>.png with three planes and contours")
