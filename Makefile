@@ -21,12 +21,13 @@ export OMP_WAIT_POLICY := PASSIVE
 
 demo: $(VENV)/.installed
 	rm -rf demo
-	$(BIN)/python -m tools.make_phantoms --root demo/data --train 10 --val 2
-	$(BIN)/python main_train.py --root demo/data --output demo/run --dataset experiments/demo/dataset.json \
-		--network REP3D --feat_size 8 16 32 64 --roi_size 48 48 32 --lr 4e-3 --max_iter 450 --eval_step 150 --cache_rate 1
+	$(BIN)/python -m tools.make_phantoms --root demo/data --train 12 --val 2
+	$(BIN)/python main_train.py @experiments/demo/train.args --root demo/data --output demo/run
 	$(BIN)/python test_seg.py --root demo/data --output demo/predictions \
 		--trained_weights demo/run/best_metric_model.pth --preview
-	@echo "Label maps and pictures: demo/predictions. Curves: $(BIN)/tensorboard --logdir demo/run/tensorboard"
+	$(BIN)/python -m tools.report demo/run demo/predictions --output demo/report.html
+	@echo "Open demo/predictions/phantom_013.png (picture), demo/predictions/dice.csv (table), demo/report.html (report)."
+	@echo "Curves as they are logged: $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
 # Each file of tests runs in one process, on one core: threads that wait for a core with the other process cost more time
 # than they save.

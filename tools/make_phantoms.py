@@ -33,6 +33,7 @@ Triple = tuple[float, float, float]
 
 FIELD_OF_VIEW_MM = (340.0, 270.0, 180.0)
 ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "AIL")
+CORE = 0.75  # share of the radii at which the inner part of a shape begins
 SCALE_LIMITS = (0.25, 10.0)
 TASK = "Task99_Phantoms"  # top folder of the archive
 APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        "  # begins the ._ files of macOS
@@ -50,6 +51,7 @@ class Shape(NamedTuple):
         hu: mean attenuation in Hounsfield units.
         loose: variability of position, size, tilt and outline, from 0 (rigid) to 1 (a mobile organ).
         gas: largest share of the front-to-back extent filled with gas, which rises to the front of a supine patient.
+        core_hu: mean attenuation of the inner part, where it differs: contents of a hollow organ, medulla of a kidney.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Shape(NamedTuple):
     hu: float
     loose: float = 1.0
     gas: float = 0.0
+    core_hu: float | None = None
 
 
 # Earlier shapes have precedence: a core is listed before its shell, the gall bladder before the liver that it dents.
@@ -70,20 +73,22 @@ SKELETON = (
     Shape("vertebral arch", 0, (0, -82, 0), (13, 11, 900), 500, loose=0),
     *(Shape("spinous process", 0, (0, -92, z), (4, 11, 12), 450, loose=0) for z in range(-95, 96, 38)),
 )
+# Attenuation as in the late arterial phase, about 40 s after the injection: arteries and renal cortex are the brightest,
+# spleen and pancreas have taken up more contrast medium than the liver, veins are still pale.
 ORGANS = (
-    Shape("aorta", 8, (8, -29, 0), (10, 10, 900), 160, loose=0.3),
-    Shape("postcava", 9, (-18, -28, 0), (13, 10, 900), 140, loose=0.3),
+    Shape("aorta", 8, (8, -29, 0), (10, 10, 900), 250, loose=0.3),
+    Shape("postcava", 9, (-18, -28, 0), (13, 10, 900), 105, loose=0.3),
     Shape("right psoas", 0, (-31, -56, -60), (15, 16, 90), 60, loose=0.3),
     Shape("left psoas", 0, (31, -56, -60), (15, 16, 90), 60, loose=0.3),
-    Shape("right kidney", 2, (-64, -36, -32), (25, 27, 50), 180),
-    Shape("left kidney", 3, (62, -36, -18), (25, 27, 50), 180),
-    Shape("gall bladder", 4, (-42, 46, -10), (15, 16, 25), 10),
-    Shape("spleen", 1, (94, -28, 38), (26, 40, 44), 120),
-    Shape("liver, right lobe", 6, (-70, 10, 36), (56, 64, 60), 110),
-    Shape("liver, left lobe", 6, (-8, 46, 50), (56, 28, 32), 110),
-    Shape("pancreas, head", 10, (-20, 8, -18), (19, 15, 24), 95, loose=0.7),
-    Shape("pancreas, body", 10, (24, -4, -2), (46, 13, 14), 95, loose=0.7),
-    Shape("stomach", 7, (50, 30, 32), (36, 36, 42), 40, gas=0.4),
+    Shape("right kidney", 2, (-64, -36, -32), (25, 27, 50), 200, core_hu=140),
+    Shape("left kidney", 3, (62, -36, -18), (25, 27, 50), 200, core_hu=140),
+    Shape("gall bladder", 4, (-42, 46, -10), (18, 18, 30), 8),
+    Shape("spleen", 1, (94, -28, 38), (26, 40, 44), 145),
+    Shape("liver, right lobe", 6, (-70, 10, 36), (56, 64, 60), 85),
+    Shape("liver, left lobe", 6, (-8, 46, 50), (56, 28, 32), 85),
+    Shape("pancreas, head", 10, (-20, 8, -18), (19, 15, 24), 120, loose=0.7),
+    Shape("pancreas, body", 10, (24, -4, -2), (46, 14, 15), 120, loose=0.7),
+    Shape("stomach", 7, (50, 30, 32), (36, 36, 42), 80, gas=0.4, core_hu=30),
 )
 LUNGS = tuple(Shape("lung base", 0, (x, -15, 100), (52, 62, 45), -800) for x in (-72, 72))
 
@@ -107,8 +112,8 @@ def draw(
     phases = rng.uniform(0, 2 * np.pi, 3)
     gas_depth = radii[1] * 2 * shape.gas * rng.uniform(0, 1)
 
-    reach = 1.3 * radii.max()  # the outline may bulge by a fifth
-    box = tuple(slice(*np.searchsorted(a, (c - reach, c + reach))) for a, c in zip(axes, centre, strict=True))
+    reach = 1.3 * np.linalg.norm(tilt * radii[:, None] ** 2, axis=0)  # the outline may bulge by a fifth
+    box = tuple(slice(*np.searchsorted(a, (c - r, c + r))) for a, c, r in zip(axes, centre, reach, strict=True))
     offset = np.stack(np.meshgrid(*(a[b] - c for a, b, c in zip(axes, box, centre, strict=True)), indexing="ij"))
     bulge = np.sin(np.tensordot(waves, offset, 1) + phases.reshape(3, 1, 1, 1)).sum(axis=0)
     depth = np.linalg.norm(np.tensordot(tilt, offset, 1), axis=0) * (1 + 0.06 * shape.loose * bulge)
@@ -116,6 +121,8 @@ def draw(
     inside = (depth < 1) & room[box]
     gas = inside & (depth < 0.9) & (offset[1] > radii[1] - gas_depth)
     hu[box][inside] = shape.hu
+    if shape.core_hu is not None:
+        hu[box][inside & (depth < CORE)] = shape.core_hu
     hu[box][gas] = GAS_HU
     labels[box][inside] = shape.label
     room[box][inside] = False
@@ -124,7 +131,7 @@ def draw(
 def bowel_loops(rng: np.random.Generator) -> list[Shape]:
     """Return unlabelled bowel loops below the stomach, which they resemble in Hounsfield units and gas."""
     return [
-        Shape("bowel", 0, tuple(rng.uniform((-95, 0, -95), (95, 65, -25))), tuple(rng.uniform(14, 27, 3)), 45, gas=0.5)
+        Shape("bowel", 0, tuple(rng.uniform((-95, 0, -95), (95, 65, -25))), tuple(rng.uniform(14, 27, 3)), 90, gas=0.5, core_hu=35)
         for _ in range(14)
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from tools.make_phantoms import make_dataset, make_phantom
 
@@ -90,19 +91,28 @@ def test_exactly_the_drawn_organs_are_present(phantoms):
         assert counts.min() >= 10
 
 
-def test_hounsfield_units_are_those_of_portal_venous_ct():
+def test_hounsfield_units_are_those_of_late_arterial_ct():
     for case in CASES:
         image, labels = (voxels(volume) for volume in make_phantom(0, case, 2.0))
         assert image.min() >= -1024
         assert 300 < image.max() < 1000  # bone
         mean = {label: image[labels == label].mean() for label in DRAWN}
-        assert min(mean[RIGHT_KIDNEY], mean[LEFT_KIDNEY]) > mean[LIVER] + 20
-        assert min(mean[LIVER], mean[SPLEEN], mean[AORTA]) > 55 > mean[GALL_BLADDER] + 20  # 50 HU is muscle
+        assert mean[AORTA] > max(mean[other] for other in DRAWN - {AORTA}) + 10
+        assert min(mean[RIGHT_KIDNEY], mean[LEFT_KIDNEY]) > mean[LIVER] + 40
+        assert mean[SPLEEN] > mean[LIVER] + 20
+        assert min(mean[LIVER], mean[PANCREAS]) > 55 > mean[GALL_BLADDER] + 20  # 50 HU is muscle
         # The torso's own fat and muscle, away from organs: each has a peak in the background's histogram.
         background = image[labels == 0]
         assert np.mean(np.abs(background + 1000) < 60) > 0.2
         assert np.mean(np.abs(background + 100) < 40) > 0.1
         assert np.mean(np.abs(background - 50) < 40) > 0.03
+
+
+def test_the_core_of_a_kidney_is_darker_than_its_cortex():
+    image, labels = (voxels(volume) for volume in make_phantom(0, 1, 1.0))
+    kidney = labels == RIGHT_KIDNEY
+    depth = distance_transform_edt(kidney)
+    assert image[depth > 0.8 * depth.max()].mean() < image[kidney & (depth <= 2)].mean() - 10
 
 
 def test_world_coordinates_are_anatomically_correct(phantoms):
