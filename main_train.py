@@ -124,6 +124,7 @@ def main(args: argparse.Namespace) -> None:
         with StopRequests(args.max_hours) as stop:
             from engine.runtime.distributed import join_processes
 
+            stop.raise_if_requested()  # imports take seconds
             with join_processes(args.gpu, stop.raise_if_requested) as device:
                 train(args, *prepare(args, device, stop), stop)
     except Stopped as request:
@@ -152,6 +153,7 @@ def prepare(
     from engine.training.validation import put_chosen_first
     from engine.weights.checkpoints import NetworkConfig
 
+    stop.raise_if_requested()
     check_services(args.log)
     start = read_start(vars(args))
     description = find_description(args.dataset, args.fix_affine)

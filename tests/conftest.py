@@ -10,6 +10,7 @@ import json
 import re
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -162,6 +163,15 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture(autouse=True)
+def keep_signals():
+    """Restore what a process that stops on request ignores until its end."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

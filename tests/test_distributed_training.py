@@ -24,7 +24,7 @@ RECIPE = (
     *("--optim", "SGD", "--lr", "0.1", "--sync_batchnorm", "--max_iter", "6", "--eval_step", "3", "--seed", "3"),
     *("--val_cases", "2"),
 )
-TOLERANCE = 1e-4  # relative, of losses; 1e-5 was observed
+TOLERANCE = 1e-3  # relative, of losses; one process with two threads instead of one differs by 3e-4 from itself
 BEST, LAST, PREVIOUS = "best_metric_model.pth", "last_checkpoint.pth", "previous_checkpoint.pth"
 
 # Script for torchrun: runs the scripts one after the other, since each start of PyTorch takes seconds.

@@ -37,7 +37,7 @@ def join_processes(gpu: str, poll: Poll = no_requests) -> Iterator[torch.device]
 
     Args:
         gpu: value of ``--gpu``.
-        poll: called where another process has ended: if all were asked to stop, those that wait for it stop as well.
+        poll: called while torchrun ends this process because another one has ended, be it after a request to stop.
     Raises:
         InputError: the device does not exist, or there are fewer devices than processes.
     """
@@ -59,11 +59,17 @@ def join_processes(gpu: str, poll: Poll = no_requests) -> Iterator[torch.device]
             dist.destroy_process_group()
         except Exception as error:
             # Rank 0 reports an error that all processes share; any other is reported by the process that raised it.
-            if other_is_gone := any(text in str(error) for text in OTHER_IS_GONE):
-                poll()
-            if rank > 0 or other_is_gone:
-                time.sleep(SECONDS_TO_STOP)
+            if rank > 0 or any(text in str(error) for text in OTHER_IS_GONE):
+                _wait_to_be_ended(poll)
             raise
+
+
+def _wait_to_be_ended(poll: Poll) -> None:
+    """Wait while torchrun ends this process, by a signal that may be a request to stop."""
+    end = time.monotonic() + SECONDS_TO_STOP
+    while time.monotonic() < end:
+        poll()
+        time.sleep(0.1)
 
 
 def _choose_own_device(gpu: str, local_rank: int, local_processes: int) -> torch.device:

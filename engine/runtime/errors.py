@@ -163,6 +163,8 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, 
         print(*(f"error: {line}" for line in message_of(mistake).splitlines()), sep="\n", file=sys.stderr)
         return mistake.status
     except Stopped as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):  # whoever presses Ctrl-C again still gets this exit status
+            signal.signal(number, signal.SIG_IGN)
         if os.environ.get("RANK", "0") == "0":  # under torchrun all processes stop, and rank 0 reports it
             print(f"stopped by {stop}", file=sys.stderr)
         return STOPPED

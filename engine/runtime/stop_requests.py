@@ -61,7 +61,8 @@ class StopRequests:
         if self.reason is not None:
             return
         self.reason = self.reasons[signal.Signals(number)]
-        os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
+        if os.environ.get("RANK", "0") == "0":  # torchrun asks all processes, also those that wait after an error
+            os.write(STDERR, f"\n{self.reason}: stopping after this step\n".encode())
 
     def raise_if_requested(self) -> None:
         """Raise ``Stopped`` if there was a request."""

@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader, Dataset
 
-from engine.runtime.errors import InputError, OneLineParser, run
+from engine.runtime.errors import STOPPED, InputError, OneLineParser, Stopped, run
 
 ARGS = OneLineParser("script").parse_args([])
 
@@ -122,6 +122,13 @@ def test_a_broken_pipe_that_is_not_stdout_keeps_its_traceback(capfd):
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run(fail_with(error), ARGS, to_lower="--batch_size")
+
+
+def test_a_second_request_does_not_interrupt_the_end_of_a_process(capsys):
+    assert run(fail_with(Stopped("Ctrl-C")), ARGS) == STOPPED
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 def test_parser_reports_in_one_line(capsys):
