@@ -149,7 +149,7 @@ def _is_deployed(network: SegmentationNetwork) -> bool:
             return deploy
     raise ValueError(
         "network: found other weights than its config builds, expected those of build_network, folded or not "
-        "(switch_to_deploy with fuse_norm=True is for use in memory only)"
+        "(neither fused by switch_to_deploy(fuse_norm=True) nor with heads that enable_deep_supervision has created)"
     )
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from engine.training.average import WeightAverage
+from engine.training.start import StartWeights
 from engine.training.step import train_step
 from engine.weights.load_network import load_trained
 
@@ -99,7 +100,7 @@ def test_files_hold_the_average_and_other_weights_start_it(make_state, tmp_path)
     assert all(torch.equal(value, last["trained_model"][key]) for key, value in state.network.state_dict().items())
     other = make_state("--ema", "0.9")
     step(other, torch.randn(1, 1, 32, 32, 16))
-    other.start_from(last, "weights")
+    other.start_from(StartWeights("last_checkpoint.pth", last, ()))
     for network in (other.network, other.evaluated_network):
         assert all(torch.equal(value, average[key]) for key, value in network.state_dict().items())
     assert other.average.updates == 0

@@ -92,7 +92,7 @@ def test_a_step_that_is_not_finite_changes_nothing_while_frozen(make_state):
 
 
 def test_a_run_is_resumed_exactly_before_at_and_after_the_thaw(make_state, tmp_path):
-    flags = (*FREEZE, "--freeze_encoder", "2", "--layer_decay", "0.5")
+    flags = (*FREEZE, "--freeze_encoder", "2", "--layer_decay", "0.5", "--ema", "0.9")
     whole = make_state(*flags)
     whole._set_anew(["rep3d.norm0.weight"])
     while whole.iteration < 4:
@@ -106,6 +106,7 @@ def test_a_run_is_resumed_exactly_before_at_and_after_the_thaw(make_state, tmp_p
         while resumed.iteration < 4:
             step(resumed)
         assert_same(whole.network.state_dict(), resumed.network.state_dict())
+        assert_same(whole.evaluated_network.state_dict(), resumed.evaluated_network.state_dict())
         rates = [[group["lr"] for group in state.optimizer.param_groups] for state in (whole, resumed)]
         assert rates[0] == rates[1]
 
