@@ -73,7 +73,7 @@ SKELETON = (
     Shape("vertebral arch", 0, (0, -82, 0), (13, 11, 900), 500, loose=0),
     *(Shape("spinous process", 0, (0, -92, z), (4, 11, 12), 450, loose=0) for z in range(-95, 96, 38)),
 )
-# Attenuation as in the late arterial phase,: arteries and renal cortex are the brightest, spleen
+# Attenuation as in the late arterial phase: arteries and renal cortex are the brightest, spleen
 # and pancreas have taken up more contrast medium than the liver, veins are still pale.
 ORGANS = (
     Shape("aorta", 8, (8, -29, 0), (10, 10, 900), 250, loose=0.3),
