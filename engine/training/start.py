@@ -46,7 +46,8 @@ class StartWeights:
                 raise
             raise InputError(f"{error}; found {differing}") from error
         print(f"{FLAG}: {report}")
-        left_out = [name for name in (*report.skipped, *report.missing) if not name.startswith(network.head_prefixes)]
+        expected = (*network.head_prefixes, *network.ignored_prefixes)
+        left_out = [name for name in (*report.skipped, *report.missing) if not name.startswith(expected)]
         if left_out and differing:
             print(f"warning: {FLAG}: {len(left_out)} tensors were skipped or are missing: found {differing}")
         return report

@@ -8,7 +8,7 @@ from conftest import SMALL, assert_one_line, train_arguments
 
 import main_train
 from engine.runtime.files import ARGUMENTS
-from engine.training.start import complete_as_begun, read_start
+from engine.training.start import StartWeights, complete_as_begun, read_start
 from networks import build_network, save_pretrained
 
 NARROW = {"feat_size": (4, 4, 4, 4), "depths": [1, 1, 1, 1], "ks": 5}
@@ -132,6 +132,14 @@ def test_a_contradiction_that_leaves_weights_out_is_a_warning(folder, box_templa
     found = "--network_args depths 1 1 1 2, the file's is 1 1 1 1"
     assert line.startswith("warning: --pretrained_weights: ")
     assert line.endswith(found)
+
+
+def test_heads_of_deep_supervision_are_left_out_without_a_warning(capsys):
+    deep, plain = (build_network("nnUNet", 1, 3, filters=(2,) * 6) for _ in range(2))
+    deep.enable_deep_supervision()
+    report = StartWeights("x.pth", {"model": deep.state_dict()}, ("--flag 1, the file's is 2",)).load_into(plain)
+    assert report.skipped
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_run_that_starts_from_a_file_needs_no_flags_of_its_network(folder, box_template, tmp_path, train):
