@@ -33,7 +33,7 @@ Triple = tuple[float, float, float]
 
 FIELD_OF_VIEW_MM = (340.0, 270.0, 180.0)
 ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "AIL")
-CORE = 0.75  # share of the radii at which the inner part of a shape begins
+CORE = 0.75  # share of the radii within which a shape has the attenuation of its core
 SCALE_LIMITS = (0.25, 10.0)
 TASK = "Task99_Phantoms"  # top folder of the archive
 APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        "  # begins the ._ files of macOS
@@ -73,8 +73,8 @@ SKELETON = (
     Shape("vertebral arch", 0, (0, -82, 0), (13, 11, 900), 500, loose=0),
     *(Shape("spinous process", 0, (0, -92, z), (4, 11, 12), 450, loose=0) for z in range(-95, 96, 38)),
 )
-# Attenuation as in the late arterial phase: arteries and renal cortex are the brightest, spleen
-# and pancreas have taken up more contrast medium than the liver, veins are still pale.
+# Attenuation as in the late arterial phase, some 40 s after the injection: arteries and renal cortex are the brightest,
+# spleen and pancreas have taken up more contrast medium than the liver, veins are still pale.
 ORGANS = (
     Shape("aorta", 8, (8, -29, 0), (10, 10, 900), 250, loose=0.3),
     Shape("postcava", 9, (-18, -28, 0), (13, 10, 900), 105, loose=0.3),
@@ -130,9 +130,14 @@ def draw(
 
 def bowel_loops(rng: np.random.Generator) -> list[Shape]:
     """Return unlabelled bowel loops below the stomach, which they resemble in Hounsfield units and gas."""
+
+    def between(low: float | Triple, high: float | Triple) -> Triple:
+        x, y, z = rng.uniform(low, high, 3)
+        return x, y, z
+
     return [
-        Shape("bowel", 0, tuple(centre), tuple(radii), 90, gas=0.5, core_hu=35)
-        for centre, radii in ((rng.uniform((-95, 0, -95), (95, 65, -25)), rng.uniform(14, 27, 3)) for _ in range(14))
+        Shape("bowel", 0, between((-95, 0, -95), (95, 65, -25)), between(14, 27), 90, gas=0.5, core_hu=35)
+        for _ in range(14)
     ]
 
 
