@@ -11,6 +11,7 @@ from engine.data.cache import open_cache
 from engine.data.cases import pair_cases
 from engine.data.dataset_checks import SAMPLED
 from engine.data.datasets import find_description
+from engine.runtime.stop_requests import StopRequests
 from load_datasets_transforms import training_pipelines
 from main_train import parse_args, prepare
 from tools import check_data
@@ -38,7 +39,7 @@ def count_opens(folder, action):
 
 def test_a_training_start_opens_each_file_once(many_boxes, tmp_path):
     args = parse_args([str(word) for word in train_arguments(many_boxes, tmp_path / "run")])
-    opens = count_opens(many_boxes / "imagesTr", lambda: prepare(args, torch.device("cpu")))
+    opens = count_opens(many_boxes / "imagesTr", lambda: prepare(args, torch.device("cpu"), StopRequests()))
     files = sorted((many_boxes / "imagesTr").iterdir())
     assert sorted(opens) == [str(path) for path in files]
     again = {path: count for path, count in opens.items() if count > 1}

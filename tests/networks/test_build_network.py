@@ -125,7 +125,7 @@ def test_csla_folds_into_the_plain_network():
         ("ResEncUNet", {"feat_size": (8, 16)}, r"feat_size: found \(8, 16\), expected 6 positive numbers"),
         ("ResEncUNet", {"n_blocks": ()}, "n_blocks: found 0, expected a positive number"),
         ("SwinUNETR", {"window_size": 0}, "window_size: found 0, expected a positive number"),
-        ("SwinUNETR", {"depths": (2, 2)}, r"depths: found \(2, 2\), expected four or more positive numbers"),
+        ("SwinUNETR", {"depths": (2, 2)}, r"depths: found \(2, 2\), expected 4 positive numbers"),
         ("SwinUNETR", {"feature_size": 13}, "feature_size: found 13, expected a multiple of 12"),
         ("SwinUNETR", {"num_heads": (5, 6, 12, 24)}, r"num_heads: found \(5, .*, expected divisors of .*\(48, 96, 192"),
         ("UNETR", {"hidden_size": 0}, "hidden_size: found 0, expected a positive number"),

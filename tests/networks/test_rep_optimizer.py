@@ -37,7 +37,7 @@ def mask_and_field():
 def kernels_after(blocks, make_optimizer, steps=50):
     """Train each block on the same noise; return the final equivalent kernels."""
     for block in blocks:
-        groups = group_by_rate(block, 1.0)
+        groups = group_by_rate(block, 1.0, {})
         optimizer = make_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["rate_factor"]

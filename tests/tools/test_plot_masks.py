@@ -13,6 +13,7 @@ import main_train
 from engine.data.datasets import DatasetDescription
 from engine.evaluation.masks import find_blocks
 from engine.runtime.errors import InputError, run
+from engine.runtime.stop_requests import StopRequests
 from engine.weights.checkpoints import NetworkConfig, load_checkpoint
 from engine.weights.load_network import load_trained, name_checkpoints
 from networks.Rep3D.rep3d_encoder import rep3d_block
@@ -64,7 +65,8 @@ def read_columns(path):
 
 def test_an_untrained_network_has_not_moved(plot, box_template, tmp_path):
     words = train_arguments(box_template, tmp_path / "run", "--seed", "7", "--network_args", "depths=1,1,1,1")
-    state, _, _ = main_train.prepare(main_train.parse_args([str(word) for word in words]), torch.device("cpu"))
+    args = main_train.parse_args([str(word) for word in words])
+    state, _, _ = main_train.prepare(args, torch.device("cpu"), StopRequests())
     state.save(tmp_path / "run")
     status, out, _ = plot(tmp_path / "run" / "last_checkpoint.pth")
     assert (status, out) == (0, "")
