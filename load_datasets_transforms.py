@@ -79,11 +79,14 @@ def training_pipelines(
         (channels, *roi_size) and label (1, *roi_size), and the validation pipeline, whose output is one dictionary with
         the whole volume.
     Raises:
-        ValueError: ``crop_balance``, ``augmentation`` or ``mirror`` is none of these.
+        ValueError: another value of ``crop_balance`` or ``augmentation``, or a name in ``mirror`` that is no axis.
     """
-    for found, expected in ((crop_balance, CROP_BALANCES), (augmentation, AUGMENTATIONS)):
+    for name, found, expected in (
+        ("crop_balance", crop_balance, CROP_BALANCES),
+        ("augmentation", augmentation, AUGMENTATIONS),
+    ):
         if found not in expected:
-            raise ValueError(f"found {found!r}, expected {' or '.join(expected)}")
+            raise ValueError(f"{name}: found {found!r}, expected {' or '.join(expected)}")
     keys = ["image", "label"]
     # Background crops are centred on voxels above 0, which is a window's lower end but the mean of a z-score.
     image_key = None if None in description.windows else "image"

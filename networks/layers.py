@@ -26,7 +26,7 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
 
     For devices whose convolutions are faster in that layout (``engine.runtime.devices.LAYOUTS``). Without running
     statistics, as the original's default; mean and variance are exact to float32 rounding. A single sample
-    without gradients, a window of a prediction, takes half the time: it is read twice, in its own precision.
+    without gradients, a window of a prediction, is only read twice, in its own precision, which is faster.
     Shape: (N, C, D, H, W) -> (N, C, D, H, W).
     """
 

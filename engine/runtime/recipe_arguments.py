@@ -10,6 +10,15 @@ RECIPES = ("paper", "best")  # by name; the flags of the first are the defaults
 CROP_BALANCES, AUGMENTATIONS = ("voxels", "classes"), ("paper", "strong")
 # The flags of crops and augmentation that the paper's recipe lacks, and the values with which they change nothing.
 SAMPLING = {"crop_balance": "voxels", "foreground_share": 0.5, "augmentation": "paper", "mirror": None}
+# All flags of what it lacks, with such values.
+EXTENSIONS = {
+    **SAMPLING,
+    "accumulate": 1,
+    "ema": 0.0,
+    "deep_supervision": False,
+    "freeze_encoder": 0,
+    "layer_decay": 1.0,
+}
 
 
 def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
@@ -41,16 +50,17 @@ def add_recipe_arguments(group: argparse._ArgumentGroup) -> None:
 def add_extension_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the flags of what the paper's recipe lacks; by default all of it is off."""
     _add_sampling_arguments(group)
-    decay = "decay per iteration of a moving average of the weights, which is validated and saved (0: none)"
-    group.add_argument("--ema", type=number(float, 0, 1, open_high=True), default=0.0, metavar="DECAY", help=decay)
+    decay = "decay per iteration of a moving average of the weights, which is validated and saved; 0 for none"
+    group.add_argument("--ema", type=number(float, 0, 1, open_high=True), metavar="DECAY", help=decay)
     batches = "batches per iteration, in the memory of one: their gradients are averaged"
-    group.add_argument("--accumulate", type=number(int, 1), default=1, metavar="N", help=batches)
+    group.add_argument("--accumulate", type=number(int, 1), metavar="N", help=batches)
     grids = "train the logits of coarser decoder stages, too, for networks that have them"
     group.add_argument("--deep_supervision", action="store_true", help=grids)
     frozen = "with --pretrain True: keep the encoder as it is for the first N iterations"
-    group.add_argument("--freeze_encoder", type=number(int, 0), default=0, metavar="N", help=frozen)
+    group.add_argument("--freeze_encoder", type=number(int, 0), metavar="N", help=frozen)
     decay = "with --pretrain True: the encoder's last stage learns at --lr times FACTOR, the one before at FACTOR^2"
-    group.add_argument("--layer_decay", type=fraction, default=1.0, metavar="FACTOR", help=decay)
+    group.add_argument("--layer_decay", type=fraction, metavar="FACTOR", help=decay)
+    group.set_defaults(**EXTENSIONS)
 
 
 def recipe_file(name: str) -> Path:
@@ -67,7 +77,6 @@ def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--augmentation", choices=AUGMENTATIONS, help=transforms)
     mirroring = "mirror crops at random along these axes (all without a name): RL, AP, IS"
     group.add_argument("--mirror", nargs="*", action=Axes, choices=AXES, metavar="AXIS", help=mirroring)
-    group.set_defaults(**SAMPLING)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from engine.runtime.devices import PRECISIONS, amp_name, choose_precision, to_de
 from engine.runtime.distributed import process_count, synchronise_batch_norm
 from engine.runtime.errors import InputError, raise_problems
 from engine.runtime.files import BEST, LAST, PREVIOUS
-from engine.runtime.recipe_arguments import SAMPLING
+from engine.runtime.recipe_arguments import EXTENSIONS
 from engine.training.finetuning import FreezableEncoder
 from engine.training.optimizer import make_optimizer, match_memory_layout
 from engine.training.start import StartWeights
@@ -31,20 +31,14 @@ from networks.base import SegmentationNetwork
 MUST_MATCH = (
     *("network", "feat_size", "kernel_size", "network_args", "roi_size", "crop_sample", "sync_batchnorm", "max_iter"),
     *("fix_affine", "optim", "lr", "mask_lr_factor", "weight_decay", "lr_schedule", "warmup_iter", "seed"),
-    *("accumulate", "ema", "deep_supervision", "freeze_encoder", "layer_decay"),
     *("overlap", "val_cases"),  # with others, the Dice of the best evaluation could not be compared
-    *SAMPLING,
+    *EXTENSIONS,
 )
 NEWER_FLAGS = {
     "mask_lr_factor": 1.0,
     "fix_affine": False,
     "val_cases": None,
-    "accumulate": 1,
-    "ema": 0.0,
-    "deep_supervision": False,
-    "freeze_encoder": 0,
-    "layer_decay": 1.0,
-    **SAMPLING,
+    **EXTENSIONS,
 }  # flags that older checkpoints lack, and what they amounted to then
 NEEDED_TO_RESUME = {"optimizer", "scaler", "progress", "args", "processes", "precision", "description"}
 
