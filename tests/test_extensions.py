@@ -55,3 +55,16 @@ def test_an_averaged_run_resumes_to_the_same_end_and_saves_its_average(box_templ
     assert not all(torch.equal(value, last["trained_model"][key]) for key, value in last["model"].items())
     for weights in (validated[-1], load(tmp_path / "cut" / "weights_2.pth")["model"]):
         assert all(torch.equal(value, last["model"][key]) for key, value in weights.items())
+
+
+def test_a_frozen_encoder_keeps_the_weights_of_the_file_through_a_run(box_template, tmp_path, train):
+    assert train(*arguments(box_template, tmp_path / "before"))[0] == 0
+    file = tmp_path / "before" / "last_checkpoint.pth"
+    frozen = ("--pretrain", "True", "--pretrained_weights", file, "--freeze_encoder", "2")
+    assert train(*arguments(box_template, tmp_path / "after", *frozen))[0] == 0
+    before, after = (load(path)["model"] for path in (file, tmp_path / "after" / "last_checkpoint.pth"))
+    encoder = {key for key in before if key.startswith("model.0.") and key.endswith("weight")}
+    decoder = {key for key in before if key.startswith("model.2.") and key.endswith("weight")}
+    assert encoder
+    assert all(torch.equal(before[key], after[key]) for key in encoder)
+    assert not any(torch.equal(before[key], after[key]) for key in decoder)

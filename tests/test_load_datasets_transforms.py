@@ -162,6 +162,8 @@ def test_notebooks_without_the_newer_flags_have_the_recipe_of_the_paper(boxes):
     assert [type(step) for step in training.transforms] == [type(step) for step in plain.transforms]
     beyond, _ = data_transforms(argparse.Namespace(**vars(args), **BEYOND))
     assert not {RandShiftIntensityd, CountCandidatesd} & {type(step) for step in beyond.transforms}
+    (crop,) = (step for step in beyond.transforms if isinstance(step, RandCropByPosNegLabeld))
+    assert crop.cropper.pos_ratio == pytest.approx(0.7)
     assert [step.flipper.spatial_axis for step in beyond.transforms if isinstance(step, RandFlipd)] == [0, 2]
 
 

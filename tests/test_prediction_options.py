@@ -13,7 +13,7 @@ from prediction_folders import NAMES, assert_same_files, copy_predictions, error
 
 import test_seg as predict_script
 from engine.data.nifti import read_voxels
-from engine.prediction import post_transforms
+from engine.prediction import estimate, post_transforms
 from engine.prediction.components import keep_largest
 from engine.runtime.errors import run
 
@@ -189,6 +189,12 @@ def test_only_largest_components_are_written(boxes, trained, tmp_path, predict, 
 def test_an_unknown_class_to_keep_is_refused(boxes, trained, tmp_path, predict):
     result = predict(*prediction_arguments(boxes, tmp_path / "out", trained, "--keep_largest", "left", "middle"))
     assert_one_line(result, "--keep_largest: found 'middle', expected some of left, right")
+
+
+def test_the_work_is_estimated_before_the_first_case(boxes, trained, tmp_path, predict, monkeypatch):
+    monkeypatch.setattr(estimate, "WORTHWHILE", 1)
+    out = run_with(predict, boxes, tmp_path / "out", trained)
+    assert re.search(r"^at most \d+ windows? in 3 cases: up to \d+ s of network time$", out, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
