@@ -47,6 +47,21 @@ def draw_loss(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     return figure
 
 
+def draw_validation(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
+    """Draw the mean Dice of the validations over the time that training took until then, medians over the seeds."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for arm, colour in zip(arms, COLOURS, strict=False):
+        own = select(rows, arm=arm)
+        minutes, dice = (_reduce(select(own, quantity=name), "iteration") for name in ("minutes", "mean Dice"))
+        axes.plot(list(minutes.values()), list(dice.values()), "o-", markersize=3, color=colour, label=arm)
+    axes.set(xlabel="training time, minutes", ylabel="mean Dice of the validation cases")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
 def draw_masks(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     """Draw the masks over the training: correction, smallest value, values at three distances; and the final profiles.
 
@@ -128,16 +143,24 @@ def _plot(
     **options: Any,
 ) -> None:
     """Plot the median of rows, or another reduction, over a column of numbers; ``relative`` divides by the first."""
+    points = _reduce(rows, over, reduce)
+    if values := list(points.values()):
+        axes.plot(list(points), np.divide(values, values[0] if relative else 1), style, **options)
+
+
+def _reduce(
+    rows: Sequence[Row], over: str, reduce: Callable[[list[float]], np.floating] = np.median
+) -> dict[int, float]:
+    """Reduce the values of rows to one for each number in a column, in the order of these numbers."""
     groups: dict[int, list[float]] = {}
     for row in rows:
         groups.setdefault(int(row[over]), []).append(float(row["value"]))
-    places = sorted(groups)
-    if values := [float(reduce(groups[place])) for place in places]:
-        axes.plot(places, np.divide(values, values[0] if relative else 1), style, **options)
+    return {place: float(reduce(groups[place])) for place in sorted(groups)}
 
 
 MEASURED: dict[str, Callable[[Sequence[Row], Sequence[str]], Figure]] = {
     "loss": draw_loss,
+    "validation": draw_validation,
     "masks": draw_masks,
     "taps": draw_taps,
 }

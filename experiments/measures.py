@@ -36,6 +36,21 @@ def measure_loss(run: Path) -> list[Row]:
     return rows
 
 
+def measure_validation(run: Path) -> list[Row]:
+    """Read the mean Dice of each validation, and the minutes that the training steps until then took together."""
+    log = read_log(run)
+    # A resumed run may have logged a step twice.
+    waited, computed = (
+        {step.step: step.value for step in log.Scalars(f"train/{name}_s")} for name in ("data_wait", "compute")
+    )
+    rows = []
+    for event in log.Scalars("dice/mean"):
+        seconds = sum(waited[step] + computed[step] for step in waited if step <= event.step)
+        rows.append(make_row(event.step, "", "mean Dice", event.value))
+        rows.append(make_row(event.step, "", "minutes", seconds / 60))
+    return rows
+
+
 @torch.no_grad()
 def measure_masks(run: Path) -> list[Row]:
     """Describe the masks of a run: learned ones at each snapshot and at the end, fixed ones at the end.
@@ -144,4 +159,9 @@ def profile_rows(iteration: int, block: str, quantity: str, profile: Iterable[fl
     return [make_row(iteration, block, quantity, value, place) for place, value in values if not np.isnan(value)]
 
 
-MEASURES: dict[str, Callable[[Path], list[Row]]] = {"loss": measure_loss, "masks": measure_masks, "taps": measure_taps}
+MEASURES: dict[str, Callable[[Path], list[Row]]] = {
+    "loss": measure_loss,
+    "validation": measure_validation,
+    "masks": measure_masks,
+    "taps": measure_taps,
+}

@@ -1,5 +1,6 @@
 """Measurements of a finished run: masks and taps."""
 
+import json
 import math
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_loss_in_windows(run_folder, monkeypatch):
     rows = measures.measure_loss(folder)
     assert [row["iteration"] for row in rows] == ["2", "3"]
     assert [float(row["value"]) for row in rows] == pytest.approx([np.mean(losses[:2]), losses[2]], rel=1e-4)
+
+
+def test_validations_with_the_time_of_training(run_folder):
+    folder = run_folder("--network", "REP3D_NONE")
+    rows = measures.measure_validation(folder)
+    log = measures.read_log(folder)
+    seconds = [sum(log.Scalars(f"train/{part}_s")[step].value for part in ("data_wait", "compute")) for step in (0, 1)]
+    assert list(values(rows, "minutes", "")) == [1, 2]
+    assert list(values(rows, "minutes", "").values()) == pytest.approx(np.cumsum(seconds) / 60, rel=1e-4)
+    final = json.loads((folder / "dice.json").read_text())["mean"]["mean"]
+    assert values(rows, "mean Dice", "")[2] == pytest.approx(final, rel=1e-4)
 
 
 @pytest.mark.parametrize("network", ["REP3D_NONE", "REP3D_FIXED"])
