@@ -30,9 +30,10 @@ demo: $(VENV)/.installed
 	@echo "Curves as they are logged: $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
 # Each file of tests runs in one process, on one core: threads that wait for a core with the other process cost more time
-# than they save.
+# than they save. Files go in the order of their names: sorted by their number of tests, as is the default, the last would
+# be those of a single long test, beside which the other core has nothing to do.
 TEST_PROCESSES ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
