@@ -37,7 +37,7 @@ def read_experiment(name: str, scale: str) -> Experiment:
     those in the table ``also_with`` with another arm as well.
     """
     table: dict[str, Any] = tomllib.loads((FOLDER / name / "arms.toml").read_text())
-    common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table["flags"].get(scale, ""))]
+    common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table.get("flags", {}).get(scale, ""))]
     arms = {arm: [*common, *own] for arm, flags in table["arms"].items() if (own := _own_flags(flags, scale))}
     measures = tuple(table.get("measures", ()))
     comparisons = [(arm, table["reference"]) for arm in arms if arm != table["reference"]]
