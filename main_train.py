@@ -14,8 +14,9 @@ resumes the run is printed, and the exit status is 75.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.data.datasets import DATASETS
 from engine.runtime.arguments import (
@@ -39,6 +40,7 @@ from networks import NETWORKS
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.data import Dataset
 
     from engine.data.cases import Case
     from engine.training.state import TrainingState
@@ -191,6 +193,38 @@ def prepare(
     return state, training_cases, validation_cases
 
 
+def load_data(
+    args: argparse.Namespace,
+    state: "TrainingState",
+    training_cases: "list[Case]",
+    validation_cases: "list[Case]",
+    stop: StopRequests,
+) -> "tuple[Iterable[Any], Dataset[Any]]":
+    """Prepare the batches of the iterations to come, and this process's share of the validation cases."""
+    from engine.data.cache import cached_dataset
+    from engine.data.loading import training_loader
+    from engine.runtime.recipe_arguments import sampling_options
+    from load_datasets_transforms import training_pipelines
+
+    training_transforms, validation_transforms = training_pipelines(
+        state.description, args.roi_size, args.crop_sample, **sampling_options(args)
+    )
+    cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
+    poll = stop.raise_if_requested
+    training_set = cached_dataset(training_cases, training_transforms, **cache, poll=poll)
+    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True, poll=poll)
+    batches = training_loader(
+        training_set,
+        args.accumulate * args.batch_size,
+        args.seed,
+        start=state.iteration,
+        stop=args.max_iter,
+        num_workers=args.num_workers,
+        pin_memory=state.device.type == "cuda",
+    )
+    return batches, validation_set
+
+
 def train(
     args: argparse.Namespace,
     state: "TrainingState",
@@ -205,21 +239,17 @@ def train(
     from torch.utils.data import Subset
     from tqdm import tqdm
 
-    from engine.data.cache import cached_dataset
-    from engine.data.loading import seed_iteration, training_loader
-    from engine.evaluation.masks import mask_scalars
+    from engine.data.loading import seed_iteration
     from engine.prediction.sliding_window import SlidingWindow
     from engine.runtime.distributed import AnyProcess, barrier, process_rank, shard
     from engine.runtime.files import ARGUMENTS, BEST, VERSIONS, write_text
-    from engine.runtime.recipe_arguments import sampling_options
     from engine.runtime.versions import software_versions
-    from engine.training.log import NoLog, StepMonitor
+    from engine.training.log import NoLog, StepMonitor, log_evaluation
     from engine.training.loss import make_loss
     from engine.training.optimizer import LearningRateSchedule
     from engine.training.services import open_logs
     from engine.training.step import train_step
     from engine.training.validation import validate
-    from load_datasets_transforms import training_pipelines
 
     output, device, progress = Path(args.output), state.device, state.progress
     first = process_rank() == 0  # the process that writes and prints
@@ -230,29 +260,15 @@ def train(
         state.save(output)  # so that --resume works from the first moment on
         stop.raise_if_requested()
 
-    training_transforms, validation_transforms = training_pipelines(
-        state.description, args.roi_size, args.crop_sample, **sampling_options(args)
-    )
-    cache = {"cache_dir": args.cache_dir, "cache_rate": args.cache_rate, "num_workers": args.num_workers}
-    poll = stop.raise_if_requested
-    training_set = cached_dataset(training_cases, training_transforms, **cache, poll=poll)
-    validation_set = cached_dataset(validation_cases, validation_transforms, **cache, sharded=True, poll=poll)
     chosen = validation_cases[: args.val_cases]
+    batches, validation_set = load_data(args, state, training_cases, validation_cases, stop)
     chosen_set = Subset(validation_set, range(len(shard(chosen))))
     # Everything is saved when a validation begins: a request to stop may interrupt it between two windows.
+    poll = stop.raise_if_requested
     window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast, poll=poll)
 
     criterion = make_loss(bool(state.description.labels.ignored), args.deep_supervision)
     learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)
-    batches = training_loader(
-        training_set,
-        args.accumulate * args.batch_size,
-        args.seed,
-        start=state.iteration,
-        stop=args.max_iter,
-        num_workers=args.num_workers,
-        pin_memory=device.type == "cuda",
-    )
     any_process = AnyProcess(device)
     log = open_logs(args.log, output, vars(args), progress.first_logged) if first else NoLog()
 
@@ -269,18 +285,7 @@ def train(
         state.keep_best(compared.mean(), output)
         if first:
             table.write(output)
-        numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
-        tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
-        logged = {"dice": compared.means(), "mask": mask_scalars(state.evaluated_network)}
-        logged["best"] = {"dice": progress.best_dice}  # services show the last value as the result
-        logged["time"] = {"validation_share": progress.validation_share}
-        if len(table.cases) > len(chosen):
-            tqdm.write(f"all {len(table.cases)} validation cases: mean Dice {table.mean():.4f}")
-            logged["dice_all"] = table.means()
-        for group, values in logged.items():
-            log.scalars({f"{group}/{name}": value for name, value in values.items()}, state.iteration)
-        for name, figure in figures.items():
-            log.figure(name, figure, state.iteration)
+        log_evaluation(log, state, table, compared, figures)
         progress.awaits_evaluation = False
         save()
 

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from engine.evaluation.masks import mask_scalars
+from engine.evaluation.metrics import DiceTable
 from engine.runtime.devices import read_later
 from engine.runtime.errors import InputError
 from engine.runtime.files import LAST
-from engine.training.state import Progress
+from engine.training.state import Progress, TrainingState
 from engine.training.step import StepResult
 
 # Consecutive steps that are not finite: the fp16 scaler may need 16 of them at the start; with more a run is lost.
@@ -145,3 +147,33 @@ class StepMonitor:
 
     def _write(self, iteration: int) -> None:
         self.log.scalars({f"train/{name}": value for name, value in self.progress.scalars.items()}, iteration)
+
+
+def log_evaluation(
+    log: Log, state: TrainingState, table: DiceTable, compared: DiceTable, figures: dict[str, Figure]
+) -> None:
+    """Print and log what an evaluation found.
+
+    Args:
+        log: log to write to.
+        state: state of the run, its best Dice brought up to date.
+        table: Dice of all cases of this evaluation.
+        compared: Dice of the cases that every evaluation has.
+        figures: pictures by name.
+    """
+    progress = state.progress
+    numbers = f"mean Dice {compared.mean():.4f}, best {progress.best_dice:.4f}"
+    tqdm.write(f"iteration {state.iteration}: {numbers}; {progress.validation_share:.0%} of the time validating")
+    groups = {
+        "dice": compared.means(),
+        "mask": mask_scalars(state.evaluated_network),
+        "best": {"dice": progress.best_dice},  # services show the last value as the result
+        "time": {"validation_share": progress.validation_share},
+    }
+    if len(table.cases) > len(compared.cases):
+        tqdm.write(f"all {len(table.cases)} validation cases: mean Dice {table.mean():.4f}")
+        groups["dice_all"] = table.means()
+    for group, values in groups.items():
+        log.scalars({f"{group}/{name}": value for name, value in values.items()}, state.iteration)
+    for name, figure in figures.items():
+        log.figure(name, figure, state.iteration)
