@@ -2,8 +2,8 @@
 
     python -m experiments.report masks
 
-Prints the tables, writes figure.png (and loss.png, validation.png, masks.png, taps.png, if these were measured) beside
-results.csv, and updates the tables in the experiment's README.md, if it has some for this scale.
+Prints the tables, writes figure.png (and one picture of each further measurement, such as loss.png) beside results.csv,
+and updates the tables in the experiment's README.md, if it has some for this scale.
 
 The first table has the mean Dice over classes and cases, with its standard deviation over the seeds. The second one has
 the differences between arms over the seeds that both have, with their standard deviation over these seeds and, in
