@@ -30,8 +30,8 @@ demo: $(VENV)/.installed
 	@echo "Curves as they are logged: $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
 # Each file of tests runs in one process, on one core: threads that wait for a core with the other process cost more time
-# than they save. Files go in the order of their names: sorted by their number of tests, as is the default, the last would
-# be those of a single long test, beside which the other core has nothing to do.
+# than they save. Files run in the order of their names: by default those with the most tests come first, and files with a
+# single long test last, when the other core may have nothing left to do.
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 

@@ -264,8 +264,9 @@ def train(
     batches, validation_set = load_data(args, state, training_cases, validation_cases, stop)
     chosen_set = Subset(validation_set, range(len(shard(chosen))))
     # Everything is saved when a validation begins: a request to stop may interrupt it between two windows.
-    poll = stop.raise_if_requested
-    window = SlidingWindow(args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast, poll=poll)
+    window = SlidingWindow(
+        args.roi_size, args.sw_batch_size, args.overlap, device, state.autocast, poll=stop.raise_if_requested
+    )
 
     criterion = make_loss(bool(state.description.labels.ignored), args.deep_supervision)
     learning_rate = LearningRateSchedule(args.lr_schedule, args.lr, args.warmup_iter, args.max_iter)

@@ -39,13 +39,10 @@ def measure_loss(run: Path) -> list[Row]:
 def measure_validation(run: Path) -> list[Row]:
     """Read the mean Dice of each validation, and the minutes that the training steps until then took together."""
     log = read_log(run)
-    # A resumed run may have logged a step twice.
-    waited, computed = (
-        {step.step: step.value for step in log.Scalars(f"train/{name}_s")} for name in ("data_wait", "compute")
-    )
+    times = [*log.Scalars("train/data_wait_s"), *log.Scalars("train/compute_s")]
     rows = []
     for event in log.Scalars("dice/mean"):
-        seconds = sum(waited[step] + computed[step] for step in waited if step <= event.step)
+        seconds = sum(time.value for time in times if time.step <= event.step)
         rows.append(make_row(event.step, "", "mean Dice", event.value))
         rows.append(make_row(event.step, "", "minutes", seconds / 60))
     return rows

@@ -8,9 +8,9 @@ from engine.runtime.arguments import AXES, DEFAULT_ROI_SIZE, Axes, fraction, num
 
 RECIPES = ("paper", "best")  # by name; the flags of the first are the defaults
 CROP_BALANCES, AUGMENTATIONS = ("voxels", "classes"), ("paper", "strong")
-# The flags of crops and augmentation that the paper's recipe lacks, and the values with which they change nothing.
+# Flags of crops and augmentation beyond the paper's recipe, and the values that leave them off.
 SAMPLING = {"crop_balance": "voxels", "foreground_share": 0.5, "augmentation": "paper", "mirror": None}
-# All flags of what it lacks, with such values.
+# All flags beyond the paper's recipe, likewise.
 EXTENSIONS = {
     **SAMPLING,
     "accumulate": 1,
