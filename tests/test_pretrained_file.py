@@ -1,0 +1,66 @@
+"""The weights that ship: they segment real volumes as their card says, and any scan without further flags."""
+
+import csv
+
+import numpy as np
+import pytest
+from conftest import REAL_DATA, REPOSITORY, real_data, write_nifti
+
+from engine.runtime.files import read_csv
+from networks.pretrained import from_pretrained
+
+FOLDER = REPOSITORY / "pretrained"
+FILE = FOLDER / "hippocampus.safetensors"
+CASES = ("hippocampus_190", "hippocampus_212", "hippocampus_249")
+CLASSES = ("anterior", "posterior")
+
+
+def scores():
+    """Read the scores of all validation cases: (case, class) -> row."""
+    return {(row["case"], row["class"]): row for row in read_csv(FOLDER / "hippocampus_scores.csv")}
+
+
+def test_the_file_is_small_and_says_what_it_is():
+    assert FILE.stat().st_size < 8e6
+    network = from_pretrained(FILE)
+    assert network.config["network"] == "REP3D"
+    assert network.description["name"] == "hippocampus"
+    card = (FOLDER / "README.md").read_text()
+    assert "license: cc-by-sa-4.0" in card
+
+
+def test_the_card_has_the_means_of_the_scores():
+    card = (FOLDER / "README.md").read_text()
+    for label in CLASSES:
+        own = [row for (_, name), row in scores().items() if name == label]
+        assert len(own) == 40
+        dice, hd95, nsd = (np.mean([float(row[name]) for row in own]) for name in ("dice", "hd95_mm", "nsd"))
+        assert f"| {label} | {dice:.3f} | {hd95:.2f} | {nsd:.3f} |" in card
+
+
+@real_data("msd_hippocampus")
+def test_three_cases_reach_the_stated_dice(predict, tmp_path):
+    root = tmp_path / "data"
+    for part in ("imagesVal", "labelsVal"):
+        (root / part).mkdir(parents=True)
+        for case in CASES:
+            name = f"{case}.nii.gz"
+            (root / part / name).symlink_to(REAL_DATA / "msd_hippocampus" / part / name)
+    words = ("--root", str(root), "--output", str(tmp_path / "out"), "--gpu", "cpu", "--amp", "off")
+    status, _, err = predict(*words, "--trained_weights", str(FILE))
+    assert status == 0, err
+    with open(tmp_path / "out" / "dice.csv") as file:
+        found = {row["case"]: row for row in csv.DictReader(file)}
+    stated = scores()
+    for case in CASES:
+        for label in CLASSES:
+            assert float(found[case][label]) == pytest.approx(float(stated[case, label]["dice"]), abs=0.002)
+
+
+def test_a_scan_needs_no_further_flags(predict, tmp_path, monkeypatch):
+    voxels = np.random.default_rng(0).normal(100, 20, (30, 40, 30)).astype(np.float32)
+    write_nifti(tmp_path / "scan.nii.gz", voxels)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = predict("--trained_weights", str(FILE), "--images", "scan.nii.gz")
+    assert status == 0, err
+    assert (tmp_path / "predictions" / "scan_seg.nii.gz").exists()
