@@ -15,9 +15,10 @@ CASES = ("hippocampus_190", "hippocampus_212", "hippocampus_249")
 CLASSES = ("anterior", "posterior")
 
 
-def scores():
-    """Read the scores of all validation cases: (case, class) -> row."""
-    return {(row["case"], row["class"]): row for row in read_csv(FOLDER / "hippocampus_scores.csv")}
+def stated_scores():
+    """Read the committed scores of all validation cases: (case, class) -> row."""
+    rows = read_csv(REPOSITORY / "experiments" / "long_training" / "scores" / "scores.csv")
+    return {(row["case"], row["class"]): row for row in rows if row["method"] == "Rep3D"}
 
 
 def test_the_file_is_small_and_says_what_it_is():
@@ -32,7 +33,7 @@ def test_the_file_is_small_and_says_what_it_is():
 def test_the_card_has_the_means_of_the_scores():
     card = (FOLDER / "README.md").read_text()
     for label in CLASSES:
-        own = [row for (_, name), row in scores().items() if name == label]
+        own = [row for (_, name), row in stated_scores().items() if name == label]
         assert len(own) == 40
         dice, hd95, nsd = (np.mean([float(row[name]) for row in own]) for name in ("dice", "hd95_mm", "nsd"))
         assert f"| {label} | {dice:.3f} | {hd95:.2f} | {nsd:.3f} |" in card
@@ -51,7 +52,7 @@ def test_three_cases_reach_the_stated_dice(predict, tmp_path):
     assert status == 0, err
     with open(tmp_path / "out" / "dice.csv") as file:
         found = {row["case"]: row for row in csv.DictReader(file)}
-    stated = scores()
+    stated = stated_scores()
     for case in CASES:
         for label in CLASSES:
             assert float(found[case][label]) == pytest.approx(float(stated[case, label]["dice"]), abs=0.002)
