@@ -64,9 +64,10 @@ def main(args: argparse.Namespace) -> None:
         "arms": {arm: shlex.join(flags) for arm, flags in experiment.arms.items()},
         "data": digest_data(root, dataset),
         "code": digest_code(),
-        "files": digest_files(flag for flags in experiment.arms.values() for flag in flags),
         "device": "cpu" if args.gpu == "cpu" else "cuda",
     }
+    if files := digest_files(flag for flags in experiment.arms.values() for flag in flags):
+        identity["files"] = files
     # Runs of anything else must not be resumed, so their folder has another name.
     output = Path(args.output).resolve() / f"{experiment.name}_{args.scale}_{digest_text(json.dumps(identity))}"
     folder = Path(args.results or FOLDER / experiment.name / args.scale)
