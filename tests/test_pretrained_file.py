@@ -1,7 +1,8 @@
 """The weights that ship: they segment real volumes as their card says, and any scan without further flags."""
 
-import csv
+import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import REAL_DATA, REPOSITORY, real_data, write_nifti
@@ -12,6 +13,7 @@ from networks.pretrained import from_pretrained
 FOLDER = REPOSITORY / "pretrained"
 FILE = FOLDER / "hippocampus.safetensors"
 CASES = ("hippocampus_190", "hippocampus_212", "hippocampus_249")
+METHODS = ("Rep3D", "nnUNet")
 CLASSES = ("anterior", "posterior")
 EXPERIMENT = REPOSITORY / "experiments" / "long_training"
 SCORES = read_csv(EXPERIMENT / "scores" / "scores.csv")
@@ -26,12 +28,17 @@ def mean_scores(method, label):
 
 
 def test_the_file_is_small_and_says_what_it_is():
-    assert FILE.stat().st_size < 8e6
+    size = FILE.stat().st_size / 1e6
+    assert size < 8
     network = from_pretrained(FILE)
     assert network.config["network"] == "REP3D"
-    assert network.description["name"] == "hippocampus"
+    described = json.loads((EXPERIMENT.parent / "hippocampus" / "dataset.json").read_text())
+    assert network.description == described | {"channels": ["image"]}
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     card = (FOLDER / "README.md").read_text()
     assert "license: cc-by-sa-4.0" in card
+    assert f"({size:.1f} MB)" in card
+    assert f"{millions:.1f} million parameters in half precision" in card
 
 
 def test_pages_have_the_means_of_the_scores():
@@ -39,9 +46,12 @@ def test_pages_have_the_means_of_the_scores():
     for label in CLASSES:
         assert f"| {label} | {' | '.join(mean_scores('Rep3D', label))} |" in card
     page = (EXPERIMENT / "README.md").read_text()
-    for method in ("Rep3D", "nnUNet"):
+    for method in METHODS:
         cells = [cell for pair in zip(*(mean_scores(method, label) for label in CLASSES), strict=True) for cell in pair]
         assert f"| {method} | {' | '.join(cells)} |" in page
+    readme = (REPOSITORY / "README.md").read_text()
+    rep3d, nnunet = (np.mean([float(mean_scores(method, label)[0]) for label in CLASSES]) for method in METHODS)
+    assert f"small Rep3D {rep3d:.3f}, small nnU-Net {nnunet:.3f}" in readme.replace("\n", " ")
 
 
 @real_data("msd_hippocampus")
@@ -55,8 +65,7 @@ def test_three_cases_reach_the_stated_dice(predict, tmp_path):
     words = ("--root", str(root), "--output", str(tmp_path / "out"), "--gpu", "cpu", "--amp", "off")
     status, _, err = predict(*words, "--trained_weights", str(FILE))
     assert status == 0, err
-    with open(tmp_path / "out" / "dice.csv") as file:
-        found = {row["case"]: row for row in csv.DictReader(file)}
+    found = {row["case"]: row for row in read_csv(tmp_path / "out" / "dice.csv")}
     stated = {(row["case"], row["class"]): row for row in SCORES if row["method"] == "Rep3D"}
     for case in CASES:
         for label in CLASSES:
@@ -69,4 +78,7 @@ def test_a_scan_needs_no_further_flags(predict, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = predict("--trained_weights", str(FILE), "--images", "scan.nii.gz")
     assert status == 0, err
-    assert (tmp_path / "predictions" / "scan_seg.nii.gz").exists()
+    scan, labels = nib.load("scan.nii.gz"), nib.load("predictions/scan_seg.nii.gz")
+    assert np.array_equal(labels.affine, scan.affine)
+    assert labels.shape == scan.shape
+    assert set(np.unique(labels.dataobj)) <= {0, 1, 2}

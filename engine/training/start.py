@@ -54,17 +54,15 @@ class StartWeights:
         return report
 
     def compare_data(self, description: DatasetDescription) -> None:
-        """Warn if volumes are prepared otherwise than those that the weights were trained on, as far as the file says."""
+        """Warn if volumes are prepared otherwise than those of the file's training, as far as it describes these."""
         saved = self.content.get("description")
         if not isinstance(saved, dict):
             return
         own = description.to_json()
         for name in ("spacing", "intensity"):
             if name in saved and saved[name] != own[name]:
-                found, trained = json.dumps(own[name]), json.dumps(saved[name])
-                print(
-                    f"warning: {FLAG}: found {name} {found} in --dataset, expected {trained} as in the file's training"
-                )
+                found, expected = json.dumps(own[name]), json.dumps(saved[name])
+                print(f"warning: {FLAG}: found {name} {found}, expected {expected} as in the file's training")
 
 
 def read_start(flags: dict[str, Any]) -> StartWeights | None:

@@ -142,12 +142,12 @@ HIPPOCAMPUS = {"name": "h", "labels": {"background": 0, "a": 1}, "spacing": [1, 
     ("other", "warnings"),
     [
         ({"labels": {"background": 0, "b": 3}}, []),
-        ({"spacing": [1, 1, 2]}, ["found spacing [1.0, 1.0, 2.0] in --dataset, expected [1.0, 1.0, 1.0]"]),
+        ({"spacing": [1, 1, 2]}, ["found spacing [1.0, 1.0, 2.0], expected [1.0, 1.0, 1.0]"]),
         (
             {"spacing": [2, 1, 1], "intensity": {"window": [0, 80]}},
             [
-                "found spacing [2.0, 1.0, 1.0] in --dataset, expected [1.0, 1.0, 1.0]",
-                'found intensity {"window": [0.0, 80.0]} in --dataset, expected {"zscore": true}',
+                "found spacing [2.0, 1.0, 1.0], expected [1.0, 1.0, 1.0]",
+                'found intensity {"window": [0.0, 80.0]}, expected {"zscore": true}',
             ],
         ),
     ],
