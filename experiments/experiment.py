@@ -20,7 +20,7 @@ class Experiment:
         comparisons: (arm, reference): the pairs of arms that are compared.
         arms: flags of main_train.py by arm, complete except for data, seed, device and output.
         measures: further measurements of each run (``experiments.measures``).
-        dataset: default description of the dataset.
+        dataset: description of the dataset, unless another one is given.
     """
 
     name: str
@@ -34,7 +34,7 @@ def read_experiment(name: str, scale: str) -> Experiment:
     """Read an experiment's table.
 
     An arm's own flags come after those of the scale, and override them. Every arm is compared with ``reference``, and
-    those in the table ``also_with`` with another arm as well.
+    those in the table ``also_with`` with another arm as well. ``dataset`` overrides the description of the scale.
     """
     table: dict[str, Any] = tomllib.loads((FOLDER / name / "arms.toml").read_text())
     common = [*shlex.split(SCALES[scale]["flags"]), *shlex.split(table.get("flags", {}).get(scale, ""))]
@@ -42,7 +42,7 @@ def read_experiment(name: str, scale: str) -> Experiment:
     measures = tuple(table.get("measures", ()))
     comparisons = [(arm, table["reference"]) for arm in arms if arm != table["reference"]]
     comparisons += [(arm, other) for arm, other in table.get("also_with", {}).items() if {arm, other} <= arms.keys()]
-    return Experiment(name, comparisons, arms, measures, SCALES[scale]["dataset"])
+    return Experiment(name, comparisons, arms, measures, table.get("dataset", SCALES[scale]["dataset"]))
 
 
 def _own_flags(flags: str | dict[str, str], scale: str) -> list[str]:

@@ -161,6 +161,11 @@ def digest_code() -> str:
     return digest_text("\n".join([f"torch {version('torch')}", *lines]))
 
 
+def digest_files(flags: Iterable[str]) -> dict[str, str]:
+    """Hash the files of the repository that are named by flags, such as weights to start from, or a split."""
+    return {flag: digest_file(str(ROOT / flag)) for flag in sorted(set(flags)) if (ROOT / flag).is_file()}
+
+
 def digest_data(root: Path, dataset: str) -> str:
     """Hash names and sizes of the training and validation files, and the description of the dataset.
 

@@ -26,7 +26,7 @@ from engine.runtime.stop_requests import StopRequests
 from engine.runtime.versions import find_commit
 from experiments.experiment import FOLDER, NAMES, SCALES, read_experiment
 from experiments.measures import MEASURES
-from experiments.results import Results, digest_code, digest_data, digest_text
+from experiments.results import Results, digest_code, digest_data, digest_files, digest_text
 from experiments.trainer import Trainer, describe_device, keep_final_weights, read_dice
 
 
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("experiments.run", description=__doc__)
     parser.add_argument("experiment", choices=NAMES, metavar="EXPERIMENT", help=", ".join(NAMES))
     parser.add_argument("--root", metavar="DIR", required=True, help="dataset folder, as for main_train.py")
-    parser.add_argument("--dataset", metavar="FILE", help="its description (default: MSD hippocampus)")
+    parser.add_argument("--dataset", metavar="FILE", help="its description (default: that of the experiment)")
     parser.add_argument("--scale", default="standard", choices=SCALES, help="size of networks, crops and training")
     parser.add_argument("--seeds", type=number(int, 1), default=5, metavar="N", help="seeds 0 to N - 1")
     parser.add_argument(
@@ -55,6 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run what is missing until it is finished, stopped, or out of time."""
     experiment = read_experiment(args.experiment, args.scale)
+    if not experiment.arms:
+        raise InputError(f"--scale: found no arms of {experiment.name} at {args.scale}, expected another scale")
     root, dataset = Path(args.root).resolve(), args.dataset or experiment.dataset
     identity = {
         "experiment": experiment.name,
@@ -64,6 +66,8 @@ def main(args: argparse.Namespace) -> None:
         "code": digest_code(),
         "device": "cpu" if args.gpu == "cpu" else "cuda",
     }
+    if files := digest_files(flag for flags in experiment.arms.values() for flag in flags):
+        identity["files"] = files
     # Runs of anything else must not be resumed, so their folder has another name.
     output = Path(args.output).resolve() / f"{experiment.name}_{args.scale}_{digest_text(json.dumps(identity))}"
     folder = Path(args.results or FOLDER / experiment.name / args.scale)

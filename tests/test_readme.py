@@ -19,7 +19,8 @@ from engine.runtime.arguments import network_overrides
 from networks import NETWORKS, build_network
 
 README = REPOSITORY / "README.md"
-PAGES = [path for folder in (".", "docs", "experiments/**") for path in sorted(REPOSITORY.glob(f"{folder}/*.md"))]
+FOLDERS = (".", "docs", "experiments/**", "pretrained")
+PAGES = [path for folder in FOLDERS for path in sorted(REPOSITORY.glob(f"{folder}/*.md"))]
 NETWORKS_PAGE = (REPOSITORY / "docs" / "networks.md").read_text()
 PARSERS = {"main_train.py": main_train.parse_args, "test_seg.py": predict_script.parse_args}
 TARGETS = set(re.findall(r"^(\w[\w-]*):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.data.datasets import DatasetDescription
 from engine.runtime.arguments import NETWORK_FLAGS, format_value, network_overrides, use_defaults
 from engine.runtime.errors import InputError
 from engine.runtime.files import ARGUMENTS
@@ -51,6 +52,17 @@ class StartWeights:
         if left_out and differing:
             print(f"warning: {FLAG}: {len(left_out)} tensors were skipped or are missing: found {differing}")
         return report
+
+    def compare_data(self, description: DatasetDescription) -> None:
+        """Warn if volumes are prepared otherwise than those of the file's training, as far as it describes these."""
+        saved = self.content.get("description")
+        if not isinstance(saved, dict):
+            return
+        own = description.to_json()
+        for name in ("spacing", "intensity"):
+            if name in saved and saved[name] != own[name]:
+                found, expected = json.dumps(own[name]), json.dumps(saved[name])
+                print(f"warning: {FLAG}: found {name} {found}, expected {expected} as in the file's training")
 
 
 def read_start(flags: dict[str, Any]) -> StartWeights | None:

@@ -144,6 +144,7 @@ class TrainingState(Learner):
             InputError: they do not fit, or they leave something in an encoder that is to be frozen.
         """
         anew = weights.load_into(self.network).anew
+        weights.compare_data(self.description)
         if self.encoder is not None:
             self.encoder.check_filled(anew)
         self._set_anew(anew)

@@ -23,7 +23,7 @@ from engine.weights.load_network import load_trained
 from experiments import report
 from experiments import run as runner
 from experiments.experiment import FOLDER, NAMES, SCALES, Experiment, read_experiment
-from experiments.results import Results, digest_code, read_table
+from experiments.results import Results, digest_code, digest_files, read_table
 from experiments.trainer import FINAL, Trainer
 from networks import build_network
 
@@ -39,7 +39,7 @@ def arguments(boxes, tmp_path, name, *more):
 def test_every_arm_is_a_valid_command(name, arm):
     for scale in SCALES:
         experiment = read_experiment(name, scale)
-        if arm not in experiment.arms and scale == "full":
+        if arm not in experiment.arms and scale != "standard":
             continue
         flags = ["--root", "r", "--output", "o", "--dataset", experiment.dataset, *experiment.arms[arm]]
         args = main_train.parse_args(flags)
@@ -279,7 +279,7 @@ def write_results(folder, identity, rows, runs):
     write_csv(folder / "results.csv", ["arm", "seed", "code", "case", "class", "dice"], rows)
 
 
-IDENTITY = {"experiment": "e", "arms": {"a": "--lr 1", "b": "--lr 2"}, "data": "d1", "code": "c1"}
+IDENTITY = {"experiment": "e", "arms": {"a": "--lr 1", "b": "--lr 2"}, "data": "d1", "code": "c1", "files": {"f": "f1"}}
 ROW = ("a", 0, "c1", "x", "y", 0.5)
 
 
@@ -289,6 +289,7 @@ ROW = ("a", 0, "c1", "x", "y", 0.5)
         ({"arms": {"a": "--lr 1", "b": "--lr 3"}}, [], r"holds runs of other arms \(b\), expected the same"),
         ({"code": "c2"}, [], r"other code \(c2\)"),
         ({"data": "d2"}, [], r"other data \(d2\)"),
+        ({"files": {"f": "f2"}}, [], r"other files \(f\)"),
         ({}, [ROW, ("a", 0, "c2", "x", "z", 0.5)], r"rows of other code \(c2\), expected c1 in every row"),
         ({}, [("b", *ROW[1:])], r"rows of b, seed 0, which runs\.json does not"),
         ({}, [("c", *ROW[1:])], "rows of c, expected arms of this experiment"),
@@ -321,6 +322,22 @@ def test_rows_of_another_pytorch_are_those_of_other_code(monkeypatch):
     before = digest_code()
     monkeypatch.setattr("experiments.results.version", lambda package: "0.1")
     assert digest_code() != before
+
+
+def test_other_content_of_a_file_that_an_arm_names_trains_something_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.results.ROOT", tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"old")
+    flags = ["--lr", "4", "--pretrained_weights", "weights.pth"]
+    before = digest_files(flags)
+    assert before.keys() == {"weights.pth"}
+    (tmp_path / "weights.pth").write_bytes(b"new")
+    assert digest_files(flags) != before
+
+
+def test_a_scale_without_arms(box_template, tmp_path, capsys):
+    status = run(runner.main, runner.parse_args([*arguments(box_template, tmp_path, "finetuning"), "--scale", "full"]))
+    result = status, *capsys.readouterr()
+    assert_one_line(result, "--scale: found no arms of finetuning at full, expected another scale")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"runs": {"a, seed 0": {}}}'])

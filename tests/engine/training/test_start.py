@@ -7,6 +7,7 @@ import torch
 from conftest import SMALL, assert_one_line, train_arguments
 
 import main_train
+from engine.data.datasets import DatasetDescription
 from engine.runtime.files import ARGUMENTS
 from engine.training.start import StartWeights, complete_as_begun, read_start
 from networks import build_network, save_pretrained
@@ -132,6 +133,36 @@ def test_a_contradiction_that_leaves_weights_out_is_a_warning(folder, box_templa
     found = "--network_args depths 1 1 1 2, the file's is 1 1 1 1"
     assert line.startswith("warning: --pretrained_weights: ")
     assert line.endswith(found)
+
+
+HIPPOCAMPUS = {"name": "h", "labels": {"background": 0, "a": 1}, "spacing": [1, 1, 1], "intensity": {"zscore": True}}
+
+
+@pytest.mark.parametrize(
+    ("other", "warnings"),
+    [
+        ({"labels": {"background": 0, "b": 3}}, []),
+        ({"spacing": [1, 1, 2]}, ["found spacing [1.0, 1.0, 2.0], expected [1.0, 1.0, 1.0]"]),
+        (
+            {"spacing": [2, 1, 1], "intensity": {"window": [0, 80]}},
+            [
+                "found spacing [2.0, 1.0, 1.0], expected [1.0, 1.0, 1.0]",
+                'found intensity {"window": [0.0, 80.0]}, expected {"zscore": true}',
+            ],
+        ),
+    ],
+    ids=["classes", "spacing", "both"],
+)
+def test_volumes_that_are_prepared_otherwise_are_a_warning(capsys, other, warnings):
+    saved = DatasetDescription.from_json(HIPPOCAMPUS, "saved").to_json()
+    StartWeights("f", {"description": saved}, ()).compare_data(DatasetDescription.from_json(HIPPOCAMPUS | other, "own"))
+    lines = [f"warning: --pretrained_weights: {text} as in the file's training" for text in warnings]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_file_without_a_description_is_no_warning(capsys):
+    StartWeights("f", {"model": {}}, ()).compare_data(DatasetDescription.from_json(HIPPOCAMPUS, "own"))
+    assert capsys.readouterr().out == ""
 
 
 def test_heads_of_deep_supervision_are_left_out_without_a_warning(capsys):
