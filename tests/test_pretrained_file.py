@@ -53,6 +53,34 @@ def test_pages_have_the_means_of_the_scores():
     assert f"small Rep3D {rep3d}, small nnU-Net {nnunet}" in (REPOSITORY / "README.md").read_text()
 
 
+def test_the_page_of_the_experiment_has_the_numbers_of_its_files():
+    page = " ".join((EXPERIMENT / "README.md").read_text().split())
+    compared = json.loads((EXPERIMENT / "scores" / "scores.json").read_text())["comparisons"]
+    rows = {row["metric"]: row for row in compared}
+    for title, metric, form in (("Dice", "dice", ".3f"), ("HD95, mm", "hd95_mm", ".2f"), ("NSD", "nsd", ".3f")):
+        row = rows[metric]
+        mean, low, high = (f"{row[name]:+{form}}" for name in ("difference", "low", "high"))
+        assert f"| {title} | {mean} | {row['median']:{form}} | {low} to {high} | {row['p']:.3f} |" in page
+    steps = [row for row in read_csv(EXPERIMENT / "standard" / "validation.csv") if row["quantity"] == "minutes"]
+    minutes = {row["arm"]: round(float(row["value"])) for row in steps}  # the last validation's
+    assert f"{minutes['Rep3D']} minutes for Rep3D and {minutes['nnUNet']} for nnUNet" in page
+    assert f"for {minutes['Rep3D']} minutes of one core" in (FOLDER / "README.md").read_text()
+    runs = json.loads((EXPERIMENT / "standard" / "runs.json").read_text())["runs"]
+    seconds = {method: round(runs[f"{method}, seed 0"]["seconds"]) for method in METHODS}
+    assert f"{seconds['Rep3D']} and {seconds['nnUNet']} s." in page
+
+
+@real_data("msd_hippocampus")
+def test_all_volumes_have_the_handedness_that_the_card_states():
+    """The posterior part of a left hippocampus runs to the left on its way to the front."""
+    files = sorted((REAL_DATA / "msd_hippocampus").glob("labels*/*.nii.gz"))
+    assert f"all {len(files)} volumes" in (FOLDER / "README.md").read_text()
+    for file in files:
+        label = nib.as_closest_canonical(nib.load(file))
+        to_the_right, to_the_front, _ = np.nonzero(np.asarray(label.dataobj) == 2)
+        assert np.polyfit(to_the_front, to_the_right, 1)[0] < 0, file.name
+
+
 @real_data("msd_hippocampus")
 def test_three_cases_reach_the_stated_dice(predict, tmp_path):
     root = tmp_path / "data"

@@ -1,15 +1,18 @@
 """Dataset descriptions: what the pipelines need to know of a dataset, and the five of the paper."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from engine.runtime.arguments import format_value
 from engine.runtime.errors import InputError
 
 LARGEST = 1e9  # bound of spacings in mm and of intensities; NaN and infinity are not below it
 IGNORE_LABEL = "ignore"  # name of a label that is no class, as in nnU-Net
 DEFAULT_TOLERANCE = 2.0  # mm, of the surface Dice: the longest side of the voxels to which the paper resamples CT
+PREPARATION = ("spacing", "intensity", "nan")  # fields that say how volumes are prepared
 
 Window = tuple[float, float]
 
@@ -126,6 +129,21 @@ class DatasetDescription:
             "channels": dict(zip(self.channels, self.endings, strict=True)) if self.endings else list(self.channels),
             **{name: value for name, value in optional.items() if value},
         }
+
+    def differences(self, other: Self, names: Sequence[str]) -> list[str]:
+        """Describe the fields of the JSON form that differ from those of another description.
+
+        Args:
+            other: the other description.
+            names: names of the fields to compare.
+        Returns: a phrase for each, such as "spacing 1.0 1.0 2.0, expected 1.0 1.0 1.0".
+        """
+        own, others = self.to_json(), other.to_json()
+        return [
+            f"{name} {format_value(own.get(name))}, expected {format_value(others.get(name))}"
+            for name in names
+            if json.dumps(own.get(name)) != json.dumps(others.get(name))  # as text: the order of channels matters
+        ]
 
     @classmethod
     def from_json(cls, values: Any, source: str) -> Self:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.datasets import DatasetDescription
+from engine.data.datasets import PREPARATION, DatasetDescription
 from engine.runtime.arguments import NETWORK_FLAGS, format_value, network_overrides, use_defaults
 from engine.runtime.errors import InputError
 from engine.runtime.files import ARGUMENTS
-from engine.weights.checkpoints import NetworkConfig, load_checkpoint, network_of
+from engine.weights.checkpoints import NetworkConfig, description_of, load_checkpoint, network_of
 from engine.weights.load_weights import LoadReport, load_weights
 from networks import NETWORKS, is_built_for_roi_size
 from networks.base import SegmentationNetwork
@@ -55,14 +55,9 @@ class StartWeights:
 
     def compare_data(self, description: DatasetDescription) -> None:
         """Warn if volumes are prepared otherwise than those of the file's training, as far as it describes these."""
-        saved = self.content.get("description")
-        if not isinstance(saved, dict):
-            return
-        own = description.to_json()
-        for name in ("spacing", "intensity"):
-            if name in saved and saved[name] != own[name]:
-                found, expected = json.dumps(own[name]), json.dumps(saved[name])
-                print(f"warning: {FLAG}: found {name} {found}, expected {expected} as in the file's training")
+        trained = description_of(self.content)
+        for difference in description.differences(trained, PREPARATION) if trained else ():
+            print(f"warning: {FLAG}: found {difference} as in the training of the weights")
 
 
 def read_start(flags: dict[str, Any]) -> StartWeights | None:

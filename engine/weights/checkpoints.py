@@ -237,6 +237,14 @@ def network_of(content: dict[str, Any]) -> NetworkConfig | None:
     return config if config.network in NETWORKS else None
 
 
+def description_of(content: dict[str, Any]) -> DatasetDescription | None:
+    """Return the dataset description of a checkpoint; None if it has none, or one of another program."""
+    try:
+        return DatasetDescription.from_json(content["description"], "checkpoint")
+    except (KeyError, TypeError, InputError):
+        return None
+
+
 def _read_config(content: dict[str, Any]) -> NetworkConfig:
     """Read the network configuration of a checkpoint; KeyError or TypeError if it is not of main_train."""
     config = NetworkConfig(**{**content["config"], "roi_size": tuple(content["config"]["roi_size"])})

@@ -1,6 +1,5 @@
 """Load the network of a checkpoint: for prediction, or as it was trained."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.data.datasets import DatasetDescription
+from engine.data.datasets import PREPARATION, DatasetDescription
 from engine.data.splits import TRAINING
-from engine.runtime.arguments import format_value, name_network_flags
+from engine.runtime.arguments import name_network_flags
 from engine.runtime.errors import InputError
 from engine.weights.checkpoints import NetworkConfig, config_of, load_checkpoint, split_of
 from engine.weights.load_weights import load_weights, weights_of
@@ -19,7 +18,7 @@ from networks.base import SegmentationNetwork
 FLAG = "--trained_weights"
 OF_NNUNET = "trainer_name"  # key of nnU-Net's checkpoints
 # Fields of a description that the networks of an ensemble must have in common.
-SHARED = ("labels", "channels", "spacing", "intensity", "nan")
+SHARED = ("labels", "channels", *PREPARATION)
 
 
 class TrainedNetwork(NamedTuple):
@@ -118,15 +117,9 @@ def load_networks(
         InputError: as ``load_network``; two files differ in labels, channels or preprocessing.
     """
     loaded = [load_network(path, description, network, roi_size, overrides) for path in paths]
-    first = loaded[0].description.to_json()
     for path, other in zip(paths, loaded, strict=True):
-        for name in SHARED:
-            found, expected = other.description.to_json().get(name), first.get(name)
-            if json.dumps(found) != json.dumps(expected):  # as text: the order of channels matters
-                raise InputError(
-                    f"{FLAG}: {path} was trained with {name} {format_value(found)}, expected "
-                    f"{format_value(expected)} as {paths[0]}"
-                )
+        if differing := other.description.differences(loaded[0].description, SHARED):
+            raise InputError(f"{FLAG}: {path} was trained with {differing[0]} as {paths[0]}")
     return loaded
 
 

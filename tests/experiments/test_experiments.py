@@ -39,7 +39,7 @@ def arguments(boxes, tmp_path, name, *more):
 def test_every_arm_is_a_valid_command(name, arm):
     for scale in SCALES:
         experiment = read_experiment(name, scale)
-        if arm not in experiment.arms and scale != "standard":
+        if arm not in experiment.arms and scale == "full":
             continue
         flags = ["--root", "r", "--output", "o", "--dataset", experiment.dataset, *experiment.arms[arm]]
         args = main_train.parse_args(flags)
@@ -262,13 +262,14 @@ def test_a_run_holds_the_lock_of_its_runner(box_template, tmp_path):
     process.wait()
 
 
-def test_other_code_trains_in_another_folder(box_template, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("digest", "values"), [("digest_code", ("c1", "c2")), ("digest_files", ({}, {"f": "f1"}))])
+def test_other_code_or_files_train_in_another_folder(box_template, tmp_path, monkeypatch, digest, values):
     """Otherwise a new folder of results would be filled by resuming the runs of the old code."""
     folders = []
     monkeypatch.setattr(runner, "run_all", lambda _, trainer, *__: folders.append(trainer.output))
-    for code in ("c1", "c2"):
-        monkeypatch.setattr(runner, "digest_code", lambda code=code: code)
-        command = arguments(box_template, tmp_path, "rate_or_start", "--results", str(tmp_path / code))
+    for count, value in enumerate(values):
+        monkeypatch.setattr(runner, digest, lambda *_, value=value: value)
+        command = arguments(box_template, tmp_path, "rate_or_start", "--results", str(tmp_path / str(count)))
         assert run(runner.main, runner.parse_args(command)) == 0
     assert len(set(folders)) == 2
 

@@ -13,6 +13,7 @@ from engine.training.start import StartWeights, complete_as_begun, read_start
 from networks import build_network, save_pretrained
 
 NARROW = {"feat_size": (4, 4, 4, 4), "depths": [1, 1, 1, 1], "ks": 5}
+HIPPOCAMPUS = {"name": "h", "labels": {"background": 0, "a": 1}, "spacing": [1, 1, 1], "intensity": {"zscore": True}}
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def parse(tmp_path):
 def folder(tmp_path_factory):
     """Folder with files of weights, among them of a network that is tied to its crops, and of another program."""
     folder = tmp_path_factory.mktemp("weights")
-    save_pretrained(build_network("REP3D_FIXED", 1, 3, (32, 32, 16), **NARROW), folder / "saved")
+    described = HIPPOCAMPUS | {"labels": {"background": 0, "a": 1, "b": 2}, "spacing": [1, 1, 2]}
+    save_pretrained(build_network("REP3D_FIXED", 1, 3, (32, 32, 16), **NARROW), folder / "saved", described)
     tied = build_network("UNETR", 1, 3, (16, 16, 32), feature_size=4, hidden_size=12, mlp_dim=4)
     configs = {"tied": {"config": tied.config}, "foreign": {"config": {"network": "other"}}, "bare": {}}
     for name, config in configs.items():
@@ -135,33 +137,32 @@ def test_a_contradiction_that_leaves_weights_out_is_a_warning(folder, box_templa
     assert line.endswith(found)
 
 
-HIPPOCAMPUS = {"name": "h", "labels": {"background": 0, "a": 1}, "spacing": [1, 1, 1], "intensity": {"zscore": True}}
-
-
 @pytest.mark.parametrize(
     ("other", "warnings"),
     [
         ({"labels": {"background": 0, "b": 3}}, []),
-        ({"spacing": [1, 1, 2]}, ["found spacing [1.0, 1.0, 2.0], expected [1.0, 1.0, 1.0]"]),
+        ({"spacing": [1, 1, 2]}, ["found spacing 1.0 1.0 2.0, expected 1.0 1.0 1.0"]),
         (
             {"spacing": [2, 1, 1], "intensity": {"window": [0, 80]}},
             [
-                "found spacing [2.0, 1.0, 1.0], expected [1.0, 1.0, 1.0]",
-                'found intensity {"window": [0.0, 80.0]}, expected {"zscore": true}',
+                "found spacing 2.0 1.0 1.0, expected 1.0 1.0 1.0",
+                "found intensity window=[0.0, 80.0], expected zscore=true",
             ],
         ),
+        ({"nan": "minimum"}, ["found nan minimum, expected none given"]),
     ],
-    ids=["classes", "spacing", "both"],
+    ids=["classes", "spacing", "both", "nan"],
 )
 def test_volumes_that_are_prepared_otherwise_are_a_warning(capsys, other, warnings):
     saved = DatasetDescription.from_json(HIPPOCAMPUS, "saved").to_json()
     StartWeights("f", {"description": saved}, ()).compare_data(DatasetDescription.from_json(HIPPOCAMPUS | other, "own"))
-    lines = [f"warning: --pretrained_weights: {text} as in the file's training" for text in warnings]
+    lines = [f"warning: --pretrained_weights: {text} as in the training of the weights" for text in warnings]
     assert capsys.readouterr().out.splitlines() == lines
 
 
-def test_a_file_without_a_description_is_no_warning(capsys):
-    StartWeights("f", {"model": {}}, ()).compare_data(DatasetDescription.from_json(HIPPOCAMPUS, "own"))
+@pytest.mark.parametrize("content", [{}, {"description": "text"}, {"description": {"spacing": torch.ones(3)}}])
+def test_a_file_without_a_description_of_ours_is_no_warning(capsys, content):
+    StartWeights("f", content, ()).compare_data(DatasetDescription.from_json(HIPPOCAMPUS, "own"))
     assert capsys.readouterr().out == ""
 
 
@@ -178,6 +179,7 @@ def test_a_run_that_starts_from_a_file_needs_no_flags_of_its_network(folder, box
     status, out, err = train(*words)
     assert status == 0, err
     assert "taken from" in out
+    assert "warning: --pretrained_weights: found spacing 1.0 1.0 1.0, expected 1.0 1.0 2.0 as in " in out
     saved = json.loads((tmp_path / "run" / ARGUMENTS).read_text())
     assert of_the_network(saved) == (*TAKEN[:4], [32, 32, 16])
     status, _, err = train(*words, "--resume")
