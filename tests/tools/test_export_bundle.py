@@ -125,10 +125,14 @@ def test_preprocessing_is_that_of_prediction(on_path):
     assert json.dumps(fingerprint(own)) == json.dumps(fingerprint(expected.transforms))  # NaN equals NaN
 
 
+def make_workflow(bundle, **flags):
+    """Make a bundle's workflow without its logging.conf, which would change the logging of the tests that follow."""
+    return ConfigWorkflow(bundle / "configs" / "inference.json", workflow_type="infer", logging_file=False, **flags)
+
+
 def test_monai_finds_every_property(on_path, tmp_path):
     write_images(tmp_path / "images")
-    config, images = on_path / "configs" / "inference.json", tmp_path / "images"
-    workflow = ConfigWorkflow(config, workflow_type="infer", dataset_dir=str(images), device="cpu")
+    workflow = make_workflow(on_path, dataset_dir=str(tmp_path / "images"), device="cpu")
     workflow.initialize()
     assert workflow.check_properties() == []
     assert workflow.bundle_root == str(on_path)
@@ -136,11 +140,8 @@ def test_monai_finds_every_property(on_path, tmp_path):
 
 def run_workflow(bundle, **flags):
     """Run a bundle in this process, as `monai.bundle run` does, and return the status that it ends with."""
-    config = bundle / "configs" / "inference.json"
     values = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
-    workflow = ConfigWorkflow(
-        config, workflow_type="infer", **({"device": "cpu", "amp": "off", "num_workers": 0} | values)
-    )
+    workflow = make_workflow(bundle, **({"device": "cpu", "amp": "off", "num_workers": 0} | values))
     workflow.initialize()
     try:
         workflow.run()
