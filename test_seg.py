@@ -141,7 +141,7 @@ def make_ensemble(
 
     members = []
     for network, size, *_ in networks:
-        precision = choose_precision(args.amp, device, size, network.input_sizes)
+        precision = choose_precision(args.amp, device, size, network.input_sizes, gradients=False)
         autocast = make_autocast(device, precision)
         window = SlidingWindow(size, args.sw_batch_size, args.overlap, device, autocast, args.window)
         members.append(Member(to_device(network, device), window, amp_name(precision)))

@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace, image: Any) -> list[dict[str, Any]]:
     network = make_network(args.network, args.roi_size, device)
     computed: list[int] = []
     network.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
-    auto = choose_precision("auto", device, args.roi_size, network.input_sizes)
+    auto = choose_precision("auto", device, args.roi_size, network.input_sizes, gradients=False)
     ways = [(None, args.overlaps[0]), *((auto, overlap) for overlap in args.overlaps)]
     rows = []
     with keep_kernel_spectra(network):

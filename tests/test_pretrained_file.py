@@ -82,17 +82,22 @@ def test_all_volumes_have_the_handedness_that_the_card_states():
 
 
 @real_data("msd_hippocampus")
-def test_three_cases_reach_the_stated_dice(predict, tmp_path):
+def test_three_cases_reach_the_stated_dice_and_keep_their_labels_in_bf16(predict, tmp_path):
     root = tmp_path / "data"
     for part in ("imagesVal", "labelsVal"):
         (root / part).mkdir(parents=True)
         for case in CASES:
             name = f"{case}.nii.gz"
             (root / part / name).symlink_to(REAL_DATA / "msd_hippocampus" / part / name)
-    words = ("--root", str(root), "--output", str(tmp_path / "out"), "--gpu", "cpu", "--amp", "off")
-    status, _, err = predict(*words, "--trained_weights", str(FILE))
-    assert status == 0, err
-    found = {row["case"]: row for row in read_csv(tmp_path / "out" / "dice.csv")}
+    for amp in ("off", "bf16"):
+        words = ("--root", str(root), "--output", str(tmp_path / amp), "--gpu", "cpu", "--amp", amp)
+        status, _, err = predict(*words, "--trained_weights", str(FILE))
+        assert status == 0, err
+    for case in CASES:
+        files = [tmp_path / amp / f"{case}_seg.nii.gz" for amp in ("off", "bf16")]
+        float32, bf16 = (np.asarray(nib.load(file).dataobj) for file in files)
+        assert np.mean(float32 != bf16) < 0.001
+    found = {row["case"]: row for row in read_csv(tmp_path / "off" / "dice.csv")}
     stated = {(row["case"], row["class"]): row for row in SCORES if row["method"] == "Rep3D"}
     for case in CASES:
         for label in CLASSES:

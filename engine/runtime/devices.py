@@ -41,7 +41,7 @@ def choose_device(gpu: str) -> torch.device:
 
 
 def choose_precision(
-    amp: str, device: torch.device, roi_size: Sequence[int], input_sizes: InputSizes
+    amp: str, device: torch.device, roi_size: Sequence[int], input_sizes: InputSizes, gradients: bool = True
 ) -> torch.dtype | None:
     """Choose the autocast precision for ``--amp``; None is float32.
 
@@ -53,13 +53,14 @@ def choose_precision(
         device: the device that computes.
         roi_size: (D, H, W) of the crops, voxels.
         input_sizes: input sizes of the network; their divisors give its coarsest grid.
+        gradients: whether gradients are computed, as in training.
     Raises:
-        InputError: bf16 on a CPU with a coarsest grid of fewer than 3 voxels along an axis, where oneDNN (3.12) returns
-            wrong gradients, some of them infinite.
+        InputError: gradients in bf16 on a CPU with a coarsest grid of fewer than 3 voxels along an axis: oneDNN (3.12)
+            returns wrong ones, some of them infinite. Its outputs are right.
     """
     divisors = input_sizes.divisors
     coarsest = (side // divisor for side, divisor in zip(roi_size, divisors, strict=True))
-    coarse = device.type == "cpu" and min(coarsest) < SMALLEST_BF16_SIDE
+    coarse = gradients and device.type == "cpu" and min(coarsest) < SMALLEST_BF16_SIDE
     if amp == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if amp == "auto":

@@ -47,7 +47,7 @@ class WindowInferer(Inferer):
 
     def _predict(self, image: Tensor, network: SegmentationNetwork) -> Tensor:
         device = image.device
-        precision = choose_precision(self.amp, device, self.roi_size, network.input_sizes)
+        precision = choose_precision(self.amp, device, self.roi_size, network.input_sizes, gradients=False)
         autocast = make_autocast(device, precision)
         window = SlidingWindow(self.roi_size, self.sw_batch_size, self.overlap, device, autocast, self.mode)
         return predict_logits(to_device(network, device), image, window)

@@ -44,6 +44,13 @@ def test_bf16_on_grids_that_a_cpu_gets_wrong_is_refused():
     assert choose_precision("bf16", torch.device("cuda"), (96, 32, 96), InputSizes(16)) is torch.bfloat16
 
 
+def test_predictions_have_no_gradients_that_a_cpu_gets_wrong(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    for amp in ("auto", "bf16"):
+        found = choose_precision(amp, torch.device("cpu"), (96, 32, 96), InputSizes(16), gradients=False)
+        assert found is torch.bfloat16
+
+
 def test_cpu_networks_are_placed_channels_last():
     network = to_device(nn.Conv3d(4, 4, 3), torch.device("cpu"))
     assert network.weight.is_contiguous(memory_format=torch.channels_last_3d)
