@@ -151,6 +151,11 @@ CLAIMS = (
         cpu=("prediction_REP3D", lambda found: f"{found['rows'][-1]['peak_bytes'] / 1e9:.1f}"),
     ),
     Claim(
+        "seconds per case of that run, float32 at overlap 0",
+        "",
+        cpu=("prediction_REP3D", lambda found: f"{found['rows'][-1]['total']:.0f}"),
+    ),
+    Claim(
         "seconds of REP3D alone on that CT, by `--amp` and `--overlap`",
         "",
         cpu=(

@@ -194,7 +194,7 @@ def test_an_unknown_class_to_keep_is_refused(boxes, trained, tmp_path, predict):
 def test_the_work_is_estimated_before_the_first_case(boxes, trained, tmp_path, predict, monkeypatch):
     monkeypatch.setattr(estimate, "WORTHWHILE", 1)
     out = run_with(predict, boxes, tmp_path / "out", trained)
-    assert re.search(r"^at most \d+ windows? in 3 cases: up to \d+ s of network time$", out, re.MULTILINE)
+    assert re.search(r"^at most \d+ windows? in 3 cases: about \d+ s of network time$", out, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

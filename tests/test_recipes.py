@@ -160,6 +160,12 @@ def test_the_best_recipe_is_parsed_from_any_folder(tmp_path, monkeypatch):
     assert {name: getattr(args, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("name", ["paper", "best"])
+def test_other_flags_can_override_all_of_a_recipe_by_name(name):
+    """No flag switches these off again."""
+    assert not flags_of(recipe_file(name)) & {"deep_supervision", "mirror", "sync_batchnorm"}
+
+
 @pytest.fixture
 def best(monkeypatch, tmp_path):
     """Put another file in the place of recipes/best.args."""

@@ -32,7 +32,7 @@ def estimate_work(cases: Sequence[Case], description: DatasetDescription, ensemb
     mirrorings = len(ensemble.passes) // len(ensemble.members)
     seconds = sum(measure_window(member) * sum(map(member.window.count, shapes)) for member in ensemble.members)
     most = f"at most {count_of(windows, 'window')} in {count_of(len(shapes), 'case')}"
-    return f"{most}: up to {duration(mirrorings * seconds)} of network time"
+    return f"{most}: about {duration(mirrorings * seconds)} of network time"
 
 
 def find_shape(case: Case, description: DatasetDescription) -> tuple[int, ...] | None:

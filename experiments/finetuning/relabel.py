@@ -31,7 +31,7 @@ def cut_into_thirds(label: NDArray[Any], affine: NDArray[np.floating]) -> NDArra
     """Divide a structure from anterior to posterior into three parts of equal length.
 
     Args:
-        label: label map (X, Y, Z); all labels above 0 are the structure, which has at least one voxel.
+        label: label map (X, Y, Z); all labels above 0 are the structure.
         affine: (4, 4), from voxel indices to mm, right, anterior, superior.
     Returns: label map (X, Y, Z): 1 the most anterior part, 3 the most posterior one.
     """
@@ -39,6 +39,8 @@ def cut_into_thirds(label: NDArray[Any], affine: NDArray[np.floating]) -> NDArra
     (axis,) = np.flatnonzero(orientation[:, 0] == 1)
     structure = np.moveaxis(label > 0, axis, -1)
     occupied = np.flatnonzero(structure.any(axis=(0, 1)))
+    if not occupied.size:
+        return np.zeros(label.shape, np.uint8)
     first, length = occupied[0], np.ptp(occupied) + 1
     part = np.clip((np.arange(structure.shape[-1]) - first) * PARTS // length, 0, PARTS - 1)
     to_the_front = orientation[axis, 1] > 0
@@ -60,6 +62,8 @@ def main(args: argparse.Namespace) -> None:
     if found.problems:
         raise InputError("\n".join(found.problems))
     cases = [case for case in found.cases if "label" in case]
+    if not cases:
+        raise InputError(f"--root: found no label in {args.root}, expected the folder of MSD Hippocampus")
     with new_output(args.output, "--output") as folder:
         for name in ("imagesTr", "labelsTr"):
             (folder / name).mkdir(parents=True)

@@ -44,10 +44,10 @@ def test_a_run_is_estimated_from_one_window(cases, monkeypatch):
     windows = 10 * 4 * 4
     assert (
         estimate_work(cases, AMOS, make_ensemble())
-        == f"at most {windows} windows in 1 case: up to 80 s of network time"
+        == f"at most {windows} windows in 1 case: about 80 s of network time"
     )
     line = estimate_work([cases[0]] * 3, AMOS, make_ensemble((0, 1)))
-    assert line == f"at most {12 * windows} windows in 3 cases: up to 16 min of network time"
+    assert line == f"at most {12 * windows} windows in 3 cases: about 16 min of network time"
 
 
 def test_a_short_run_is_not_estimated(cases, monkeypatch):
