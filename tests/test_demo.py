@@ -11,6 +11,7 @@ import main_train
 import test_seg as predict_script
 from engine.data.datasets import AMOS_ORGANS, find_description
 from engine.prediction.outputs import picture_path
+from engine.runtime.files import read_csv
 from tools import make_phantoms, report
 
 PARSERS = {
@@ -58,3 +59,27 @@ def test_the_description_names_the_organs_of_the_phantoms_as_amos_does(demo):
     classes = find_description(demo[1].dataset).classes
     drawn = {shape.label for shape in make_phantoms.ORGANS} - {0}
     assert {classes[label] for label in drawn} == {AMOS_ORGANS[label] for label in drawn}
+
+
+def means(seed):
+    """Read the mean Dice by organ, and over the organs, of a committed run of the demo."""
+    *_, last = read_csv(REPOSITORY / "experiments" / "demo" / "scores" / f"seed_{seed}.csv")
+    return {name: float(value) for name, value in last.items() if name != "case" and value}
+
+
+def test_every_organ_is_learned():
+    for seed in (0, 1):
+        assert len(means(seed)) == 10  # nine organs and their mean
+        assert means(seed)["mean"] > 0.85
+        assert min(means(seed).values()) > 0.7
+
+
+def test_the_pages_have_the_scores():
+    page = (REPOSITORY / "experiments" / "demo" / "README.md").read_text()
+    assert f"| {' | '.join(means(0))} |" in page
+    for seed, title in enumerate(("the demo, seeds 0", "phantoms and training with seed 1")):
+        assert f"| {title} | {' | '.join(f'{dice:.3f}' for dice in means(seed).values())} |" in page
+    organs = {name: dice for name, dice in means(0).items() if name != "mean"}
+    best, worst = max(organs, key=organs.__getitem__), min(organs, key=organs.__getitem__)
+    found = f"mean Dice {means(0)['mean']:.2f}, from {organs[best]:.2f} ({best}) to {organs[worst]:.2f} ({worst})"
+    assert found in " ".join((REPOSITORY / "README.md").read_text().split())
