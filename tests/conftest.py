@@ -302,8 +302,9 @@ def trained(box_template, tmp_path_factory):
 def prediction_arguments(boxes, output, trained, *more):
     """Build the arguments of a prediction of the three training cases, with their labels."""
     images = ("--images", boxes / "imagesTr", "--output", output)
-    weights = ("--trained_weights", trained / "best_metric_model.pth", "--gpu", "cpu", "--num_workers", "0")
-    return [str(word) for word in (*images, *weights, *more)]
+    weights = ("--trained_weights", trained / "best_metric_model.pth", "--num_workers", "0")
+    device = ("--gpu", "cpu", "--amp", "off")  # as exact on CPUs with AMX as on others
+    return [str(word) for word in (*images, *weights, *device, *more)]
 
 
 @pytest.fixture(scope="session")

@@ -205,7 +205,7 @@ def test_regions_and_ignored_voxels_in_the_scores_of_validation_and_prediction(b
     assert status == 0, err
     log = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert {"dice/left", "dice/right", "dice/both", "dice/mean"} <= set(log.Tags()["scalars"])
-    weights = ("--trained_weights", tmp_path / "run" / "best_metric_model.pth", "--gpu", "cpu")
+    weights = ("--trained_weights", tmp_path / "run" / "best_metric_model.pth", "--gpu", "cpu", "--amp", "off")
     assert predict("--images", boxes / "imagesVal", "--output", tmp_path / "out", *weights)[0] == 0
     found, validated = ((tmp_path / folder / "dice.csv").read_text() for folder in ("out", "run"))
     assert found == validated

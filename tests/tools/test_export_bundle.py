@@ -278,7 +278,7 @@ def test_monai_label_can_run_it(on_path, weights, tmp_path):
     voxels = rng.uniform(0.4, 1.9, (38, 25, 14, 2)).astype(np.float32)  # one file, channels along its fourth axis
     write_nifti(tmp_path / "case.nii.gz", voxels, SHEARED)
     config = read_config(on_path)
-    config.config.update({"bundle_root": str(on_path), "device": "cpu"})
+    config.config.update({"bundle_root": str(on_path), "device": "cpu", "amp": "off"})
     network = config.get_parsed_content("network_def")
     network.load_state_dict(torch.load(on_path / "models" / "model.pt", weights_only=True))
     data = {"image": str(tmp_path / "case.nii.gz"), "image_path": str(tmp_path / "case.nii.gz"), "device": "cpu"}
