@@ -303,7 +303,7 @@ def prediction_arguments(boxes, output, trained, *more):
     """Build the arguments of a prediction of the three training cases, with their labels."""
     images = ("--images", boxes / "imagesTr", "--output", output)
     weights = ("--trained_weights", trained / "best_metric_model.pth", "--num_workers", "0")
-    device = ("--gpu", "cpu", "--amp", "off")  # as exact on CPUs with AMX as on others
+    device = ("--gpu", "cpu", "--amp", "off")  # bf16, the default on CPUs with AMX, is rounded
     return [str(word) for word in (*images, *weights, *device, *more)]
 
 
