@@ -50,32 +50,29 @@ class SlidingWindow:
 
 
 class AirOnce:
-    """Predictor of windows that computes those of nothing but air once, since they are all equal.
+    """Predictor of single windows that computes a window of nothing but air once, since all of them are equal.
 
-    They lie beside arms and legs, around a couch, or in padding. The result is that of computing each of them.
+    They lie beside arms and legs, around a couch, or in padding. It is for a CPU: on a GPU, asking what a window holds
+    would wait until the network is done with the one before.
 
     Args:
-        predict: function from windows to logits, of each window by itself.
+        predict: function from a window to its logits.
     """
 
     def __init__(self, predict: Callable[[Tensor], Tensor]) -> None:
         self.predict = predict
         self.air: Tensor | None = None  # logits of a window of air, once there was one
 
-    def __call__(self, windows: Tensor) -> Tensor:
-        """Predict windows, in which 0 is air: the minimum of each channel in the volume.
+    def __call__(self, window: Tensor) -> Tensor:
+        """Predict a window, in which 0 is air: the minimum of each channel in the volume.
 
-        Shape: (N, channels, D, H, W) -> (N, classes, D, H, W), to be changed by the caller as it likes.
+        Shape: (1, channels, D, H, W) -> (1, classes, D, H, W), to be changed by the caller as it likes.
         """
-        filled = windows.flatten(1).any(dim=1)
-        if filled.all():
-            return self.predict(windows)
+        if window.any():
+            return self.predict(window)
         if self.air is None:
-            self.air = self.predict(torch.zeros_like(windows[:1]))
-        logits = self.air.repeat(len(windows), 1, 1, 1, 1)
-        if filled.any():
-            logits[filled] = self.predict(windows[filled])
-        return logits
+            self.air = self.predict(window)
+        return self.air.clone()
 
 
 def predict_logits(
@@ -116,7 +113,7 @@ def predict_logits(
     minimum = volume.amin(dim=(2, 3, 4), keepdim=True)
     sides = [max(pair) for pair in zip(window.roi_size, image.shape[1:], strict=True)]
     place = choose_accumulator(network.out_chans, sides, window.device, free_memory(window.device))
-    predict_windows = AirOnce(predict)
+    predict_windows = AirOnce(predict) if window.device.type == "cpu" else predict
     with torch.inference_mode(), keep_kernel_spectra(network):
         shifted = volume - minimum
         logits = sliding_window_inference(
