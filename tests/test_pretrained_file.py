@@ -96,7 +96,9 @@ def test_three_cases_reach_the_stated_dice_and_keep_their_labels_in_bf16(predict
     for case in CASES:
         files = [tmp_path / amp / f"{case}_seg.nii.gz" for amp in ("off", "bf16")]
         float32, bf16 = (np.asarray(nib.load(file).dataobj) for file in files)
-        assert np.mean(float32 != bf16) < 0.001
+        changed = np.count_nonzero(float32 != bf16)
+        assert changed < 0.001 * float32.size
+        assert changed < 0.005 * np.count_nonzero(float32)
     found = {row["case"]: row for row in read_csv(tmp_path / "off" / "dice.csv")}
     stated = {(row["case"], row["class"]): row for row in SCORES if row["method"] == "Rep3D"}
     for case in CASES:

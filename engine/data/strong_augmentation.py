@@ -3,6 +3,7 @@
 Ranges and probabilities are those of nnU-Net 2.8 (``nnUNetTrainer.get_training_transforms``), where intensities are
 z-scored. Differences:
 
+- No mirroring, which ``--mirror`` adds.
 - Elastic deformation, which nnU-Net 2 leaves out; probability and smoothness are those of version 1.
 - nnU-Net rotates and scales a larger crop. Here the crop is reflected at its faces, as in the paper's augmentation.
 - Labels are resampled to the nearest voxel, not interpolated per class; flat crops are not augmented in two dimensions.
