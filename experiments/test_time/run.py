@@ -1,4 +1,4 @@
-"""Measure what overlap, Gaussian windows, mirroring, largest components and an ensemble add to the Dice, and cost.
+"""Measure what Gaussian windows, mirroring, largest components and an ensemble add to the Dice, and what they cost.
 
     python -m experiments.test_time.run --root ../shared/data/msd_hippocampus --output runs/test_time \
         --trained_weights runs/hippocampus/best_metric_model.pth runs/hippocampus_1/best_metric_model.pth
@@ -71,7 +71,6 @@ def make_ways(weights: list[str], classes: tuple[str, ...]) -> dict[str, list[st
     first = ["--trained_weights", weights[0]]
     ways = {
         ALONE: first,
-        **{f"`--overlap {share}`": [*first, "--overlap", share] for share in ("0.25", "0")},  # 0.5 is the default
         "`--window gaussian`": [*first, "--window", "gaussian"],
         "`--mirror RL`": [*first, "--mirror", "RL"],
         "`--mirror`": [*first, "--mirror"],

@@ -27,10 +27,9 @@ def test_each_way_has_a_row(box_template, trained, tmp_path, capsys):
         assert f"| {name} | {row['dice']:.4f} |" in out
     assert list(results["ways"])[-2:] == ["network 2", "ensemble of 2"]
     flags = [json.loads((path / "settings.json").read_text()) for path in sorted((tmp_path / "out").glob("way_*"))]
-    assert [settings["overlap"] for settings in flags if settings["overlap"] != 0.5] == [0.25, 0]
     assert [settings["window"] for settings in flags].count("gaussian") == 1
     assert [settings["mirror"] for settings in flags if settings["mirror"]] == [["RL"], ["RL", "AP", "IS"]]
-    assert len(flags) == len(results["ways"]) == 9
+    assert len(flags) == len(results["ways"]) == 7
 
 
 def test_a_way_is_compared_case_by_case():
