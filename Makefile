@@ -1,6 +1,6 @@
 # All targets need only python3 and make:
 #   make demo        dataset, trained network, predictions and pictures, in minutes on a CPU
-#   make test        tests except the slow ones: fourteen to eighteen minutes on two CPU cores
+#   make test        tests except the slow ones: fifteen to twenty minutes on two CPU cores
 #   make test-slow   tests that take long and add little; CI runs them as well
 #   make lint        ruff and mypy
 #   make bench       benchmarks, four minutes on two CPU cores, and the tables of docs/speed.md from their results

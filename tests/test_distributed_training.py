@@ -29,7 +29,7 @@ BEST, LAST, PREVIOUS = "best_metric_model.pth", "last_checkpoint.pth", "previous
 
 # Script for torchrun: runs the scripts one after the other, since each start of PyTorch takes seconds.
 SEVERAL = """
-import json, signal, sys, time
+import faulthandler, json, signal, sys, time
 from functools import partial
 from unittest.mock import patch
 import torch.distributed as dist
@@ -38,6 +38,8 @@ from engine.data import cache
 from engine.prediction import predict_cases
 from engine.training import step as training_step
 from engine.runtime.errors import Stopped, run
+
+faulthandler.dump_traceback_later(240, exit=True)  # says where two processes wait for each other in vain
 
 digest_cases, whole_step = cache.digest_cases, training_step.train_step
 
@@ -132,6 +134,7 @@ def runs(data, damaged, tmp_path_factory):
     (folder / "status").write_text(str(result.returncode))
     (folder / "out").write_text(result.stdout)
     (folder / "err").write_text(result.stderr)
+    assert "Timeout (" not in result.stderr, result.stderr
     assert (folder / "prediction of a file" / "dice.json").exists(), result.stderr
     whole = train_arguments(data, folder / "one", *RECIPE, "--batch_size", "2")
     assert run(main_train.main, main_train.parse_args(plain(*whole))) == 0
