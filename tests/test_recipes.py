@@ -156,7 +156,7 @@ def test_the_recipe_of_the_paper_is_the_defaults():
 def test_the_best_recipe_is_parsed_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = main_train.parse_args(["--recipe", "best", *REQUIRED])
-    expected = {"recipe": "best", "crop_balance": "classes", "augmentation": "strong", "ema": 0.999}
+    expected = {"recipe": "best", "crop_balance": "voxels", "augmentation": "strong", "ema": 0.999}
     assert {name: getattr(args, name) for name in expected} == expected
 
 
