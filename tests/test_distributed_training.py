@@ -58,7 +58,9 @@ def train_until_one_is_asked_to_stop(args):
         main_train.main(args)
     except Stopped as stop:
         print(f"stopped by {stop}\\n", end="", flush=True)  # in one write, even without buffering
-        dist.destroy_process_group()
+    # Not while the exception holds the network: a DistributedDataParallel that is freed after its group waits for the
+    # threads of gloo with the GIL held, and one of them may need the GIL to free a tensor of the last gathering.
+    dist.destroy_process_group()
     training_step.train_step = whole_step
 
 def predict_without_a_record(args):
