@@ -53,6 +53,7 @@ def worker(rank, name, folder):
     train(network, name, [rank])
     if rank == 0:
         torch.save(network.module.state_dict(), f"{folder}/weights.pth")
+    del network  # freed after its group, it would wait for the threads of gloo with the GIL held
     dist.destroy_process_group()
 
 
