@@ -1,5 +1,6 @@
 """What pages conclude from experiments, against the rows of their results."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -30,16 +31,23 @@ def page(experiment):
     return read(EXPERIMENTS / experiment / "README.md")
 
 
+def compared_with_paper(lever):
+    """Return the difference between a lever and the paper's recipe, and its p-value, from the levers' table."""
+    (row,) = re.findall(rf"\| {lever} \| paper \| ([^|(]+) \([^|]+\) \| (\S+) ", page("levers"))
+    return row
+
+
 def test_what_the_best_recipe_gains():
     best, paper = by_seed("best_recipe", "best"), by_seed("best_recipe", "paper")
-    behind = (by_seed("levers", "best") - by_seed("levers", "paper")).mean()
     text, guide = page("best_recipe"), read(REPOSITORY / "docs" / "training.md")
     gain = (best - paper).mean()
     assert f"{best.mean():.3f} with `best` and {paper.mean():.3f} with the paper's recipe: {gain:+.3f} (" in text
     assert f"between {min(best - paper):.3f} and {max(best - paper):.3f} in each seed." in text
-    assert f"was not found to differ ({behind:+.3f} ± " in text
+    (difference, p), strong = compared_with_paper("best"), compared_with_paper("strong")
+    assert f"was not found to differ ({difference}, p = {p})" in text
+    assert f"nor was strong augmentation alone ({strong[0]}, p = {strong[1]})." in text
     assert f"the mean Dice is {gain:.3f} higher (" in guide
-    assert f"in the time of 500 no gain was found ({behind:+.3f}, p = " in guide
+    assert f"in the time of 500 no gain was found ({difference.partition(' ')[0]}, p = {p}, " in guide
 
 
 DECAY, FROZEN = "100, layer decay", "100, encoder frozen for 25"
